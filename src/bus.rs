@@ -1,0 +1,351 @@
+//! A controller and its chip selects: who has the wire, who waits, and what is held.
+//!
+//! A bus has one owner at a time. The owner has a transfer in progress, or *holds* the bus: its
+//! last request left chip select asserted, and the kernel would happily let a message to another
+//! device go out with two of them selected. So while a hold lasts nobody else gets the bus, and
+//! the owner's own next request either continues the assertion or releases it first.
+//!
+//! Invariant: chip select is asserted only while there is a transfer or a hold. Must not: know
+//! rings.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::device::Device;
+use crate::fate::TransferError;
+use crate::memory::Memory;
+use crate::request::Store;
+use crate::spidev::Scratch;
+use crate::transfer::{Step, Transfer};
+
+/// Whether a request may go on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Now; and whether it goes on in an assertion that the guest holds.
+    Free {
+        /// Chip select is asserted already.
+        continues: bool,
+    },
+    /// When the bus is free: the guest is to wait for it.
+    Busy,
+    /// Not before this moment.
+    NotBefore(Instant),
+    /// It would have continued an assertion that had to end for others.
+    HoldCut,
+}
+
+/// What a request wants of the bus.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim {
+    /// Number of the guest.
+    pub guest: usize,
+    /// Index of the device on this bus.
+    pub device: usize,
+    /// spidev's mode for it.
+    pub mode: u32,
+    /// It has rx and no tx.
+    pub only_reads: bool,
+}
+
+/// For how long and how a guest may hold chip select.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldTerms {
+    /// Longest time without a request, and longest time of all while others wait.
+    pub timeout: Duration,
+    /// The hold is a guess that a read follows: anything else releases, and losing it is no error.
+    pub for_read: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    claim: Claim,
+    terms: HoldTerms,
+    transfer: Transfer,
+}
+
+#[derive(Debug)]
+struct Hold {
+    claim: Claim,
+    terms: HoldTerms,
+    asserted_at: Instant,
+    until: Instant,
+    /// The hold delay of the request that holds is over only then.
+    earliest_release: Option<Instant>,
+    inactive_ns: u32,
+    /// Nothing continues it any more.
+    ending: bool,
+}
+
+/// A controller.
+#[derive(Debug)]
+pub struct Bus {
+    /// Its devices, in the order of the command line.
+    pub devices: Vec<Device>,
+    /// A device of the controller that is not this daemon's: nothing may be held beside it.
+    pub neighbour: Option<String>,
+    store: Box<Store>,
+    running: Option<Running>,
+    hold: Option<Hold>,
+    /// The guest whose hold was cut for others, until its next request on that device.
+    cut: Option<(usize, usize)>,
+    waiters: VecDeque<usize>,
+    /// The device of the last transfer.
+    last_used: usize,
+}
+
+impl Bus {
+    /// A bus that nobody uses, with room for `guests` to wait for it.
+    pub fn new(devices: Vec<Device>, neighbour: Option<String>, guests: usize) -> Self {
+        Self {
+            devices,
+            neighbour,
+            store: Box::default(),
+            running: None,
+            hold: None,
+            cut: None,
+            waiters: VecDeque::with_capacity(guests),
+            last_used: 0,
+        }
+    }
+
+    /// Whether a request with this claim may begin; releases the guest's own hold if it does not
+    /// continue it.
+    pub fn access(&mut self, claim: &Claim) -> Access {
+        if self.running.is_some() {
+            return Access::Busy;
+        }
+        if let Some(hold) = &self.hold {
+            if hold.claim.guest != claim.guest || hold.ending {
+                return Access::Busy;
+            }
+            let continues = hold.is_continued_by(claim);
+            let overdue = !self.waiters.is_empty() && hold.is_overdue();
+            if continues && !overdue {
+                return Access::Free { continues: true };
+            }
+            if !self.end_hold() {
+                return Access::Busy;
+            }
+            if continues && overdue {
+                return Access::HoldCut;
+            }
+        }
+        if self.cut.take_if(|cut| cut.0 == claim.guest).is_some_and(|cut| cut.1 == claim.device) {
+            return Access::HoldCut;
+        }
+        let device = self.devices.get_mut(claim.device);
+        match device.and_then(Device::resting_until) {
+            Some(at) => Access::NotBefore(at),
+            None => Access::Free { continues: false },
+        }
+    }
+
+    /// Gives the bus to a transfer whose segments are in `store`, which is exchanged for another.
+    pub fn begin(
+        &mut self,
+        claim: Claim,
+        terms: HoldTerms,
+        transfer: Transfer,
+        store: &mut Box<Store>,
+    ) {
+        std::mem::swap(&mut self.store, store);
+        self.last_used = claim.device;
+        self.running = Some(Running {
+            claim,
+            terms,
+            transfer,
+        });
+    }
+
+    /// Makes the next step of the transfer in progress. After `Done` and errors the bus is free or
+    /// held.
+    ///
+    /// # Errors
+    /// The transfer failed; chip select was released.
+    pub fn step(
+        &mut self,
+        memory: &Memory,
+        scratch: &mut Scratch,
+        follows: bool,
+    ) -> Result<Step, TransferError> {
+        let Some(running) = &mut self.running else {
+            return Err(TransferError::Aborted);
+        };
+        let claim = running.claim;
+        let Some(device) = self.devices.get_mut(claim.device) else {
+            return Err(TransferError::Aborted);
+        };
+        let step = running
+            .transfer
+            .step(device, &self.store, memory, scratch, follows);
+        match step {
+            Ok(Step::More | Step::Until(_)) => (),
+            Ok(Step::Done { kept: true }) => {
+                device.down = false;
+                self.keep();
+            }
+            Ok(Step::Done { kept: false }) => {
+                device.down = false;
+                // Released by the last message itself.
+                let inactive = running.transfer.head.cs_change_delay_inactive_ns;
+                device.rest(inactive);
+                self.running = None;
+                self.hold = None;
+            }
+            Err(_) => self.drop_transfer(),
+        }
+        step
+    }
+
+    /// The last message left chip select asserted.
+    fn keep(&mut self) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        let now = Instant::now();
+        let asserted_at = self.hold.take().map_or(now, |hold| hold.asserted_at);
+        let head = running.transfer.head;
+        let hold_delay = Duration::from_nanos(head.cs_delay_hold_ns.into());
+        let mut hold = Hold {
+            claim: running.claim,
+            terms: running.terms,
+            asserted_at,
+            until: now.checked_add(running.terms.timeout).unwrap_or(now),
+            earliest_release: (!hold_delay.is_zero()).then(|| now.checked_add(hold_delay)).flatten(),
+            inactive_ns: head.cs_change_delay_inactive_ns,
+            ending: false,
+        };
+        if !self.waiters.is_empty() {
+            hold.bound();
+        }
+        self.hold = Some(hold);
+    }
+
+    /// Ends the transfer in progress, and releases chip select where it may be asserted.
+    fn drop_transfer(&mut self) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        let held = self.hold.take().is_some();
+        if let Some(device) = self.devices.get_mut(running.claim.device)
+            && (held || running.transfer.is_on_wire())
+        {
+            device.release();
+            device.rest(running.transfer.head.cs_change_delay_inactive_ns);
+        }
+    }
+
+    /// Takes the bus from `guest`: a transfer in progress ends, a hold is released at once.
+    /// Returns whether there was a transfer.
+    pub fn abort(&mut self, guest: usize) -> bool {
+        self.waiters.retain(|&waiter| waiter != guest);
+        self.cut.take_if(|cut| cut.0 == guest);
+        let running = self.running_for(guest).is_some();
+        if running {
+            self.drop_transfer();
+        } else if let Some(hold) = self.hold.take_if(|hold| hold.claim.guest == guest)
+            && let Some(device) = self.devices.get_mut(hold.claim.device)
+        {
+            device.release();
+            device.rest(hold.inactive_ns);
+        }
+        running
+    }
+
+    /// Notes that the last transfer failed; the device's name if the log is to have it: a device
+    /// that is gone or suspended (`down`) says so once.
+    pub fn note_failure(&mut self, down: bool) -> Option<&str> {
+        let device = self.devices.get_mut(self.last_used)?;
+        let known = std::mem::replace(&mut device.down, down);
+        (!(down && known)).then_some(&device.name)
+    }
+
+    /// The transfer that `guest` has in progress.
+    pub fn running_for(&self, guest: usize) -> Option<&Transfer> {
+        let running = self.running.as_ref()?;
+        (running.claim.guest == guest).then_some(&running.transfer)
+    }
+
+    /// Releases what `guest` holds; `false` if its hold delay is not over and `deadline` will do it.
+    pub fn release(&mut self, guest: usize) -> bool {
+        match &self.hold {
+            Some(hold) if hold.claim.guest == guest && self.running.is_none() => self.end_hold(),
+            Some(_) | None => true,
+        }
+    }
+
+    fn end_hold(&mut self) -> bool {
+        let Some(hold) = &mut self.hold else {
+            return true;
+        };
+        if let Some(at) = hold.earliest_release.filter(|&at| at > Instant::now()) {
+            hold.ending = true;
+            hold.until = at;
+            return false;
+        }
+        if let Some(device) = self.devices.get_mut(hold.claim.device) {
+            device.release();
+            device.rest(hold.inactive_ns);
+        }
+        self.hold = None;
+        true
+    }
+
+    /// Puts `guest` at the end of those who wait for the bus.
+    pub fn wait(&mut self, guest: usize) {
+        if !self.waiters.contains(&guest) {
+            self.waiters.push_back(guest);
+        }
+        if let Some(hold) = &mut self.hold {
+            hold.bound();
+        }
+    }
+
+    /// The next guest to try its luck, once the bus is free.
+    pub fn next_waiter(&mut self) -> Option<usize> {
+        if self.running.is_some() || self.hold.is_some() {
+            return None;
+        }
+        self.waiters.pop_front()
+    }
+
+    /// When the bus needs the loop again though nothing happens: a hold runs out.
+    pub fn deadline(&self) -> Option<Instant> {
+        match (&self.running, &self.hold) {
+            (None, Some(hold)) => Some(hold.until),
+            (Some(_), _) | (None, None) => None,
+        }
+    }
+
+    /// Ends a hold that has run out.
+    pub fn expire(&mut self, now: Instant) {
+        if self.deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        let cut = self.hold.as_ref().filter(|hold| {
+            !hold.terms.for_read && !hold.ending && !self.waiters.is_empty()
+        });
+        self.cut = cut.map(|hold| (hold.claim.guest, hold.claim.device)).or(self.cut);
+        self.end_hold();
+    }
+}
+
+impl Hold {
+    fn is_continued_by(&self, claim: &Claim) -> bool {
+        self.claim.device == claim.device
+            && self.claim.mode == claim.mode
+            && (claim.only_reads || !self.terms.for_read)
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.asserted_at.elapsed() >= self.terms.timeout
+    }
+
+    /// Others wait: it ends with the time-out counted from its first assertion.
+    fn bound(&mut self) {
+        let end = self.asserted_at.checked_add(self.terms.timeout);
+        if !self.ending && let Some(end) = end {
+            self.until = self.until.min(end);
+        }
+    }
+}

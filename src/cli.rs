@@ -1,0 +1,660 @@
+//! The command line: arguments in, a [`Config`] or a usage error out.
+//!
+//! Every option takes its value as `--opt=value` or `--opt value`, those with a short form also as
+//! `-oVALUE` or `-o VALUE`. Must not: touch files, sockets or the process.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::fate::{ExitCode, Fatal};
+use crate::virtio_spi::MAX_CHIP_SELECTS;
+
+/// Most guests, each with a socket of its own.
+pub const MAX_GUESTS: usize = 64;
+const MAX_HOLD_MS: u64 = 60_000;
+const DEFAULT_HOLD_MS: u64 = 100;
+const DEFAULT_READ_HOLD_MS: u64 = 1;
+
+/// The text of `--help`.
+pub const HELP: &str = "\
+Usage: vhost-device-spi --socket-path=PATH --device=DEVICE [OPTION]...
+
+Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI controller.
+
+  -s, --socket-path=PATH      base path of the sockets; each has its number added: PATH0, PATH1, ...
+  -c, --socket-count=INT      number of guests, one socket each; 1 to 64 (default 1)
+  -l, --device=DEVICE         /dev/spidevX.Y or 'loopback'; the n-th is chip select n of the bus;
+                              may be given 16 times. Behind it, separated by commas:
+                                guests=LIST           only for these guests, such as 0-1 (default all)
+                                max-speed-hz=N        highest clock (default: what the device reports)
+                                min-speed-hz=N        lowest clock (default 0)
+                                cs-high=on|off        guests may choose chip select's polarity
+                                loop=on|off           guests may loop the controller back
+                                word-delay=on|off     the controller does delays between words
+                                cs-setup=on|off       the controller does setup delays
+                                exclusive-bus=on|off  nobody else uses the controller
+      --cs-hold=[LIST:]POLICY
+                              what cs_change=0 means, for all guests or for those in LIST:
+                              queued (default), spec or write-read; may be repeated
+      --cs-hold-timeout-ms=N  how long a chip select may be held (default 100; write-read: 1)
+      --max-transfer-len=N    longest transfer in bytes (default 4194304)
+      --max-transfer-ms=N     longest transfer in milliseconds on the wire (default 10000)
+      --seccomp=kill|log|none what happens to a system call that is not allowed (default kill)
+  -h, --help                  print this text
+  -V, --version               print the version
+
+Lists of guests look like 0, 0-2 or 0+3-5.
+";
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve.
+    Run(Config),
+    /// Print [`HELP`].
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// How the daemon is to run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Path of each guest's socket.
+    pub sockets: Vec<PathBuf>,
+    /// The devices, in order.
+    pub devices: Vec<DeviceConfig>,
+    /// Each guest's chip-select policy.
+    pub hold_policies: Vec<HoldPolicy>,
+    /// How long a chip select may be held, if the administrator says.
+    hold_timeout_ms: Option<u64>,
+    /// Bounds of a transfer.
+    pub transfers: TransferConfig,
+    /// What the seccomp filter does.
+    pub seccomp: SeccompMode,
+}
+
+/// Bounds of a transfer.
+#[derive(Debug, Clone, Copy)]
+pub struct TransferConfig {
+    /// Most bytes.
+    pub max_len: u64,
+    /// Most milliseconds on the wire.
+    pub max_ms: u64,
+}
+
+/// What the seccomp filter does about a system call that is not in its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeccompMode {
+    /// It ends the process.
+    Kill,
+    /// The kernel logs it.
+    Log,
+    /// There is no filter.
+    None,
+}
+
+/// What `cs_change` 0 means for a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldPolicy {
+    /// Chip select stays asserted between requests that are queued together.
+    Queued,
+    /// Chip select stays asserted until the next request.
+    Spec,
+    /// Chip select stays asserted from a request that only writes to one that only reads.
+    WriteRead,
+}
+
+/// A device and its options.
+#[derive(Debug, Clone)]
+pub struct DeviceConfig {
+    /// Which one.
+    pub path: DevicePath,
+    /// Guests that may use it, a bit each.
+    pub guests: u64,
+    /// Highest clock in Hz.
+    pub max_speed_hz: Option<u32>,
+    /// Lowest clock in Hz.
+    pub min_speed_hz: u32,
+    /// Whether guests may choose the polarity of chip select.
+    pub cs_high: Option<bool>,
+    /// Whether guests may loop the controller back.
+    pub loop_mode: Option<bool>,
+    /// The controller does delays between words.
+    pub word_delay: bool,
+    /// The controller does setup delays.
+    pub cs_setup: bool,
+    /// Nobody else uses the controller.
+    pub exclusive_bus: bool,
+}
+
+/// Which device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DevicePath {
+    /// A spidev.
+    Spidev(PathBuf),
+    /// The built-in one.
+    Loopback,
+}
+
+impl fmt::Display for DevicePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spidev(path) => path.display().fmt(f),
+            Self::Loopback => f.write_str("loopback"),
+        }
+    }
+}
+
+impl Command {
+    /// Reads the arguments behind the program's name.
+    ///
+    /// # Errors
+    /// One line that names the option, the value and what is wrong with it.
+    pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, Fatal> {
+        let mut options = Options::default();
+        let mut arguments = arguments;
+        while let Some(argument) = arguments.next() {
+            match split(&argument, &mut arguments)? {
+                (Name::Help, _) => return Ok(Self::Help),
+                (Name::Version, _) => return Ok(Self::Version),
+                (name, value) => options.set(name, value)?,
+            }
+        }
+        options.finish().map(Self::Run)
+    }
+}
+
+impl Config {
+    /// As [`Command::parse`], for a command line that is known to serve.
+    ///
+    /// # Errors
+    /// As there, and for `--help` and `--version`.
+    #[cfg(test)]
+    pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, Fatal> {
+        match Command::parse(arguments)? {
+            Command::Run(config) => Ok(config),
+            Command::Help | Command::Version => Err(usage("serves nobody")),
+        }
+    }
+
+    /// How long a guest may hold chip select.
+    pub fn hold_timeout(&self, policy: HoldPolicy) -> Duration {
+        let default = match policy {
+            HoldPolicy::Queued | HoldPolicy::Spec => DEFAULT_HOLD_MS,
+            HoldPolicy::WriteRead => DEFAULT_READ_HOLD_MS,
+        };
+        Duration::from_millis(self.hold_timeout_ms.unwrap_or(default))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    SocketPath,
+    SocketCount,
+    Device,
+    CsHold,
+    CsHoldTimeout,
+    MaxTransferLen,
+    MaxTransferMs,
+    Seccomp,
+    Help,
+    Version,
+}
+
+/// Name, long form, short form.
+const OPTIONS: [(Name, &str, Option<u8>); 10] = [
+    (Name::SocketPath, "socket-path", Some(b's')),
+    (Name::SocketCount, "socket-count", Some(b'c')),
+    (Name::Device, "device", Some(b'l')),
+    (Name::CsHold, "cs-hold", None),
+    (Name::CsHoldTimeout, "cs-hold-timeout-ms", None),
+    (Name::MaxTransferLen, "max-transfer-len", None),
+    (Name::MaxTransferMs, "max-transfer-ms", None),
+    (Name::Seccomp, "seccomp", None),
+    (Name::Help, "help", Some(b'h')),
+    (Name::Version, "version", Some(b'V')),
+];
+
+impl Name {
+    const fn takes_value(self) -> bool {
+        !matches!(self, Self::Help | Self::Version)
+    }
+
+    fn long(self) -> &'static str {
+        OPTIONS
+            .iter()
+            .find(|option| option.0 == self)
+            .map_or("", |option| option.1)
+    }
+}
+
+/// Splits one argument into option and value, taking the value from `rest` where it stands alone.
+fn split(
+    argument: &OsStr,
+    rest: &mut impl Iterator<Item = OsString>,
+) -> Result<(Name, OsString), Fatal> {
+    let bytes = argument.as_bytes();
+    let shown = argument.display();
+    let (option, attached) = if let Some(long) = bytes.strip_prefix(b"--") {
+        let (name, value) = match long.iter().position(|&b| b == b'=') {
+            Some(at) => (long.get(..at), long.get(at.saturating_add(1)..)),
+            None => (Some(long), None),
+        };
+        let option = OPTIONS.iter().find(|o| Some(o.1.as_bytes()) == name);
+        (option, value)
+    } else if let Some([short, value @ ..]) = bytes.strip_prefix(b"-") {
+        let option = OPTIONS.iter().find(|o| o.2 == Some(*short));
+        (option, (!value.is_empty()).then_some(value))
+    } else {
+        return Err(usage(format!("unexpected argument '{shown}'")));
+    };
+    let Some(&(name, long, _)) = option else {
+        return Err(usage(format!("unknown option '{shown}'")));
+    };
+    match (name.takes_value(), attached) {
+        (true, Some(value)) => Ok((name, OsString::from_vec(value.to_vec()))),
+        (true, None) => match rest.next() {
+            Some(value) => Ok((name, value)),
+            None => Err(usage(format!("option '--{long}' needs a value"))),
+        },
+        (false, None) => Ok((name, OsString::new())),
+        (false, Some(_)) => Err(usage(format!("option '--{long}' takes no value: '{shown}'"))),
+    }
+}
+
+#[derive(Debug, Default)]
+struct Options {
+    path: Option<OsString>,
+    count: Option<usize>,
+    devices: Vec<DeviceConfig>,
+    holds: Vec<(u64, HoldPolicy, String)>,
+    hold_timeout_ms: Option<u64>,
+    max_len: Option<u64>,
+    max_ms: Option<u64>,
+    seccomp: Option<SeccompMode>,
+}
+
+impl Options {
+    fn set(&mut self, name: Name, value: OsString) -> Result<(), Fatal> {
+        match name {
+            Name::SocketPath => once(&mut self.path, name, path(name, value)?),
+            Name::SocketCount => {
+                let count = number(name, &value, 1, MAX_GUESTS)?;
+                once(&mut self.count, name, count)
+            }
+            Name::Device => {
+                self.devices.push(device(&value)?);
+                Ok(())
+            }
+            Name::CsHold => {
+                self.holds.push(hold(&value)?);
+                Ok(())
+            }
+            Name::CsHoldTimeout => {
+                let ms = number(name, &value, 1, MAX_HOLD_MS)?;
+                once(&mut self.hold_timeout_ms, name, ms)
+            }
+            Name::MaxTransferLen => {
+                let len = number(name, &value, 1, u64::from(u32::MAX))?;
+                once(&mut self.max_len, name, len)
+            }
+            Name::MaxTransferMs => {
+                let ms = number(name, &value, 1, 86_400_000)?;
+                once(&mut self.max_ms, name, ms)
+            }
+            Name::Seccomp => {
+                let mode = match value.as_bytes() {
+                    b"kill" => SeccompMode::Kill,
+                    b"log" => SeccompMode::Log,
+                    b"none" => SeccompMode::None,
+                    _ => return Err(bad(name, &value, "is none of kill, log and none")),
+                };
+                once(&mut self.seccomp, name, mode)
+            }
+            Name::Help | Name::Version => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<Config, Fatal> {
+        let Some(base) = self.path else {
+            return Err(usage("option '--socket-path' is missing"));
+        };
+        let count = self.count.unwrap_or(1);
+        if self.devices.is_empty() {
+            return Err(usage("option '--device' is missing"));
+        }
+        let all = guests_below(count);
+        let mut devices = self.devices;
+        for device in &mut devices {
+            let option = format!("option '--device': '{}' is for", device.path);
+            check_guests(device.guests, all, &option)?;
+            device.guests &= all;
+        }
+        check_devices(&devices, count)?;
+        let mut hold_policies = vec![HoldPolicy::Queued; count];
+        for (guests, policy, shown) in self.holds {
+            check_guests(guests, all, &format!("option '--cs-hold': '{shown}' is for"))?;
+            for (guest, slot) in hold_policies.iter_mut().enumerate() {
+                if guests >> guest & 1 != 0 {
+                    *slot = policy;
+                }
+            }
+        }
+        let sockets = (0..count)
+            .map(|number| {
+                let mut path = base.clone();
+                path.push(number.to_string());
+                PathBuf::from(path)
+            })
+            .collect();
+        Ok(Config {
+            sockets,
+            devices,
+            hold_policies,
+            hold_timeout_ms: self.hold_timeout_ms,
+            transfers: TransferConfig {
+                max_len: self.max_len.unwrap_or(4 << 20),
+                max_ms: self.max_ms.unwrap_or(10_000),
+            },
+            seccomp: self.seccomp.unwrap_or(SeccompMode::Kill),
+        })
+    }
+}
+
+fn guests_below(count: usize) -> u64 {
+    u32::try_from(count)
+        .ok()
+        .and_then(|count| 1u64.checked_shl(count))
+        .map_or(u64::MAX, |bit| bit.wrapping_sub(1))
+}
+
+/// `u64::MAX` stands for "all, however many".
+fn check_guests(guests: u64, all: u64, what: &str) -> Result<(), Fatal> {
+    if guests != u64::MAX && guests & !all != 0 {
+        let highest = u64::BITS.saturating_sub(1).saturating_sub(guests.leading_zeros());
+        return Err(usage(format!("{what} guest {highest}, which there is not")));
+    }
+    Ok(())
+}
+
+fn check_devices(devices: &[DeviceConfig], count: usize) -> Result<(), Fatal> {
+    if devices.len() > MAX_CHIP_SELECTS {
+        let why = format!("option '--device' given {} times, at most 16", devices.len());
+        return Err(usage(why));
+    }
+    for guest in 0..count {
+        if !devices.iter().any(|device| device.guests >> guest & 1 != 0) {
+            return Err(usage(format!("option '--device': no device for guest {guest}")));
+        }
+    }
+    let mut paths = devices.iter().filter(|d| d.path != DevicePath::Loopback);
+    while let Some(device) = paths.next() {
+        if paths.clone().any(|other| other.path == device.path) {
+            let path = &device.path;
+            return Err(usage(format!("option '--device': '{path}' given twice")));
+        }
+    }
+    Ok(())
+}
+
+fn usage(message: impl Into<String>) -> Fatal {
+    Fatal::new(ExitCode::Usage, message)
+}
+
+fn bad(name: Name, value: &OsStr, why: &str) -> Fatal {
+    usage(format!("option '--{}': '{}' {why}", name.long(), value.display()))
+}
+
+fn once<T>(slot: &mut Option<T>, name: Name, value: T) -> Result<(), Fatal> {
+    if slot.replace(value).is_some() {
+        return Err(usage(format!("option '--{}' given twice", name.long())));
+    }
+    Ok(())
+}
+
+fn path(name: Name, value: OsString) -> Result<OsString, Fatal> {
+    if value.is_empty() {
+        return Err(bad(name, &value, "is empty"));
+    }
+    Ok(value)
+}
+
+fn number<T>(name: Name, value: &OsStr, min: T, max: T) -> Result<T, Fatal>
+where
+    T: FromStr + PartialOrd + fmt::Display,
+{
+    let why = format!("is not a number from {min} to {max}");
+    digits(value)
+        .filter(|n| (&min..=&max).contains(&n))
+        .ok_or_else(|| bad(name, value, &why))
+}
+
+/// Decimal digits and nothing else: `from_str` would also take a sign.
+fn digits<T: FromStr>(value: &OsStr) -> Option<T> {
+    let text = value.to_str()?;
+    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    plain.then(|| text.parse().ok()).flatten()
+}
+
+fn device(value: &OsStr) -> Result<DeviceConfig, Fatal> {
+    let mut parts = value.as_bytes().split(|&b| b == b',').map(OsStr::from_bytes);
+    let path = match parts.next() {
+        None => return Err(bad(Name::Device, value, "is empty")),
+        Some(path) if path.is_empty() => return Err(bad(Name::Device, value, "names no device")),
+        Some(path) if path == "loopback" => DevicePath::Loopback,
+        Some(path) => DevicePath::Spidev(Path::new(path).to_owned()),
+    };
+    let mut config = DeviceConfig {
+        path,
+        guests: u64::MAX,
+        max_speed_hz: None,
+        min_speed_hz: 0,
+        cs_high: None,
+        loop_mode: None,
+        word_delay: false,
+        cs_setup: false,
+        exclusive_bus: false,
+    };
+    for part in parts {
+        if !device_option(&mut config, part.as_bytes()) {
+            let why = format!("has an option that is unknown or malformed: '{}'", part.display());
+            return Err(bad(Name::Device, value, &why));
+        }
+    }
+    Ok(config)
+}
+
+fn device_option(config: &mut DeviceConfig, option: &[u8]) -> bool {
+    let Some(at) = option.iter().position(|&b| b == b'=') else {
+        return false;
+    };
+    let (name, value) = option.split_at(at);
+    let value = value.get(1..).unwrap_or_default();
+    let switch = match value {
+        b"on" => Some(true),
+        b"off" => Some(false),
+        _ => None,
+    };
+    let hz = digits::<u32>(OsStr::from_bytes(value)).filter(|&hz| hz > 0);
+    match name {
+        b"guests" => guests(value).map(|guests| config.guests = guests),
+        b"max-speed-hz" => hz.map(|hz| config.max_speed_hz = Some(hz)),
+        b"min-speed-hz" => hz.map(|hz| config.min_speed_hz = hz),
+        b"cs-high" => switch.map(|on| config.cs_high = Some(on)),
+        b"loop" => switch.map(|on| config.loop_mode = Some(on)),
+        b"word-delay" => switch.map(|on| config.word_delay = on),
+        b"cs-setup" => switch.map(|on| config.cs_setup = on),
+        b"exclusive-bus" => switch.map(|on| config.exclusive_bus = on),
+        _ => None,
+    }
+    .is_some()
+}
+
+/// `0`, `0-2` or `0+3-5`, as a bit for each guest.
+fn guests(list: &[u8]) -> Option<u64> {
+    let mut all = 0u64;
+    for range in list.split(|&b| b == b'+') {
+        let mut ends = range.split(|&b| b == b'-').map(OsStr::from_bytes);
+        let first = digits::<usize>(ends.next()?)?;
+        let last = match ends.next() {
+            Some(last) => digits::<usize>(last)?,
+            None => first,
+        };
+        if ends.next().is_some() || first > last || last >= MAX_GUESTS {
+            return None;
+        }
+        all |= guests_below(last.saturating_add(1)) & !guests_below(first);
+    }
+    Some(all)
+}
+
+fn hold(value: &OsStr) -> Result<(u64, HoldPolicy, String), Fatal> {
+    let bytes = value.as_bytes();
+    let (list, policy) = match bytes.iter().position(|&b| b == b':') {
+        Some(at) => (bytes.get(..at), bytes.get(at.saturating_add(1)..)),
+        None => (None, Some(bytes)),
+    };
+    let list = match list {
+        Some(list) => guests(list).ok_or_else(|| bad(Name::CsHold, value, "has a wrong list"))?,
+        None => u64::MAX,
+    };
+    let policy = match policy {
+        Some(b"queued") => HoldPolicy::Queued,
+        Some(b"spec") => HoldPolicy::Spec,
+        Some(b"write-read") => HoldPolicy::WriteRead,
+        _ => return Err(bad(Name::CsHold, value, "is none of queued, spec and write-read")),
+    };
+    Ok((list, policy, value.display().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Config, String> {
+        Config::parse(line.iter().map(OsString::from)).map_err(|fatal| {
+            assert_eq!(fatal.code, ExitCode::Usage);
+            fatal.message
+        })
+    }
+
+    #[test]
+    fn parse_all_forms_of_an_option_are_the_same() {
+        for line in [
+            &["--socket-path=s", "--device=d"][..],
+            &["--socket-path", "s", "--device", "d"],
+            &["-ss", "-ld"],
+            &["-s", "s", "-l", "d"],
+        ] {
+            let config = parse(line).unwrap();
+            assert_eq!(config.sockets, [PathBuf::from("s0")]);
+            assert_eq!(config.devices[0].path, DevicePath::Spidev("d".into()));
+            assert_eq!(config.seccomp, SeccompMode::Kill);
+        }
+    }
+
+    #[test]
+    fn parse_each_guest_has_a_numbered_socket() {
+        let config = parse(&["-s", "/run/spi", "-c12", "-l", "loopback"]).unwrap();
+        assert_eq!(config.sockets.len(), 12);
+        assert_eq!(config.sockets[11], PathBuf::from("/run/spi11"));
+    }
+
+    #[test]
+    fn parse_wrong_lines_name_option_and_value() {
+        let good = ["-s", "s", "-l", "d"];
+        for (more, message) in [
+            (&["--sockets=3"][..], "unknown option '--sockets=3'"),
+            (&["-x"], "unknown option '-x'"),
+            (&["x"], "unexpected argument 'x'"),
+            (&["-"], "unexpected argument '-'"),
+            (&["--"], "unknown option '--'"),
+            (&["-c"], "option '--socket-count' needs a value"),
+            (&["-c0"], "option '--socket-count': '0' is not a number from 1 to 64"),
+            (&["-c65"], "option '--socket-count': '65' is not a number from 1 to 64"),
+            (&["-c+1"], "option '--socket-count': '+1' is not a number from 1 to 64"),
+            (&["-c", "1x"], "option '--socket-count': '1x' is not a number from 1 to 64"),
+            (&["-c1", "-c1"], "option '--socket-count' given twice"),
+            (&["-s", "t"], "option '--socket-path' given twice"),
+            (&["--seccomp=off"], "option '--seccomp': 'off' is none of kill, log and none"),
+            (&["--help=yes"], "option '--help' takes no value: '--help=yes'"),
+            (&["-l", "d"], "option '--device': 'd' given twice"),
+            (&["-l", ""], "option '--device': '' names no device"),
+            (
+                &["-l", "e,max-speed-hz=0"],
+                "option '--device': 'e,max-speed-hz=0' has an option that is unknown or \
+                 malformed: 'max-speed-hz=0'",
+            ),
+            (
+                &["-l", "e,guests=1"],
+                "option '--device': 'e' is for guest 1, which there is not",
+            ),
+            (
+                &["--cs-hold=3:spec"],
+                "option '--cs-hold': '3:spec' is for guest 3, which there is not",
+            ),
+            (
+                &["--cs-hold=never"],
+                "option '--cs-hold': 'never' is none of queued, spec and write-read",
+            ),
+        ] {
+            let line: Vec<&str> = good.iter().chain(more).copied().collect();
+            assert_eq!(parse(&line).unwrap_err(), message);
+        }
+        assert_eq!(parse(&["-l", "d"]).unwrap_err(), "option '--socket-path' is missing");
+        assert_eq!(parse(&["-s", "s"]).unwrap_err(), "option '--device' is missing");
+        assert_eq!(
+            parse(&["-s", "s", "-c2", "-l", "d,guests=0"]).unwrap_err(),
+            "option '--device': no device for guest 1"
+        );
+    }
+
+    #[test]
+    fn parse_more_than_16_devices_are_refused() {
+        let mut line = vec!["-s", "s"];
+        line.extend(["-l", "loopback"].repeat(17));
+        assert_eq!(
+            parse(&line).unwrap_err(),
+            "option '--device' given 17 times, at most 16"
+        );
+    }
+
+    #[test]
+    fn parse_options_of_a_device() {
+        let options = "max-speed-hz=1000,min-speed-hz=10,cs-high=on,loop=off,word-delay=on";
+        let config = parse(&["-s", "s", "-l", &format!("d,{options}")]).unwrap();
+        let device = &config.devices[0];
+        assert_eq!(device.max_speed_hz, Some(1000));
+        assert_eq!(device.min_speed_hz, 10);
+        assert_eq!(device.cs_high, Some(true));
+        assert_eq!(device.loop_mode, Some(false));
+        assert!(device.word_delay && !device.cs_setup && !device.exclusive_bus);
+    }
+
+    #[test]
+    fn guests_lists_and_ranges() {
+        assert_eq!(guests(b"0"), Some(1));
+        assert_eq!(guests(b"0-2"), Some(0b111));
+        assert_eq!(guests(b"0+3-5"), Some(0b11_1001));
+        assert_eq!(guests(b"63"), Some(1 << 63));
+        assert_eq!(guests(b"0-63"), Some(u64::MAX));
+        for wrong in [&b""[..], b"64", b"2-1", b"1-", b"-1", b"a", b"1-2-3", b"1+"] {
+            assert_eq!(guests(wrong), None);
+        }
+    }
+
+    #[test]
+    fn hold_policies_of_some_guests() {
+        let line = ["-s", "s", "-c4", "-l", "d", "--cs-hold=spec", "--cs-hold=1-2:write-read"];
+        let config = parse(&line).unwrap();
+        let (spec, guess) = (HoldPolicy::Spec, HoldPolicy::WriteRead);
+        assert_eq!(config.hold_policies, [spec, guess, guess, spec]);
+        assert_eq!(config.hold_timeout(spec), Duration::from_millis(100));
+        assert_eq!(config.hold_timeout(guess), Duration::from_millis(1));
+    }
+}

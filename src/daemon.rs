@@ -1,0 +1,228 @@
+//! From a configuration to everything that the loop runs on.
+//!
+//! Should: open all that will ever be opened. Must not: serve.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use crate::bus::Bus;
+use crate::cli::{Config, DeviceConfig, DevicePath};
+use crate::device::{Device, Port};
+use crate::epoll::Poller;
+use crate::event_loop::EventLoop;
+use crate::fate::{ExitCode, Fatal};
+use crate::listener::{Listener, SocketFile};
+use crate::log;
+use crate::requestq::{Grant, Shared};
+use crate::session::Session;
+use crate::signals;
+use crate::spidev::Scratch;
+use crate::virtio_spi;
+use crate::watchdog;
+use crate::way_out;
+
+const BUFSIZ_PATH: &str = "/sys/module/spidev/parameters/bufsiz";
+const DEFAULT_BUFSIZ: u32 = 4096;
+/// Below this not even one word fits with what spidev charges for it.
+const MIN_BUFSIZ: u32 = 8;
+const SPI_DEVICES: &str = "/sys/bus/spi/devices";
+
+/// The devices, opened, by controller.
+#[derive(Debug)]
+pub struct Hardware {
+    buses: Vec<Bus>,
+    /// Where the n-th device of the command line is: index of the bus, index of the device on it.
+    places: Vec<(usize, usize)>,
+}
+
+/// Which controller a device is on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Controller {
+    /// The host's, by its number.
+    Host(u32),
+    /// One that the host's names do not tell: all such devices count as on one controller.
+    Unknown,
+    /// Each loopback is alone.
+    Loopback(usize),
+}
+
+/// Opens all devices.
+///
+/// # Errors
+/// The first device that cannot be served.
+pub fn open(config: &Config) -> Result<Hardware, Fatal> {
+    let bufsiz = bufsiz()?;
+    let mut controllers: BTreeMap<Controller, usize> = BTreeMap::new();
+    let mut groups: Vec<(Controller, Vec<Device>, Vec<&DeviceConfig>)> = Vec::new();
+    let mut places = Vec::new();
+    for (number, device_config) in config.devices.iter().enumerate() {
+        let device = Device::open(device_config, &config.transfers, bufsiz)?;
+        let controller = match spidev_numbers(&device_config.path) {
+            Some((bus, _)) => Controller::Host(bus),
+            None if device_config.path == DevicePath::Loopback => Controller::Loopback(number),
+            None => Controller::Unknown,
+        };
+        let next = groups.len();
+        let bus = *controllers.entry(controller.clone()).or_insert(next);
+        if bus == next {
+            groups.push((controller, Vec::new(), Vec::new()));
+        }
+        if let Some((_, devices, configs)) = groups.get_mut(bus) {
+            places.push((bus, devices.len()));
+            devices.push(device);
+            configs.push(device_config);
+        }
+    }
+    let guests = config.sockets.len();
+    let buses = groups
+        .into_iter()
+        .map(|(controller, devices, configs)| {
+            Bus::new(devices, neighbour(&controller, &configs), guests)
+        })
+        .collect();
+    Ok(Hardware { buses, places })
+}
+
+/// A device of the controller that this daemon was not given, unless the administrator says that
+/// nobody uses it.
+fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<String> {
+    let Controller::Host(bus) = controller else {
+        return None;
+    };
+    if configs.iter().any(|config| config.exclusive_bus) {
+        return None;
+    }
+    let prefix = format!("spi{bus}.");
+    let ours: Vec<u32> = configs
+        .iter()
+        .filter_map(|config| spidev_numbers(&config.path).map(|(_, device)| device))
+        .collect();
+    let names = fs::read_dir(SPI_DEVICES).ok()?;
+    names
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| {
+            let device = name.strip_prefix(&prefix).and_then(|rest| rest.parse().ok());
+            device.is_some_and(|device| !ours.contains(&device))
+        })
+}
+
+/// X and Y of `/dev/spidevX.Y`, or of what a link leads to.
+fn spidev_numbers(path: &DevicePath) -> Option<(u32, u32)> {
+    let DevicePath::Spidev(path) = path else {
+        return None;
+    };
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    let name = real.file_name()?.to_str()?;
+    let (bus, device) = name.strip_prefix("spidev")?.split_once('.')?;
+    Some((bus.parse().ok()?, device.parse().ok()?))
+}
+
+fn bufsiz() -> Result<u32, Fatal> {
+    let text = fs::read_to_string(Path::new(BUFSIZ_PATH)).unwrap_or_default();
+    let bufsiz = text.trim().parse().unwrap_or(DEFAULT_BUFSIZ);
+    if bufsiz < MIN_BUFSIZ {
+        let why = format!("spidev.bufsiz of {bufsiz} bytes holds no transfer");
+        return Err(Fatal::new(ExitCode::Config, why));
+    }
+    Ok(bufsiz)
+}
+
+/// Makes all sockets. If one cannot be made, those before it are removed again.
+///
+/// # Errors
+/// The first socket that cannot be made.
+pub fn bind(config: &Config) -> Result<(Vec<Listener>, Vec<SocketFile>), Fatal> {
+    let (mut listeners, mut files): (Vec<Listener>, Vec<SocketFile>) = (Vec::new(), Vec::new());
+    for path in &config.sockets {
+        match Listener::create(path) {
+            Ok((listener, file)) => {
+                listeners.push(listener);
+                files.push(file);
+            }
+            Err(error) => {
+                files.iter().for_each(SocketFile::remove);
+                return Err(error);
+            }
+        }
+    }
+    Ok((listeners, files))
+}
+
+/// Puts everything together.
+///
+/// # Errors
+/// The host refused a system call.
+pub fn assemble(
+    config: &Config,
+    hardware: Hardware,
+    listeners: Vec<Listener>,
+    files: Vec<SocketFile>,
+) -> Result<EventLoop, Fatal> {
+    let failed = |e: std::io::Error| Fatal::os(ExitCode::OsError, "start", &e);
+    way_out::prepare(modes(&hardware), files);
+    let signals = signals::catch().map_err(failed)?;
+    watchdog::install().map_err(failed)?;
+    let poller = Poller::new().map_err(failed)?;
+    let mut sessions = Vec::new();
+    for (number, listener) in (0u32..).zip(listeners) {
+        let grant = grant(config, &hardware, number);
+        announce(number, &listener, &grant, &hardware);
+        sessions.push(Session::new(number, listener, grant, &poller).map_err(failed)?);
+    }
+    let shared = Shared {
+        buses: hardware.buses,
+        scratch: Scratch::default(),
+        store: Box::default(),
+        poller,
+    };
+    EventLoop::new(sessions, shared, signals)
+}
+
+fn modes(hardware: &Hardware) -> Vec<(std::os::fd::RawFd, u32)> {
+    let devices = hardware.buses.iter().flat_map(|bus| &bus.devices);
+    devices
+        .filter_map(|device| match &device.port {
+            Port::Spidev(spidev) => Some((spidev.fd(), spidev.found_mode())),
+            Port::Loopback => None,
+        })
+        .collect()
+}
+
+fn device_at(hardware: &Hardware, place: (usize, usize)) -> Option<&Device> {
+    hardware.buses.get(place.0)?.devices.get(place.1)
+}
+
+/// What guest `number` may use: the devices that are for it, numbered in order.
+fn grant(config: &Config, hardware: &Hardware, number: u32) -> Grant {
+    let chip_selects: Vec<(usize, usize)> = config
+        .devices
+        .iter()
+        .zip(&hardware.places)
+        .filter(|(device, _)| device.guests >> number & 1 != 0)
+        .map(|(_, place)| *place)
+        .collect();
+    let limits = chip_selects
+        .iter()
+        .filter_map(|&place| device_at(hardware, place).map(|device| &device.limits));
+    let index = usize::try_from(number).unwrap_or(usize::MAX);
+    let policy = config.hold_policies.get(index).copied();
+    let policy = policy.unwrap_or(crate::cli::HoldPolicy::Queued);
+    Grant {
+        config: virtio_spi::Config::new(limits),
+        chip_selects,
+        policy,
+        hold_timeout: config.hold_timeout(policy),
+    }
+}
+
+fn announce(number: u32, listener: &Listener, grant: &Grant, hardware: &Hardware) {
+    let mut names = String::new();
+    for (chip_select, &place) in grant.chip_selects.iter().enumerate() {
+        if let Some(device) = device_at(hardware, place) {
+            names.push_str(&format!(" {chip_select}={}", device.name));
+        }
+    }
+    let path = listener.path().display();
+    log::line(format_args!("guest {number}: listening on {path}, chip selects{names}"));
+}

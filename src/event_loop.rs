@@ -1,0 +1,345 @@
+//! The loop: waits for events, gives every guest its turn, keeps the deadlines.
+//!
+//! Events only mark whose turn it is; all work is done in turns, one request or step each, round
+//! robin, so that no guest waits for another's queue. After a millisecond of turns the loop looks
+//! for events again, so that neither messages nor signals wait for a flood.
+//!
+//! epoll traps that this avoids: fds shared with a front-end are removed from the set explicitly
+//! (`epoll::Registered`); an event for a connection that ended in the same batch finds another one
+//! or none, where it is only a reason to look.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{EpollEvent, EventSet};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::epoll::Token;
+use crate::fate::{ExitCode, Fatal, SessionError};
+use crate::requestq::{GRACE, Shared, Turn};
+use crate::session::Session;
+
+const EVENTS: usize = 32;
+/// Most turns between two looks for events.
+const TURNS: u32 = 64;
+/// Most time between two looks for events, in which no further turn begins.
+const TURNS_TIME: Duration = Duration::from_millis(1);
+/// How long a socket rests when the host has no fd for a connection.
+const NO_FD_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a session has to do in its next turn.
+#[derive(Debug, Clone, Copy, Default)]
+struct Due {
+    /// It is in the queue.
+    queued: bool,
+    /// Messages may have come in.
+    control: bool,
+}
+
+/// Everything that the daemon runs on.
+pub struct EventLoop {
+    sessions: Vec<Session>,
+    shared: Shared,
+    signals: File,
+    timer: TimerFd,
+    /// When the timer will go off.
+    armed: Option<Instant>,
+    ready: VecDeque<usize>,
+    due: Vec<Due>,
+    /// Since a signal asked for the end: when it will come whatever is on the wire.
+    ends_at: Option<Instant>,
+}
+
+fn fatal(error: io::Error) -> Fatal {
+    Fatal::os(ExitCode::OsError, "event loop", &error)
+}
+
+impl EventLoop {
+    /// A loop over `sessions`, with the signalfd `signals`.
+    ///
+    /// # Errors
+    /// The host refused a timer or a registration.
+    pub fn new(sessions: Vec<Session>, shared: Shared, signals: File) -> Result<Self, Fatal> {
+        let timer = TimerFd::new().map_err(|e| fatal(io::Error::from_raw_os_error(e.errno())))?;
+        let poller = &shared.poller;
+        poller
+            .add_edge(signals.as_raw_fd(), Token::Signal)
+            .and_then(|()| poller.add_edge(timer.as_raw_fd(), Token::Timer))
+            .map_err(fatal)?;
+        Ok(Self {
+            timer,
+            armed: None,
+            ready: VecDeque::with_capacity(sessions.len()),
+            due: vec![Due::default(); sessions.len()],
+            ends_at: None,
+            sessions,
+            shared,
+            signals,
+        })
+    }
+
+    /// Serves until a signal asks for the end.
+    ///
+    /// # Errors
+    /// The host failed the loop itself.
+    pub fn run(mut self) -> Result<(), Fatal> {
+        let mut events = [EpollEvent::default(); EVENTS];
+        loop {
+            let timeout = if self.ready.is_empty() { -1 } else { 0 };
+            let count = self.shared.poller.wait(timeout, &mut events).map_err(fatal)?;
+            for event in events.iter().take(count) {
+                if let Some(token) = Token::decode(event.data()) {
+                    self.mark(token, event.event_set())?;
+                }
+            }
+            self.serve()?;
+            self.keep_deadlines();
+            if self.is_over() {
+                break;
+            }
+        }
+        self.end()
+    }
+
+    fn mark(&mut self, token: Token, events: EventSet) -> Result<(), Fatal> {
+        match token {
+            Token::Signal => self.wind_up(),
+            Token::Timer => self.expire()?,
+            Token::Listener(guest) => self.accept(guest)?,
+            Token::Kick(guest) => self.queue(index(guest), false),
+            Token::Connection(guest) => {
+                let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
+                if let Some(session) = self.sessions.get_mut(index(guest))
+                    && events.intersects(gone)
+                {
+                    session.set_hung_up();
+                }
+                self.queue(index(guest), true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a session at the end of the queue, unless it is in it.
+    fn queue(&mut self, number: usize, control: bool) {
+        let Some(due) = self.due.get_mut(number) else {
+            return;
+        };
+        due.control |= control;
+        if !due.queued {
+            due.queued = true;
+            self.ready.push_back(number);
+        }
+    }
+
+    fn accept(&mut self, guest: u32) -> Result<(), Fatal> {
+        let Some(session) = self.sessions.get_mut(index(guest)) else {
+            return Ok(());
+        };
+        match session.accept(&self.shared.poller) {
+            Ok(()) => self.queue(index(guest), true),
+            Err(error) => {
+                session
+                    .close(&error, &mut self.shared)
+                    .map_err(fatal)?;
+                session.listen_at = Instant::now().checked_add(NO_FD_PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives turns, until nobody has anything to do or it is time to look for events.
+    fn serve(&mut self) -> Result<(), Fatal> {
+        let mut end = None;
+        let mut last = None;
+        for _ in 0..TURNS {
+            let Some(number) = self.ready.pop_front() else {
+                break;
+            };
+            if last.is_some_and(|last| last != number) {
+                self.notify(last)?;
+            }
+            last = Some(number);
+            self.turn(number)?;
+            self.wake_waiters();
+            if self.ready.is_empty() {
+                break;
+            }
+            let now = Instant::now();
+            let end = *end.get_or_insert(now.checked_add(TURNS_TIME).unwrap_or(now));
+            if now >= end {
+                break;
+            }
+        }
+        self.notify(last)
+    }
+
+    fn turn(&mut self, number: usize) -> Result<(), Fatal> {
+        let due = self.due.get_mut(number).map(std::mem::take).unwrap_or_default();
+        let Some(session) = self.sessions.get_mut(number) else {
+            return Ok(());
+        };
+        let mut turn = Ok(Turn::Again);
+        if due.control {
+            turn = session.control(&mut self.shared);
+            if let Some(at) = session.deadline() {
+                self.arm(at);
+            }
+        }
+        // A message may have set the ring free, or the rest of the queue waits for the transfer.
+        let Some(session) = self.sessions.get_mut(number) else {
+            return Ok(());
+        };
+        if matches!(turn, Ok(Turn::Again)) {
+            turn = session.turn(&mut self.shared);
+        }
+        match turn {
+            Ok(Turn::Idle) => (),
+            Ok(Turn::Again) => self.queue(number, false),
+            Ok(Turn::Control) => self.queue(number, true),
+            Ok(Turn::At(at)) => {
+                session.wake_at = Some(at);
+                self.arm(at);
+            }
+            Err(error) => self.close(number, &error)?,
+        }
+        Ok(())
+    }
+
+    fn notify(&mut self, number: Option<usize>) -> Result<(), Fatal> {
+        let Some(number) = number else {
+            return Ok(());
+        };
+        let notified = self.sessions.get_mut(number).map(Session::notify);
+        match notified {
+            Some(Err(error)) => self.close(number, &error),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+
+    fn close(&mut self, number: usize, error: &SessionError) -> Result<(), Fatal> {
+        if let Some(session) = self.sessions.get_mut(number) {
+            session.close(error, &mut self.shared).map_err(fatal)?;
+        }
+        self.wake_waiters();
+        Ok(())
+    }
+
+    fn wake_waiters(&mut self) {
+        for number in 0..self.shared.buses.len() {
+            while let Some(guest) = self.next_waiter(number) {
+                self.queue(guest, false);
+            }
+        }
+    }
+
+    fn next_waiter(&mut self, bus: usize) -> Option<usize> {
+        self.shared.buses.get_mut(bus)?.next_waiter()
+    }
+
+    /// Has the timer go off at `at`, or earlier. It is never put off: an early look costs less than
+    /// a system call for each change.
+    fn arm(&mut self, at: Instant) {
+        if self.armed.is_some_and(|armed| armed <= at) {
+            return;
+        }
+        // Zero would disarm it.
+        let shortest = Duration::from_nanos(1);
+        let wait = at.saturating_duration_since(Instant::now()).max(shortest);
+        if self.timer.reset(wait, None).is_ok() {
+            self.armed = Some(at);
+        }
+    }
+
+    fn keep_deadlines(&mut self) {
+        for number in 0..self.shared.buses.len() {
+            if let Some(at) = self.shared.buses.get(number).and_then(|bus| bus.deadline()) {
+                self.arm(at);
+            }
+        }
+    }
+
+    /// The timer went off: whoever's moment has come gets its due, and the next moment is set.
+    fn expire(&mut self) -> Result<(), Fatal> {
+        self.armed = None;
+        let now = Instant::now();
+        for number in 0..self.sessions.len() {
+            self.expire_session(number, now)?;
+        }
+        for bus in &mut self.shared.buses {
+            bus.expire(now);
+        }
+        self.wake_waiters();
+        if let Some(at) = self.ends_at {
+            self.arm(at);
+        }
+        Ok(())
+    }
+
+    fn expire_session(&mut self, number: usize, now: Instant) -> Result<(), Fatal> {
+        let Some(session) = self.sessions.get_mut(number) else {
+            return Ok(());
+        };
+        if session.deadline().is_some_and(|at| at <= now) {
+            self.close(number, &SessionError::Silent)?;
+        }
+        let Some(session) = self.sessions.get_mut(number) else {
+            return Ok(());
+        };
+        if session.listen_at.take_if(|at| *at <= now).is_some() {
+            session.listen(&self.shared.poller).map_err(fatal)?;
+        }
+        let woken = session.wake_at.take_if(|at| *at <= now).is_some();
+        let next = [session.deadline(), session.listen_at, session.wake_at];
+        if woken {
+            self.queue(number, false);
+        }
+        for at in next.into_iter().flatten() {
+            self.arm(at);
+        }
+        Ok(())
+    }
+
+    /// A signal asks for the end: nobody new is let in, and what is on the wire may come to its
+    /// end if it is short.
+    fn wind_up(&mut self) {
+        let mut siginfo = [0; 128];
+        // Which signal it was makes no difference.
+        let _ = self.signals.read(&mut siginfo);
+        for session in &mut self.sessions {
+            session.stop_listening();
+            session.wind_up(&mut self.shared);
+        }
+        let now = Instant::now();
+        let ends_at = now.checked_add(GRACE).unwrap_or(now);
+        // A second signal does not put it off.
+        let ends_at = *self.ends_at.get_or_insert(ends_at);
+        self.arm(ends_at);
+    }
+
+    fn is_over(&self) -> bool {
+        let late = |at: Instant| at <= Instant::now();
+        self.ends_at
+            .is_some_and(|at| late(at) || !self.sessions.iter().any(Session::is_active))
+    }
+
+    /// Ends every session, and leaves the devices as they were found.
+    fn end(mut self) -> Result<(), Fatal> {
+        for number in 0..self.sessions.len() {
+            self.close(number, &SessionError::Disconnected)?;
+        }
+        for bus in &mut self.shared.buses {
+            for device in &mut bus.devices {
+                device.restore();
+            }
+        }
+        Ok(())
+    }
+}
+
+fn index(guest: u32) -> usize {
+    usize::try_from(guest).unwrap_or(usize::MAX)
+}

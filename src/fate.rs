@@ -1,0 +1,226 @@
+//! Errors, sorted by what becomes of whom.
+//!
+//! | type | who is to blame | what follows |
+//! |---|---|---|
+//! | [`ParamError`] | driver | `PARAM_ERR` in the result byte, the queue goes on |
+//! | [`TransferError`] | host or wire | `TRANS_ERR` in the result byte, the queue goes on |
+//! | [`RingError`] | driver | that vring stops, its err eventfd is signalled |
+//! | [`SessionError`] | front-end | the connection ends, the socket listens again |
+//! | [`Fatal`] | host or administrator | one line on stderr and an exit code |
+//!
+//! There is no `From` between them: whoever turns one fate into another writes the `match` out.
+
+use std::fmt;
+use std::io;
+
+/// Why a request was refused before it touched the bus: answered `PARAM_ERR`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParamError {
+    /// Device-readable bytes came after device-writable ones, or fewer than the 32 of the head.
+    Framing,
+    /// More pieces than the fixed store holds.
+    TooManyPieces,
+    /// A buffer lies outside the guest's memory.
+    Address(u64),
+    /// `chip_select_id` names no device of this guest.
+    ChipSelect(u8),
+    /// `bits_per_word` is 0, above 32 or not supported by the device.
+    BitsPerWord(u8),
+    /// `tx_nbits` or `rx_nbits` is no lane count the device has.
+    Nbits(u8),
+    /// Mode bits that are unknown, unsupported or not allowed.
+    Mode(u32),
+    /// `freq` in Hz is above the device's limit or below its floor.
+    Frequency(u32),
+    /// One of the delays, in nanoseconds, is above what the config space offers.
+    Delay(u32),
+    /// `cs_change` is neither 0 nor 1.
+    CsChange(u8),
+    /// Both buffers are there and their lengths in bytes differ.
+    Duplex(u64, u64),
+    /// Both buffers are there, and the device has one data line for both directions.
+    HalfDuplex,
+    /// Neither tx nor rx.
+    NoPayload,
+    /// The length in bytes is no multiple of the word size.
+    PartialWord(u64),
+    /// More bytes than `--max-transfer-len`.
+    TooLong(u64),
+    /// More milliseconds on the wire than `--max-transfer-ms`, or a single word too slow.
+    TooSlow,
+    /// It needs chip select held between messages, and the controller has devices that are not
+    /// this daemon's.
+    SharedBus,
+}
+
+impl fmt::Display for ParamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Framing => write!(f, "no whole head in front of the device-writable part"),
+            Self::TooManyPieces => write!(f, "cut into too many pieces"),
+            Self::Address(address) => write!(f, "buffer at {address:#x} is outside guest memory"),
+            Self::ChipSelect(id) => write!(f, "no chip select {id}"),
+            Self::BitsPerWord(bits) => write!(f, "bits_per_word {bits} not supported"),
+            Self::Nbits(nbits) => write!(f, "nbits {nbits} not supported"),
+            Self::Mode(mode) => write!(f, "mode {mode:#x} not supported or not allowed"),
+            Self::Frequency(hz) => write!(f, "freq {hz} Hz out of the device's range"),
+            Self::Delay(ns) => write!(f, "a delay of {ns} ns is not offered"),
+            Self::CsChange(value) => write!(f, "cs_change {value} is neither 0 nor 1"),
+            Self::Duplex(tx, rx) => write!(f, "tx of {tx} bytes with rx of {rx}"),
+            Self::HalfDuplex => write!(f, "tx with rx on a half-duplex device"),
+            Self::NoPayload => write!(f, "neither tx nor rx"),
+            Self::PartialWord(len) => write!(f, "{len} bytes are not whole words"),
+            Self::TooLong(len) => write!(f, "{len} bytes are above --max-transfer-len"),
+            Self::TooSlow => write!(f, "takes longer on the wire than --max-transfer-ms allows"),
+            Self::SharedBus => write!(
+                f,
+                "needs chip select held on a controller with devices of others: give this daemon \
+                 all of them, raise spidev.bufsiz, or set exclusive-bus=on"
+            ),
+        }
+    }
+}
+
+/// Why a request that was valid was not carried out, or not to its end: answered `TRANS_ERR`.
+#[derive(Debug)]
+pub enum TransferError {
+    /// The SPI ioctl failed.
+    Ioctl(io::Error),
+    /// The ioctl reported fewer bytes than the message has.
+    Short(i32),
+    /// The session stopped, or its memory or ring changed, in the middle of it.
+    Aborted,
+    /// It would have continued an assertion of chip select that had to end for other guests.
+    HoldCut,
+    /// Its buffers vanished from the guest's memory.
+    Memory,
+}
+
+impl fmt::Display for TransferError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ioctl(error) => write!(f, "transfer: {error}"),
+            Self::Short(len) => write!(f, "transfer ended after {len} bytes"),
+            Self::Aborted => write!(f, "transfer ended by the front-end"),
+            Self::HoldCut => write!(f, "chip select was released for another guest"),
+            Self::Memory => write!(f, "buffers vanished"),
+        }
+    }
+}
+
+/// The ring itself cannot be believed any longer: the vring stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingError {
+    /// The avail index is further ahead than the ring is long.
+    AvailIndex(u16),
+    /// A chain head that is no descriptor of the table.
+    Head(u16),
+    /// Part of the ring is no longer in the guest's memory.
+    Memory,
+}
+
+impl fmt::Display for RingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::AvailIndex(index) => write!(f, "avail index jumped to {index}"),
+            Self::Head(head) => write!(f, "chain head {head} is beyond the descriptor table"),
+            Self::Memory => write!(f, "ring is outside guest memory"),
+        }
+    }
+}
+
+/// Why a connection ends.
+#[derive(Debug)]
+pub enum SessionError {
+    /// The front-end closed the connection.
+    Disconnected,
+    /// A message that is not allowed, with the header's request code.
+    Message(u32, &'static str),
+    /// Silent for a second in the middle of a message.
+    Silent,
+    /// It does not read its replies.
+    RepliesUnread,
+    /// It filled its call eventfd and made it blocking.
+    CallBlocked,
+    /// The `vhost` crate, or one of our handlers through it, refused the message.
+    Vhost(vhost::vhost_user::Error),
+    /// The host refused a system call that the session needs.
+    Host(io::Error),
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disconnected => write!(f, "front-end left"),
+            Self::Message(code, why) => write!(f, "message {code}: {why}"),
+            Self::Silent => write!(f, "silent in the middle of a message"),
+            Self::RepliesUnread => write!(f, "front-end does not read its replies"),
+            Self::CallBlocked => write!(f, "call eventfd is full and blocking"),
+            Self::Vhost(error) => write!(f, "message refused: {error}"),
+            Self::Host(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+/// An exit code of sysexits.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitCode {
+    /// `EX_USAGE`: the command line is wrong.
+    Usage,
+    /// `EX_NOINPUT`: a device is not there, or is no spidev.
+    NoInput,
+    /// `EX_UNAVAILABLE`: a device or socket is somebody else's.
+    Unavailable,
+    /// `EX_OSERR`: the host refused a system call.
+    OsError,
+    /// `EX_CANTCREAT`: a socket cannot be made.
+    CantCreate,
+    /// `EX_NOPERM`: a device or socket directory may not be used.
+    NoPermission,
+    /// `EX_CONFIG`: a device cannot be served as configured.
+    Config,
+}
+
+impl ExitCode {
+    /// The number that the process exits with.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Usage => 64,
+            Self::NoInput => 66,
+            Self::Unavailable => 69,
+            Self::OsError => 71,
+            Self::CantCreate => 73,
+            Self::NoPermission => 77,
+            Self::Config => 78,
+        }
+    }
+}
+
+/// The daemon cannot start or go on: one line on stderr and an exit code.
+#[derive(Debug)]
+pub struct Fatal {
+    /// What went wrong with which thing, in lower case, without a final full stop.
+    pub message: String,
+    /// The process's exit code.
+    pub code: ExitCode,
+}
+
+impl Fatal {
+    /// A fatal error of class `code`, described by `message`.
+    pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            code,
+        }
+    }
+
+    /// A system call that failed on `thing`; the class follows from `error` where it tells more
+    /// than `code`.
+    pub fn os(code: ExitCode, thing: impl fmt::Display, error: &io::Error) -> Self {
+        let code = match error.kind() {
+            io::ErrorKind::PermissionDenied => ExitCode::NoPermission,
+            _ => code,
+        };
+        Self::new(code, format!("{thing}: {error}"))
+    }
+}

@@ -1,0 +1,318 @@
+//! One guest's memory: the regions that its front-end shared, mapped, and the ways to a byte in it.
+//!
+//! Two address spaces meet here. The front-end names rings by *user address* (its own virtual
+//! address), descriptors name buffers by *guest address*; they have distinct types, so that they
+//! cannot be mixed up. Bytes are only ever reached through a [`VolatileSlice`] that borrows this
+//! table: no reference or slice over guest memory exists, and no pointer outlives a step.
+//!
+//! Should: refuse whatever could later fault, stall or alias. Must not: know of rings or SPI.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion, VolatileSlice,
+};
+
+/// Most regions that a guest may have.
+pub const MAX_REGIONS: usize = 32;
+/// Most bytes that all regions of a guest may have together: 1 TiB, so that 64 guests fit the
+/// address space of the smallest supported machine.
+const MAX_TOTAL_LEN: u64 = 1 << 40;
+const PAGE_LEN: u64 = 4096;
+
+/// An address in the front-end's own address space, as vhost-user messages name rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UserAddress(pub u64);
+
+/// A region as a front-end describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionDescription {
+    /// First guest address.
+    pub guest: GuestAddress,
+    /// First user address.
+    pub user: UserAddress,
+    /// Length in bytes.
+    pub len: u64,
+    /// Where the region starts in its file, in bytes.
+    pub file_offset: u64,
+}
+
+/// Why a region is refused.
+#[derive(Debug)]
+pub enum MemoryError {
+    /// One of the four numbers is not on a page boundary, or the region is empty or wraps.
+    Shape,
+    /// It overlaps another one.
+    Overlap,
+    /// More than 32 regions, or more than 1 TiB.
+    TooMuch,
+    /// It ends behind the end of its file.
+    BeyondFile,
+    /// The file does not live in memory (memfd, tmpfs, hugetlbfs).
+    NotMemory,
+    /// There is no such region.
+    Unknown,
+    /// The host refused to map it.
+    Host(io::Error),
+}
+
+impl std::fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shape => write!(f, "region is empty, wraps or is not page aligned"),
+            Self::Overlap => write!(f, "regions overlap"),
+            Self::TooMuch => write!(f, "more than 32 regions or 1 TiB of memory"),
+            Self::BeyondFile => write!(f, "region ends behind its file"),
+            Self::NotMemory => write!(f, "region's file is not a memfd or on tmpfs or hugetlbfs"),
+            Self::Unknown => write!(f, "no such region"),
+            Self::Host(error) => write!(f, "cannot map region: {error}"),
+        }
+    }
+}
+
+/// The region table of one guest.
+#[derive(Debug, Default)]
+pub struct Memory {
+    mapped: GuestMemoryMmap,
+    described: Vec<RegionDescription>,
+}
+
+/// A slice of guest memory, valid while the table is borrowed.
+pub type Slice<'m> = VolatileSlice<'m>;
+
+impl Memory {
+    /// The mapping, for `virtio-queue`'s ring accesses.
+    pub fn mapped(&self) -> &GuestMemoryMmap {
+        &self.mapped
+    }
+
+    /// Adds one region backed by `file`.
+    ///
+    /// # Errors
+    /// A region that is malformed, overlaps, is not backed by memory, or cannot be mapped; the
+    /// table is then as before.
+    pub fn add(&mut self, region: RegionDescription, file: File) -> Result<(), MemoryError> {
+        self.check(&region)?;
+        check_file(&region, &file)?;
+        let len = usize::try_from(region.len).map_err(|_| MemoryError::TooMuch)?;
+        let mapping = MmapRegion::from_file(FileOffset::new(file, region.file_offset), len)
+            .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
+        let mapping = GuestRegionMmap::new(mapping, region.guest).ok_or(MemoryError::Shape)?;
+        self.mapped = self
+            .mapped
+            .insert_region(Arc::new(mapping))
+            .map_err(|_| MemoryError::Overlap)?;
+        self.described.push(region);
+        Ok(())
+    }
+
+    /// Removes the region with these addresses and this length. The file offset of the message is
+    /// not compared: vhost-user gives REM_MEM_REG no file to compare it with.
+    ///
+    /// # Errors
+    /// There is no such region.
+    pub fn remove(&mut self, region: &RegionDescription) -> Result<(), MemoryError> {
+        let index = self
+            .described
+            .iter()
+            .position(|r| r.guest == region.guest && r.user == region.user && r.len == region.len)
+            .ok_or(MemoryError::Unknown)?;
+        let (mapped, _) = self
+            .mapped
+            .remove_region(region.guest, region.len)
+            .map_err(|_| MemoryError::Unknown)?;
+        self.mapped = mapped;
+        self.described.swap_remove(index);
+        Ok(())
+    }
+
+    fn check(&self, region: &RegionDescription) -> Result<(), MemoryError> {
+        let numbers = [
+            region.guest.0,
+            region.user.0,
+            region.len,
+            region.file_offset,
+        ];
+        let aligned = numbers.iter().all(|n| n.is_multiple_of(PAGE_LEN));
+        let ends = [region.guest.0, region.user.0, region.file_offset]
+            .iter()
+            .all(|start| start.checked_add(region.len).is_some());
+        if region.len == 0 || !aligned || !ends {
+            return Err(MemoryError::Shape);
+        }
+        let total = self
+            .described
+            .iter()
+            .fold(region.len, |sum, r| sum.saturating_add(r.len));
+        if self.described.len() >= MAX_REGIONS || total > MAX_TOTAL_LEN {
+            return Err(MemoryError::TooMuch);
+        }
+        let overlaps = |a: u64, b: u64, b_len: u64| {
+            a < b.saturating_add(b_len) && b < a.saturating_add(region.len)
+        };
+        if self.described.iter().any(|r| {
+            overlaps(region.guest.0, r.guest.0, r.len) || overlaps(region.user.0, r.user.0, r.len)
+        }) {
+            return Err(MemoryError::Overlap);
+        }
+        Ok(())
+    }
+
+    /// The guest address of `len` bytes at user address `user`, if one region holds them all.
+    pub fn translate(&self, user: UserAddress, len: u64) -> Option<GuestAddress> {
+        self.described.iter().find_map(|region| {
+            let offset = user.0.checked_sub(region.user.0)?;
+            let inside = offset.checked_add(len)? <= region.len;
+            let guest = region.guest.0.checked_add(offset)?;
+            inside.then_some(GuestAddress(guest))
+        })
+    }
+
+    /// Whether there is no region at all.
+    pub fn is_empty(&self) -> bool {
+        self.described.is_empty()
+    }
+
+    /// Bytes from `address` on that lie in one region, at most `len`; `None` outside of all.
+    pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
+        let (region, offset) = self.mapped.to_region_addr(GuestAddress(address))?;
+        let left = region.len().checked_sub(offset.0)?;
+        Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
+    }
+
+    /// `len` bytes at guest address `address`, if one region holds them all.
+    pub fn slice(&self, address: u64, len: u32) -> Option<Slice<'_>> {
+        let len = usize::try_from(len).ok()?;
+        self.mapped.get_slice(GuestAddress(address), len).ok()
+    }
+
+    /// Copies the bytes at guest address `address` into `bytes`; `None` outside of memory.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
+        self.mapped.read_slice(bytes, GuestAddress(address)).ok()
+    }
+
+    /// Copies `bytes` to guest address `address`; `None` outside of memory.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Option<()> {
+        self.mapped.write_slice(bytes, GuestAddress(address)).ok()
+    }
+
+    /// Writes one byte to guest address `address`; `None` outside of memory.
+    pub fn write_byte(&self, address: u64, byte: u8) -> Option<()> {
+        self.mapped.write_obj(byte, GuestAddress(address)).ok()
+    }
+}
+
+/// Checks that `file` is memory and long enough.
+///
+/// `F_GET_SEALS` succeeds on shmem and hugetlbfs alone and never asks the file system, so a file of
+/// a FUSE server that does not answer is refused without waiting for it.
+fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError> {
+    // SAFETY: F_GET_SEALS takes no pointer, and `file` is open.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    if seals < 0 {
+        return Err(MemoryError::NotMemory);
+    }
+    let file_len = file.metadata().map_err(MemoryError::Host)?.len();
+    let end = region.file_offset.saturating_add(region.len);
+    if end > file_len {
+        return Err(MemoryError::BeyondFile);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::FromRawFd;
+
+    const MIB: u64 = 1 << 20;
+
+    fn memfd(len: u64) -> File {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"memory".as_ptr(), 0) };
+        assert!(fd >= 0);
+        // SAFETY: memfd_create gave this fd to us alone.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn region(guest: u64, user: u64, len: u64) -> RegionDescription {
+        RegionDescription {
+            guest: GuestAddress(guest),
+            user: UserAddress(user),
+            len,
+            file_offset: 0,
+        }
+    }
+
+    #[test]
+    fn add_region_translates_user_addresses() {
+        let mut memory = Memory::default();
+        memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
+        let translate = |user, len| memory.translate(UserAddress(user), len);
+        assert_eq!(translate(16 * MIB + 5, 10), Some(GuestAddress(MIB + 5)));
+        assert_eq!(translate(17 * MIB - 1, 1), Some(GuestAddress(2 * MIB - 1)));
+        assert_eq!(translate(17 * MIB - 1, 2), None);
+        assert_eq!(translate(16 * MIB - 1, 1), None);
+        assert_eq!(translate(u64::MAX, 1), None);
+    }
+
+    #[test]
+    fn add_malformed_regions_are_refused() {
+        let mut memory = Memory::default();
+        memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
+        let mut add = |r, len| memory.add(r, memfd(len)).unwrap_err();
+        assert!(matches!(add(region(4 * MIB, 0, 0), MIB), MemoryError::Shape));
+        assert!(matches!(add(region(4 * MIB + 1, 0, MIB), MIB), MemoryError::Shape));
+        assert!(matches!(add(region(4 * MIB, 8, MIB), MIB), MemoryError::Shape));
+        assert!(matches!(add(region(0u64.wrapping_sub(4096), 0, 8192), MIB), MemoryError::Shape));
+        assert!(matches!(add(region(0, 0, 1 << 41), MIB), MemoryError::TooMuch));
+        assert!(matches!(add(region(2 * MIB - 4096, 0, MIB), MIB), MemoryError::Overlap));
+        assert!(matches!(add(region(4 * MIB, 15 * MIB, 2 * MIB), 2 * MIB), MemoryError::Overlap));
+        assert!(matches!(add(region(4 * MIB, 0, 2 * MIB), MIB), MemoryError::BeyondFile));
+    }
+
+    #[test]
+    fn add_file_outside_memory_is_refused() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let error = Memory::default().add(region(0, 0, 4096), file).unwrap_err();
+        assert!(matches!(error, MemoryError::NotMemory));
+    }
+
+    #[test]
+    fn add_more_than_32_regions_is_refused() {
+        let mut memory = Memory::default();
+        for i in 0..32 {
+            memory.add(region(i * MIB, i * MIB, 4096), memfd(4096)).unwrap();
+        }
+        let error = memory.add(region(64 * MIB, 64 * MIB, 4096), memfd(4096)).unwrap_err();
+        assert!(matches!(error, MemoryError::TooMuch));
+    }
+
+    #[test]
+    fn remove_only_the_region_described() {
+        let mut memory = Memory::default();
+        memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
+        assert!(memory.remove(&region(MIB, 16 * MIB, 4096)).is_err());
+        assert!(memory.remove(&region(MIB, 0, MIB)).is_err());
+        memory.remove(&region(MIB, 16 * MIB, MIB)).unwrap();
+        assert!(memory.is_empty());
+    }
+
+    #[test]
+    fn contiguous_ends_at_the_region() {
+        let mut memory = Memory::default();
+        memory.add(region(0, 0, 4096), memfd(4096)).unwrap();
+        memory.add(region(4096, MIB, 4096), memfd(4096)).unwrap();
+        assert_eq!(memory.contiguous(4000, 200), Some(96));
+        assert_eq!(memory.contiguous(4096, 200), Some(200));
+        assert_eq!(memory.contiguous(8192, 1), None);
+        assert!(memory.slice(4000, 97).is_none());
+        assert!(memory.slice(4000, 96).is_some());
+    }
+}

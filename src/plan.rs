@@ -1,0 +1,350 @@
+//! How a request of any shape becomes messages that spidev accepts.
+//!
+//! Pure arithmetic on lengths. A request is two lists of segments (tx and rx, cut independently of
+//! each other); a message is a run of pieces, each contiguous on both sides and a whole number of
+//! words. spidev's rules, from `spidev_message()` in Linux `drivers/spi/spidev.c`: at most 511
+//! transfers in one ioctl (the size field of the request number overflows at 512), and per
+//! direction the sum of the lengths, each rounded up to `ARCH_DMA_MINALIGN`, at most `bufsiz`.
+//!
+//! Invariant: the pieces of all messages, put together, are the request's bytes, each once, in
+//! order. Must not: touch memory or fds. Called by `bus`.
+
+/// Most transfers of one `SPI_IOC_MESSAGE`.
+pub const MAX_PIECES: usize = 511;
+
+/// Bytes that lie in one piece of guest memory; never empty.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest address of the first byte.
+    pub address: u64,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// A place in a list of segments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Position {
+    index: usize,
+    offset: u32,
+}
+
+impl Position {
+    /// Guest address here and the bytes left in this segment; `None` behind the last.
+    fn here(self, segments: &[Segment]) -> Option<(u64, u32)> {
+        let segment = segments.get(self.index)?;
+        let left = segment.len.checked_sub(self.offset)?;
+        let address = segment.address.checked_add(u64::from(self.offset))?;
+        Some((address, left))
+    }
+
+    /// Moves `len` bytes on and shows each run of contiguous bytes (guest address, length) passed.
+    pub fn walk(&mut self, segments: &[Segment], mut len: u32, mut run: impl FnMut(u64, u32)) {
+        while len > 0 {
+            let Some((address, left)) = self.here(segments) else {
+                return;
+            };
+            let step = left.min(len);
+            run(address, step);
+            len = len.saturating_sub(step);
+            if step == left {
+                self.index = self.index.saturating_add(1);
+                self.offset = 0;
+            } else {
+                self.offset = self.offset.saturating_add(step);
+            }
+        }
+    }
+}
+
+/// Where one direction of a piece lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The request has no such direction.
+    Absent,
+    /// At this guest address, contiguous.
+    At(u64),
+    /// One word that a segment boundary cuts, from this position on.
+    Cut(Position),
+}
+
+/// One `spi_ioc_transfer` to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Where the bytes to send are.
+    pub tx: Place,
+    /// Where the bytes received go.
+    pub rx: Place,
+    /// Length in bytes, a whole number of words, never 0.
+    pub len: u32,
+}
+
+/// What one message may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// spidev's `bufsiz` in bytes.
+    pub bufsiz: u32,
+    /// What spidev rounds each length up to, in bytes; a power of two.
+    pub align: u32,
+    /// Most pieces, at most [`MAX_PIECES`].
+    pub pieces: usize,
+    /// Most bytes, for the sake of time on the wire; at least one word.
+    pub bytes: u64,
+}
+
+/// A request, and how far it has got.
+#[derive(Debug, Clone, Copy)]
+pub struct Work<'a> {
+    /// Segments to send; empty for a request that only reads.
+    pub tx: &'a [Segment],
+    /// Segments to receive into; empty for a request that only writes.
+    pub rx: &'a [Segment],
+    /// Bytes of a word: 1, 2 or 4.
+    pub word_len: u32,
+}
+
+/// How far a request has got.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    tx: Position,
+    rx: Position,
+    /// Bytes done.
+    pub done: u64,
+}
+
+/// Plans the next message of a request of `len` bytes in all: shows each piece to `emit`, moves
+/// `progress` behind it, and returns the message's length in bytes.
+///
+/// # Errors
+/// The first error of `emit`; `progress` then stands before the refused piece.
+pub fn plan_message<E>(
+    work: &Work<'_>,
+    len: u64,
+    budget: &Budget,
+    progress: &mut Progress,
+    mut emit: impl FnMut(Piece) -> Result<(), E>,
+) -> Result<u32, E> {
+    let mut room = budget.bufsiz;
+    let mut bytes = budget.bytes.min(len.saturating_sub(progress.done));
+    let mut total = 0u32;
+    for _ in 0..budget.pieces {
+        let Some(piece) = next_piece(work, progress, room, bytes, budget.align) else {
+            break;
+        };
+        emit(piece)?;
+        if !work.tx.is_empty() {
+            progress.tx.walk(work.tx, piece.len, |_, _| ());
+        }
+        if !work.rx.is_empty() {
+            progress.rx.walk(work.rx, piece.len, |_, _| ());
+        }
+        progress.done = progress.done.saturating_add(u64::from(piece.len));
+        total = total.saturating_add(piece.len);
+        bytes = bytes.saturating_sub(u64::from(piece.len));
+        room = room.saturating_sub(round_up(piece.len, budget.align));
+    }
+    Ok(total)
+}
+
+/// The longest piece at `progress` within `room` bytes of spidev's buffer and `bytes` in all.
+fn next_piece(
+    work: &Work<'_>,
+    progress: &Progress,
+    room: u32,
+    bytes: u64,
+    align: u32,
+) -> Option<Piece> {
+    let tx = side(work.tx, progress.tx)?;
+    let rx = side(work.rx, progress.rx)?;
+    let run = u32::try_from(bytes)
+        .unwrap_or(u32::MAX)
+        .min(round_down(room, align));
+    let contiguous = run.min(left(tx)).min(left(rx));
+    let whole = round_down(contiguous, work.word_len);
+    let len = if whole > 0 { whole } else { work.word_len };
+    if round_down(run, work.word_len) < len {
+        return None;
+    }
+    Some(Piece {
+        tx: place(tx, progress.tx, len),
+        rx: place(rx, progress.rx, len),
+        len,
+    })
+}
+
+/// Outer `None`: the request is at its end. Inner `None`: it has no such direction.
+#[expect(clippy::option_option, reason = "two different absences, both short-lived")]
+fn side(segments: &[Segment], position: Position) -> Option<Option<(u64, u32)>> {
+    if segments.is_empty() {
+        return Some(None);
+    }
+    position.here(segments).map(Some)
+}
+
+fn left(side: Option<(u64, u32)>) -> u32 {
+    side.map_or(u32::MAX, |(_, left)| left)
+}
+
+fn place(side: Option<(u64, u32)>, position: Position, len: u32) -> Place {
+    match side {
+        None => Place::Absent,
+        Some((address, left)) if left >= len => Place::At(address),
+        Some(_) => Place::Cut(position),
+    }
+}
+
+/// `to` is a power of two.
+fn round_down(len: u32, to: u32) -> u32 {
+    len & !to.saturating_sub(1)
+}
+
+/// `to` is a power of two.
+fn round_up(len: u32, to: u32) -> u32 {
+    round_down(len.saturating_add(to.saturating_sub(1)), to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    fn segments(lens: &[u32], start: u64) -> Vec<Segment> {
+        // A gap of one page between segments, so that no two are contiguous by accident.
+        let mut address = start;
+        lens.iter()
+            .map(|&len| {
+                let segment = Segment { address, len };
+                address += u64::from(len) + 4096;
+                segment
+            })
+            .collect()
+    }
+
+    fn addresses(segments: &[Segment]) -> Vec<u64> {
+        segments
+            .iter()
+            .flat_map(|s| (0..u64::from(s.len)).map(|i| s.address + i))
+            .collect()
+    }
+
+    fn place_addresses(place: Place, segments: &[Segment], len: u32) -> Vec<u64> {
+        match place {
+            Place::Absent => Vec::new(),
+            Place::At(address) => (0..u64::from(len)).map(|i| address + i).collect(),
+            Place::Cut(mut position) => {
+                let mut out = Vec::new();
+                position.walk(segments, len, |a, l| out.extend((0..u64::from(l)).map(|i| a + i)));
+                out
+            }
+        }
+    }
+
+    /// Plans everything and checks it against the plainest possible description: the bytes of all
+    /// pieces are the bytes of the request, and each message keeps spidev's rules.
+    fn check(tx: &[u32], rx: &[u32], word_len: u32, budget: Budget) -> Vec<Vec<Piece>> {
+        let (tx, rx) = (segments(tx, 0x10_0000), segments(rx, 0x90_0000));
+        let len = addresses(if tx.is_empty() { &rx } else { &tx }).len() as u64;
+        let work = Work { tx: &tx, rx: &rx, word_len };
+        let mut progress = Progress::default();
+        let mut messages = Vec::new();
+        while progress.done < len {
+            let mut pieces = Vec::new();
+            let Ok(total) = plan_message(&work, len, &budget, &mut progress, |piece| {
+                pieces.push(piece);
+                Ok::<(), Infallible>(())
+            });
+            assert!(total > 0, "no progress");
+            assert_eq!(total, pieces.iter().map(|p| p.len).sum::<u32>());
+            assert!(pieces.len() <= budget.pieces);
+            assert!(u64::from(total) <= budget.bytes);
+            let charged: u32 = pieces.iter().map(|p| p.len.next_multiple_of(budget.align)).sum();
+            assert!(charged <= budget.bufsiz);
+            assert!(pieces.iter().all(|p| p.len % word_len == 0));
+            messages.push(pieces);
+        }
+        let all = |side: fn(&Piece) -> Place, segments: &[Segment]| -> Vec<u64> {
+            let pieces = messages.iter().flatten();
+            pieces.flat_map(|p| place_addresses(side(p), segments, p.len)).collect()
+        };
+        assert_eq!(all(|p| p.tx, &tx), addresses(&tx));
+        assert_eq!(all(|p| p.rx, &rx), addresses(&rx));
+        messages
+    }
+
+    const DEFAULT: Budget = Budget {
+        bufsiz: 4096,
+        align: 128,
+        pieces: MAX_PIECES,
+        bytes: u64::MAX,
+    };
+
+    #[test]
+    fn plan_contiguous_request_is_one_piece() {
+        let messages = check(&[4096], &[4096], 1, DEFAULT);
+        assert_eq!(messages.len(), 1);
+        assert_eq!(messages[0].len(), 1);
+    }
+
+    #[test]
+    fn plan_longer_than_bufsiz_is_several_messages() {
+        assert_eq!(check(&[4097], &[4097], 1, DEFAULT).len(), 2);
+        assert_eq!(check(&[65_536], &[], 1, DEFAULT).len(), 16);
+        assert_eq!(check(&[], &[4 << 20], 4, DEFAULT).len(), 1024);
+    }
+
+    #[test]
+    fn plan_different_cuts_meet_at_every_boundary() {
+        let messages = check(&[10, 20, 30], &[15, 15, 30], 1, DEFAULT);
+        let lens: Vec<u32> = messages[0].iter().map(|p| p.len).collect();
+        assert_eq!(lens, [10, 5, 15, 30]);
+    }
+
+    #[test]
+    fn plan_a_cut_word_is_its_own_piece() {
+        let messages = check(&[3, 5], &[8], 2, DEFAULT);
+        let lens: Vec<u32> = messages[0].iter().map(|p| p.len).collect();
+        assert_eq!(lens, [2, 2, 4]);
+        assert!(matches!(messages[0][1].tx, Place::Cut(_)));
+        assert!(matches!(messages[0][1].rx, Place::At(_)));
+    }
+
+    #[test]
+    fn plan_words_of_single_bytes_are_gathered() {
+        let messages = check(&[1; 16], &[16], 4, DEFAULT);
+        assert_eq!(messages[0].len(), 4);
+    }
+
+    #[test]
+    fn plan_more_than_511_pieces_is_several_messages() {
+        let fine = Budget { align: 8, ..DEFAULT };
+        let messages = check(&[1; 600], &[600], 1, fine);
+        assert_eq!(messages.iter().map(Vec::len).collect::<Vec<_>>(), [511, 89]);
+    }
+
+    #[test]
+    fn plan_time_budget_bounds_each_message() {
+        let slow = Budget { bytes: 10, ..DEFAULT };
+        assert_eq!(check(&[95], &[95], 1, slow).len(), 10);
+        // Ten bytes hold two words of four.
+        assert_eq!(check(&[96], &[96], 4, slow).len(), 12);
+    }
+
+    #[test]
+    fn plan_every_small_shape_keeps_all_bytes() {
+        // Every cut of 8 bytes into three parts on both sides, with every word size and two
+        // buffers that force several messages.
+        for a in 1..7 {
+            for b in 1..8 - a {
+                for c in 1..7 {
+                    for d in 1..8 - c {
+                        for word_len in [1, 2, 4] {
+                            for bufsiz in [8, 24] {
+                                let budget = Budget { bufsiz, align: 8, ..DEFAULT };
+                                check(&[a, b, 8 - a - b], &[c, d, 8 - c - d], word_len, budget);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

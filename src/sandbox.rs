@@ -1,0 +1,31 @@
+//! The stages of confinement, between the last file opened and the first byte from a front-end.
+
+use std::io;
+
+use crate::cli::SeccompMode;
+use crate::fate::{ExitCode, Fatal};
+use crate::log;
+use crate::seccomp;
+
+/// Takes from the process what it needs no longer.
+///
+/// Should: leave everything on that `mode` does not turn off. Must not: open anything.
+///
+/// # Errors
+/// The kernel refused a stage.
+pub fn restrict(mode: SeccompMode) -> Result<(), Fatal> {
+    let failed = |stage: &str, error: &io::Error| Fatal::os(ExitCode::OsError, stage, error);
+    // Nothing that is executed could gain rights; seccomp asks for it.
+    // SAFETY: no pointers.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } < 0 {
+        return Err(failed("no_new_privs", &io::Error::last_os_error()));
+    }
+    match mode {
+        SeccompMode::Kill => (),
+        SeccompMode::Log => {
+            log::line(format_args!("warning: --seccomp=log only logs what is not allowed"));
+        }
+        SeccompMode::None => log::line(format_args!("warning: --seccomp=none, no filter")),
+    }
+    seccomp::install(mode).map_err(|error| failed("seccomp", &error))
+}

@@ -1,0 +1,270 @@
+//! One guest's socket, and the front-end connected to it.
+//!
+//! A socket serves one front-end at a time, for ever: when one goes away, everything that it
+//! brought (connection, memory, eventfds) goes with it, and the next is accepted.
+//!
+//! Invariant: every fd of a front-end belongs to its [`Connection`]. Called by `event_loop`.
+
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::{self, BackendReqHandler};
+
+use crate::backend::Backend;
+use crate::epoll::{Poller, Token};
+use crate::fate::SessionError;
+use crate::gate::{self, Queued, Request};
+use crate::listener::Listener;
+use crate::requestq::{Grant, Requestq, Shared, Turn};
+
+/// How long a front-end may be silent in the middle of a message.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Messages handled before others get their turn.
+const MESSAGES_PER_TURN: u32 = 16;
+
+struct Connection {
+    handler: BackendReqHandler<Backend>,
+    backend: Arc<Backend>,
+    /// When the rest of a message must be there.
+    deadline: Option<Instant>,
+    hung_up: bool,
+}
+
+/// One guest's socket and what is behind it.
+pub struct Session {
+    number: u32,
+    listener: Option<Listener>,
+    connection: Option<Connection>,
+    requestq: Requestq,
+    /// When the next turn is due without an event.
+    pub wake_at: Option<Instant>,
+    /// When the socket is to listen again, after the host had no fd for a connection.
+    pub listen_at: Option<Instant>,
+}
+
+impl Session {
+    /// The session of guest `number`, which listens.
+    ///
+    /// # Errors
+    /// The kernel refused the registration.
+    pub fn new(
+        number: u32,
+        listener: Listener,
+        grant: Grant,
+        poller: &Poller,
+    ) -> std::io::Result<Self> {
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        let session = Self {
+            number,
+            listener: Some(listener),
+            connection: None,
+            requestq: Requestq::new(index, grant),
+            wake_at: None,
+            listen_at: None,
+        };
+        session.listen(poller)?;
+        Ok(session)
+    }
+
+    /// Waits for a front-end.
+    ///
+    /// # Errors
+    /// The kernel refused the registration.
+    pub fn listen(&self, poller: &Poller) -> std::io::Result<()> {
+        match &self.listener {
+            Some(listener) => poller.add_level(listener.as_raw_fd(), Token::Listener(self.number)),
+            None => Ok(()),
+        }
+    }
+
+    /// Accepts a front-end; the next one waits until this one is gone.
+    ///
+    /// # Errors
+    /// The host could not take the connection; the socket does not listen until
+    /// [`Session::listen`].
+    pub fn accept(&mut self, poller: &Poller) -> Result<(), SessionError> {
+        let Some(listener) = self.listener.as_ref().filter(|_| self.connection.is_none()) else {
+            return Ok(());
+        };
+        let accepted = listener.accept();
+        if let Err(error) = &accepted
+            && [ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::ConnectionAborted]
+                .contains(&error.kind())
+        {
+            return Ok(());
+        }
+        poller.remove(listener.as_raw_fd());
+        let stream = accepted.map_err(SessionError::Host)?;
+        poller
+            .add_edge(stream.as_raw_fd(), Token::Connection(self.number))
+            .map_err(SessionError::Host)?;
+        let backend = Backend::new(self.number, self.requestq.grant.config, poller.clone())?;
+        #[expect(clippy::arc_with_non_send_sync, reason = "the vhost crate asks for an Arc")]
+        let backend = Arc::new(backend);
+        self.connection = Some(Connection {
+            handler: BackendReqHandler::from_stream(stream, Arc::clone(&backend)),
+            backend,
+            deadline: None,
+            hung_up: false,
+        });
+        Ok(())
+    }
+
+    /// Stops listening for good.
+    pub fn stop_listening(&mut self) {
+        self.listener = None;
+        self.listen_at = None;
+    }
+
+    /// When a message must be complete.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.connection.as_ref()?.deadline
+    }
+
+    /// The front-end closed its end: what it sent before is still handled.
+    pub fn set_hung_up(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.hung_up = true;
+        }
+    }
+
+    /// Handles the messages that are queued.
+    ///
+    /// # Errors
+    /// The connection must end.
+    pub fn control(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(connection) = &mut self.connection else {
+                return Ok(Turn::Idle);
+            };
+            let request = match gate::inspect(connection.handler.as_raw_fd())? {
+                Queued::Nothing if !connection.hung_up => return Ok(Turn::Again),
+                Queued::Part if !connection.hung_up => {
+                    let deadline = Instant::now().checked_add(SILENCE);
+                    connection.deadline = connection.deadline.or(deadline);
+                    return Ok(Turn::Again);
+                }
+                Queued::Nothing | Queued::Part => return Err(SessionError::Disconnected),
+                Queued::Message(request) => request,
+            };
+            connection.deadline = None;
+            if !self.make_way(request, shared)? {
+                return Ok(Turn::Again);
+            }
+            self.handle()?;
+        }
+        Ok(Turn::Control)
+    }
+
+    /// Settles what a message means for the request on the way, before it is handled; `false` if
+    /// the message must wait for that to come to its end.
+    ///
+    /// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets it finish if it is
+    /// short. Whatever else changes memory or ring ends it. A region that is added takes nothing
+    /// away, so it goes on.
+    fn make_way(&mut self, request: Request, shared: &mut Shared) -> Result<bool, SessionError> {
+        let Some(connection) = &self.connection else {
+            return Ok(true);
+        };
+        let mut guest = connection.backend.guest();
+        match request {
+            Request::GetVringBase | Request::SetVringEnable => {
+                self.requestq.stop(&mut guest, shared)
+            }
+            Request::SetMemTable
+            | Request::RemMemReg
+            | Request::SetVringNum
+            | Request::SetVringAddr
+            | Request::SetVringBase
+            | Request::SetFeatures
+            | Request::ResetOwner
+            | Request::ResetDevice => {
+                self.requestq.abort(&mut guest, shared)?;
+                Ok(true)
+            }
+            Request::GetFeatures
+            | Request::SetOwner
+            | Request::SetVringKick
+            | Request::SetVringCall
+            | Request::SetVringErr
+            | Request::GetProtocolFeatures
+            | Request::SetProtocolFeatures
+            | Request::GetQueueNum
+            | Request::GetConfig
+            | Request::SetConfig
+            | Request::GetMaxMemSlots
+            | Request::AddMemReg => Ok(true),
+        }
+    }
+
+    fn handle(&mut self) -> Result<(), SessionError> {
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
+        connection.handler.handle_request().map_err(|error| match error {
+            vhost_user::Error::Disconnected => SessionError::Disconnected,
+            error => SessionError::Vhost(error),
+        })
+    }
+
+    /// Makes one step: of the request on the way, or to the next one.
+    ///
+    /// # Errors
+    /// The connection must end.
+    pub fn turn(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
+        match &self.connection {
+            Some(connection) => self.requestq.turn(&mut connection.backend.guest(), shared),
+            None => Ok(Turn::Idle),
+        }
+    }
+
+    /// Tells the driver what was completed since the last time.
+    ///
+    /// # Errors
+    /// The call eventfd blocked: the connection must end.
+    pub fn notify(&mut self) -> Result<(), SessionError> {
+        let Some(connection) = &self.connection else {
+            return Ok(());
+        };
+        let mut guest = connection.backend.guest();
+        let guest = &mut *guest;
+        guest.vring.notify(&guest.memory)
+    }
+
+    /// Begins no other request, and ends the one on the way unless it is short; returns whether
+    /// there is none any more. For the end of the daemon.
+    pub fn wind_up(&mut self, shared: &mut Shared) -> bool {
+        match &self.connection {
+            Some(connection) => self
+                .requestq
+                .stop(&mut connection.backend.guest(), shared)
+                .unwrap_or(true),
+            None => true,
+        }
+    }
+
+    /// Whether a request is on the way.
+    pub fn is_active(&self) -> bool {
+        self.requestq.is_active()
+    }
+
+    /// Ends the connection, if there is one, because of `error`, and listens again.
+    ///
+    /// # Errors
+    /// The kernel refused the registration.
+    pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> std::io::Result<()> {
+        if !matches!(error, SessionError::Disconnected) {
+            self.requestq.log(format_args!("connection ended: {error}"));
+        }
+        self.wake_at = None;
+        let Some(connection) = self.connection.take() else {
+            return Ok(());
+        };
+        // It ends anyway: an eventfd that blocks has done so for the last time.
+        let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
+        drop(connection);
+        self.listen(&shared.poller)
+    }
+}
