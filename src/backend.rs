@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserSharedMsg, VhostUserShMemConfig,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{
@@ -67,7 +67,11 @@ impl Backend {
     ///
     /// # Errors
     /// None in practice.
-    pub fn new(number: u32, config: Config, poller: Poller) -> std::result::Result<Self, SessionError> {
+    pub fn new(
+        number: u32,
+        config: Config,
+        poller: Poller,
+    ) -> std::result::Result<Self, SessionError> {
         let guest = Guest {
             memory: Memory::default(),
             vring: Vring::new()?,
@@ -147,11 +151,15 @@ fn check_eventfd(file: &File) -> Result<()> {
     Err(Error::InvalidOperation("not an eventfd"))
 }
 
-/// As [`check_eventfd`], but for what we write to: user-mode Linux gives a pipe.
+/// As [`check_eventfd`], but for what we write to: user-mode Linux gives a socket, others a pipe.
+/// These are not tried, since their reader would take that for a signal.
 fn check_signal(file: Option<&File>) -> Result<()> {
-    match file {
-        Some(file) if file_type(file)? != libc::S_IFIFO => check_eventfd(file),
-        Some(_) | None => Ok(()),
+    let Some(file) = file else {
+        return Ok(());
+    };
+    match file_type(file)? {
+        libc::S_IFIFO | libc::S_IFSOCK => Ok(()),
+        _ => check_eventfd(file),
     }
 }
 

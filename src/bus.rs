@@ -130,7 +130,11 @@ impl Bus {
                 return Access::HoldCut;
             }
         }
-        if self.cut.take_if(|cut| cut.0 == claim.guest).is_some_and(|cut| cut.1 == claim.device) {
+        if self
+            .cut
+            .take_if(|cut| cut.0 == claim.guest)
+            .is_some_and(|cut| cut.1 == claim.device)
+        {
             return Access::HoldCut;
         }
         let device = self.devices.get_mut(claim.device);
@@ -211,7 +215,9 @@ impl Bus {
             terms: running.terms,
             asserted_at,
             until: now.checked_add(running.terms.timeout).unwrap_or(now),
-            earliest_release: (!hold_delay.is_zero()).then(|| now.checked_add(hold_delay)).flatten(),
+            earliest_release: (!hold_delay.is_zero())
+                .then(|| now.checked_add(hold_delay))
+                .flatten(),
             inactive_ns: head.cs_change_delay_inactive_ns,
             ending: false,
         };
@@ -322,10 +328,13 @@ impl Bus {
         if self.deadline().is_none_or(|at| at > now) {
             return;
         }
-        let cut = self.hold.as_ref().filter(|hold| {
-            !hold.terms.for_read && !hold.ending && !self.waiters.is_empty()
-        });
-        self.cut = cut.map(|hold| (hold.claim.guest, hold.claim.device)).or(self.cut);
+        let cut = self
+            .hold
+            .as_ref()
+            .filter(|hold| !hold.terms.for_read && !hold.ending && !self.waiters.is_empty());
+        self.cut = cut
+            .map(|hold| (hold.claim.guest, hold.claim.device))
+            .or(self.cut);
         self.end_hold();
     }
 }
@@ -344,7 +353,9 @@ impl Hold {
     /// Others wait: it ends with the time-out counted from its first assertion.
     fn bound(&mut self) {
         let end = self.asserted_at.checked_add(self.terms.timeout);
-        if !self.ending && let Some(end) = end {
+        if !self.ending
+            && let Some(end) = end
+        {
             self.until = self.until.min(end);
         }
     }

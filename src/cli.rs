@@ -253,17 +253,17 @@ fn split(
     } else {
         return Err(usage(format!("unexpected argument '{shown}'")));
     };
-    let Some(&(name, long, _)) = option else {
+    let Some(&(name, ..)) = option else {
         return Err(usage(format!("unknown option '{shown}'")));
     };
     match (name.takes_value(), attached) {
         (true, Some(value)) => Ok((name, OsString::from_vec(value.to_vec()))),
         (true, None) => match rest.next() {
             Some(value) => Ok((name, value)),
-            None => Err(usage(format!("option '--{long}' needs a value"))),
+            None => Err(usage(format!("option '{shown}' needs a value"))),
         },
         (false, None) => Ok((name, OsString::new())),
-        (false, Some(_)) => Err(usage(format!("option '--{long}' takes no value: '{shown}'"))),
+        (false, Some(_)) => Err(usage(format!("option '{shown}' takes no value"))),
     }
 }
 
@@ -338,7 +338,11 @@ impl Options {
         check_devices(&devices, count)?;
         let mut hold_policies = vec![HoldPolicy::Queued; count];
         for (guests, policy, shown) in self.holds {
-            check_guests(guests, all, &format!("option '--cs-hold': '{shown}' is for"))?;
+            check_guests(
+                guests,
+                all,
+                &format!("option '--cs-hold': '{shown}' is for"),
+            )?;
             for (guest, slot) in hold_policies.iter_mut().enumerate() {
                 if guests >> guest & 1 != 0 {
                     *slot = policy;
@@ -376,7 +380,9 @@ fn guests_below(count: usize) -> u64 {
 /// `u64::MAX` stands for "all, however many".
 fn check_guests(guests: u64, all: u64, what: &str) -> Result<(), Fatal> {
     if guests != u64::MAX && guests & !all != 0 {
-        let highest = u64::BITS.saturating_sub(1).saturating_sub(guests.leading_zeros());
+        let highest = u64::BITS
+            .saturating_sub(1)
+            .saturating_sub(guests.leading_zeros());
         return Err(usage(format!("{what} guest {highest}, which there is not")));
     }
     Ok(())
@@ -384,12 +390,17 @@ fn check_guests(guests: u64, all: u64, what: &str) -> Result<(), Fatal> {
 
 fn check_devices(devices: &[DeviceConfig], count: usize) -> Result<(), Fatal> {
     if devices.len() > MAX_CHIP_SELECTS {
-        let why = format!("option '--device' given {} times, at most 16", devices.len());
+        let why = format!(
+            "option '--device' given {} times, at most 16",
+            devices.len()
+        );
         return Err(usage(why));
     }
     for guest in 0..count {
         if !devices.iter().any(|device| device.guests >> guest & 1 != 0) {
-            return Err(usage(format!("option '--device': no device for guest {guest}")));
+            return Err(usage(format!(
+                "option '--device': no device for guest {guest}"
+            )));
         }
     }
     let mut paths = devices.iter().filter(|d| d.path != DevicePath::Loopback);
@@ -407,7 +418,11 @@ fn usage(message: impl Into<String>) -> Fatal {
 }
 
 fn bad(name: Name, value: &OsStr, why: &str) -> Fatal {
-    usage(format!("option '--{}': '{}' {why}", name.long(), value.display()))
+    usage(format!(
+        "option '--{}': '{}' {why}",
+        name.long(),
+        value.display()
+    ))
 }
 
 fn once<T>(slot: &mut Option<T>, name: Name, value: T) -> Result<(), Fatal> {
@@ -442,7 +457,10 @@ fn digits<T: FromStr>(value: &OsStr) -> Option<T> {
 }
 
 fn device(value: &OsStr) -> Result<DeviceConfig, Fatal> {
-    let mut parts = value.as_bytes().split(|&b| b == b',').map(OsStr::from_bytes);
+    let mut parts = value
+        .as_bytes()
+        .split(|&b| b == b',')
+        .map(OsStr::from_bytes);
     let path = match parts.next() {
         None => return Err(bad(Name::Device, value, "is empty")),
         Some(path) if path.is_empty() => return Err(bad(Name::Device, value, "names no device")),
@@ -462,7 +480,10 @@ fn device(value: &OsStr) -> Result<DeviceConfig, Fatal> {
     };
     for part in parts {
         if !device_option(&mut config, part.as_bytes()) {
-            let why = format!("has an option that is unknown or malformed: '{}'", part.display());
+            let why = format!(
+                "has an option that is unknown or malformed: '{}'",
+                part.display()
+            );
             return Err(bad(Name::Device, value, &why));
         }
     }
@@ -527,7 +548,13 @@ fn hold(value: &OsStr) -> Result<(u64, HoldPolicy, String), Fatal> {
         Some(b"queued") => HoldPolicy::Queued,
         Some(b"spec") => HoldPolicy::Spec,
         Some(b"write-read") => HoldPolicy::WriteRead,
-        _ => return Err(bad(Name::CsHold, value, "is none of queued, spec and write-read")),
+        _ => {
+            return Err(bad(
+                Name::CsHold,
+                value,
+                "is none of queued, spec and write-read",
+            ));
+        }
     };
     Ok((list, policy, value.display().to_string()))
 }
@@ -574,15 +601,30 @@ mod tests {
             (&["x"], "unexpected argument 'x'"),
             (&["-"], "unexpected argument '-'"),
             (&["--"], "unknown option '--'"),
-            (&["-c"], "option '--socket-count' needs a value"),
-            (&["-c0"], "option '--socket-count': '0' is not a number from 1 to 64"),
-            (&["-c65"], "option '--socket-count': '65' is not a number from 1 to 64"),
-            (&["-c+1"], "option '--socket-count': '+1' is not a number from 1 to 64"),
-            (&["-c", "1x"], "option '--socket-count': '1x' is not a number from 1 to 64"),
+            (&["-c"], "option '-c' needs a value"),
+            (
+                &["-c0"],
+                "option '--socket-count': '0' is not a number from 1 to 64",
+            ),
+            (
+                &["-c65"],
+                "option '--socket-count': '65' is not a number from 1 to 64",
+            ),
+            (
+                &["-c+1"],
+                "option '--socket-count': '+1' is not a number from 1 to 64",
+            ),
+            (
+                &["-c", "1x"],
+                "option '--socket-count': '1x' is not a number from 1 to 64",
+            ),
             (&["-c1", "-c1"], "option '--socket-count' given twice"),
             (&["-s", "t"], "option '--socket-path' given twice"),
-            (&["--seccomp=off"], "option '--seccomp': 'off' is none of kill, log and none"),
-            (&["--help=yes"], "option '--help' takes no value: '--help=yes'"),
+            (
+                &["--seccomp=off"],
+                "option '--seccomp': 'off' is none of kill, log and none",
+            ),
+            (&["--help=yes"], "option '--help=yes' takes no value"),
             (&["-l", "d"], "option '--device': 'd' given twice"),
             (&["-l", ""], "option '--device': '' names no device"),
             (
@@ -606,8 +648,14 @@ mod tests {
             let line: Vec<&str> = good.iter().chain(more).copied().collect();
             assert_eq!(parse(&line).unwrap_err(), message);
         }
-        assert_eq!(parse(&["-l", "d"]).unwrap_err(), "option '--socket-path' is missing");
-        assert_eq!(parse(&["-s", "s"]).unwrap_err(), "option '--device' is missing");
+        assert_eq!(
+            parse(&["-l", "d"]).unwrap_err(),
+            "option '--socket-path' is missing"
+        );
+        assert_eq!(
+            parse(&["-s", "s"]).unwrap_err(),
+            "option '--device' is missing"
+        );
         assert_eq!(
             parse(&["-s", "s", "-c2", "-l", "d,guests=0"]).unwrap_err(),
             "option '--device': no device for guest 1"
@@ -650,7 +698,15 @@ mod tests {
 
     #[test]
     fn hold_policies_of_some_guests() {
-        let line = ["-s", "s", "-c4", "-l", "d", "--cs-hold=spec", "--cs-hold=1-2:write-read"];
+        let line = [
+            "-s",
+            "s",
+            "-c4",
+            "-l",
+            "d",
+            "--cs-hold=spec",
+            "--cs-hold=1-2:write-read",
+        ];
         let config = parse(&line).unwrap();
         let (spec, guess) = (HoldPolicy::Spec, HoldPolicy::WriteRead);
         assert_eq!(config.hold_policies, [spec, guess, guess, spec]);

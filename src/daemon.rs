@@ -16,6 +16,7 @@ use crate::listener::{Listener, SocketFile};
 use crate::log;
 use crate::requestq::{Grant, Shared};
 use crate::session::Session;
+use crate::sigbus;
 use crate::signals;
 use crate::spidev::Scratch;
 use crate::virtio_spi;
@@ -102,7 +103,9 @@ fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<Strin
     names
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .find(|name| {
-            let device = name.strip_prefix(&prefix).and_then(|rest| rest.parse().ok());
+            let device = name
+                .strip_prefix(&prefix)
+                .and_then(|rest| rest.parse().ok());
             device.is_some_and(|device| !ours.contains(&device))
         })
 }
@@ -163,6 +166,7 @@ pub fn assemble(
     way_out::prepare(modes(&hardware), files);
     let signals = signals::catch().map_err(failed)?;
     watchdog::install().map_err(failed)?;
+    sigbus::install().map_err(failed)?;
     let poller = Poller::new().map_err(failed)?;
     let mut sessions = Vec::new();
     for (number, listener) in (0u32..).zip(listeners) {
@@ -224,5 +228,7 @@ fn announce(number: u32, listener: &Listener, grant: &Grant, hardware: &Hardware
         }
     }
     let path = listener.path().display();
-    log::line(format_args!("guest {number}: listening on {path}, chip selects{names}"));
+    log::line(format_args!(
+        "guest {number}: listening on {path}, chip selects{names}"
+    ));
 }

@@ -75,7 +75,11 @@ impl Device {
             rx_lanes: Lanes(0),
             min_speed_hz: config.min_speed_hz,
             max_speed_hz: 0,
-            max_word_delay_ns: if config.word_delay { MAX_WORD_DELAY_NS } else { 0 },
+            max_word_delay_ns: if config.word_delay {
+                MAX_WORD_DELAY_NS
+            } else {
+                0
+            },
             max_cs_setup_ns: if config.cs_setup { MAX_CS_SETUP_NS } else { 0 },
             max_cs_hold_ns: MAX_CS_HOLD_NS,
             max_cs_inactive_ns: MAX_CS_INACTIVE_NS,
@@ -275,7 +279,10 @@ mod tests {
             &Config::parse(["-s", "s", "-l", "loopback"].map(Into::into).into_iter())
                 .unwrap()
                 .devices[0],
-            &TransferConfig { max_len: 1, max_ms: 1 },
+            &TransferConfig {
+                max_len: 1,
+                max_ms: 1,
+            },
             4096,
         )
         .unwrap();
@@ -293,7 +300,10 @@ mod tests {
             ..TransferHead::default()
         };
         let lanes = SPI_TX_QUAD | SPI_RX_DUAL;
-        assert_eq!(with("", 0).mode_for(&head(virtio_spi::LOOP)), SPI_LOOP | lanes);
+        assert_eq!(
+            with("", 0).mode_for(&head(virtio_spi::LOOP)),
+            SPI_LOOP | lanes
+        );
         // The device tree's clock mode gives way to the request's, its polarity does not.
         let found = SPI_CPOL | SPI_CS_HIGH;
         assert_eq!(

@@ -98,7 +98,9 @@ impl Poller {
     /// Removes `fd`.
     pub fn remove(&self, fd: RawFd) {
         // It can only fail for an fd that is not in the set.
-        let _ = self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        let _ = self
+            .0
+            .ctl(ControlOperation::Delete, fd, EpollEvent::default());
     }
 }
 

@@ -1,8 +1,9 @@
 //! The loop: waits for events, gives every guest its turn, keeps the deadlines.
 //!
 //! Events only mark whose turn it is; all work is done in turns, one request or step each, round
-//! robin, so that no guest waits for another's queue. After a millisecond of turns the loop looks
-//! for events again, so that neither messages nor signals wait for a flood.
+//! robin. Where several front-ends are connected the loop looks for events after one turn of each
+//! guest that has work, so that a flood delays another guest by one request; a guest alone has its
+//! queue served without looks in between, for a millisecond.
 //!
 //! epoll traps that this avoids: fds shared with a front-end are removed from the set explicitly
 //! (`epoll::Registered`); an event for a connection that ended in the same batch finds another one
@@ -21,10 +22,11 @@ use crate::epoll::Token;
 use crate::fate::{ExitCode, Fatal, SessionError};
 use crate::requestq::{GRACE, Shared, Turn};
 use crate::session::Session;
+use crate::sigbus;
 
 const EVENTS: usize = 32;
-/// Most turns between two looks for events.
-const TURNS: u32 = 64;
+/// Most turns of a guest that is alone between two looks for events.
+const TURNS: usize = 64;
 /// Most time between two looks for events, in which no further turn begins.
 const TURNS_TIME: Duration = Duration::from_millis(1);
 /// How long a socket rests when the host has no fd for a connection.
@@ -48,6 +50,8 @@ pub struct EventLoop {
     /// When the timer will go off.
     armed: Option<Instant>,
     ready: VecDeque<usize>,
+    /// How many front-ends are connected.
+    connected: usize,
     due: Vec<Due>,
     /// Since a signal asked for the end: when it will come whatever is on the wire.
     ends_at: Option<Instant>,
@@ -73,6 +77,7 @@ impl EventLoop {
             timer,
             armed: None,
             ready: VecDeque::with_capacity(sessions.len()),
+            connected: 0,
             due: vec![Due::default(); sessions.len()],
             ends_at: None,
             sessions,
@@ -89,7 +94,11 @@ impl EventLoop {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             let timeout = if self.ready.is_empty() { -1 } else { 0 };
-            let count = self.shared.poller.wait(timeout, &mut events).map_err(fatal)?;
+            let count = self
+                .shared
+                .poller
+                .wait(timeout, &mut events)
+                .map_err(fatal)?;
             for event in events.iter().take(count) {
                 if let Some(token) = Token::decode(event.data()) {
                     self.mark(token, event.event_set())?;
@@ -140,11 +149,12 @@ impl EventLoop {
             return Ok(());
         };
         match session.accept(&self.shared.poller) {
-            Ok(()) => self.queue(index(guest), true),
+            Ok(accepted) => {
+                self.connected = self.connected.saturating_add(usize::from(accepted));
+                self.queue(index(guest), accepted);
+            }
             Err(error) => {
-                session
-                    .close(&error, &mut self.shared)
-                    .map_err(fatal)?;
+                session.close(&error, &mut self.shared).map_err(fatal)?;
                 session.listen_at = Instant::now().checked_add(NO_FD_PAUSE);
             }
         }
@@ -153,9 +163,15 @@ impl EventLoop {
 
     /// Gives turns, until nobody has anything to do or it is time to look for events.
     fn serve(&mut self) -> Result<(), Fatal> {
-        let mut end = None;
+        // Before the first turn: a long one is followed by a look for events.
+        let start = Instant::now();
         let mut last = None;
-        for _ in 0..TURNS {
+        let turns = if self.connected > 1 {
+            self.ready.len()
+        } else {
+            TURNS
+        };
+        for _ in 0..turns {
             let Some(number) = self.ready.pop_front() else {
                 break;
             };
@@ -168,17 +184,23 @@ impl EventLoop {
             if self.ready.is_empty() {
                 break;
             }
-            let now = Instant::now();
-            let end = *end.get_or_insert(now.checked_add(TURNS_TIME).unwrap_or(now));
-            if now >= end {
+            if start.elapsed() >= TURNS_TIME {
                 break;
             }
         }
-        self.notify(last)
+        self.notify(last)?;
+        if sigbus::take_hit() {
+            self.close_truncated()?;
+        }
+        Ok(())
     }
 
     fn turn(&mut self, number: usize) -> Result<(), Fatal> {
-        let due = self.due.get_mut(number).map(std::mem::take).unwrap_or_default();
+        let due = self
+            .due
+            .get_mut(number)
+            .map(std::mem::take)
+            .unwrap_or_default();
         let Some(session) = self.sessions.get_mut(number) else {
             return Ok(());
         };
@@ -222,9 +244,19 @@ impl EventLoop {
 
     fn close(&mut self, number: usize, error: &SessionError) -> Result<(), Fatal> {
         if let Some(session) = self.sessions.get_mut(number) {
-            session.close(error, &mut self.shared).map_err(fatal)?;
+            let closed = session.close(error, &mut self.shared).map_err(fatal)?;
+            self.connected = self.connected.saturating_sub(usize::from(closed));
         }
         self.wake_waiters();
+        Ok(())
+    }
+
+    fn close_truncated(&mut self) -> Result<(), Fatal> {
+        for number in 0..self.sessions.len() {
+            if self.sessions.get(number).is_some_and(Session::is_truncated) {
+                self.close(number, &SessionError::Truncated)?;
+            }
+        }
         Ok(())
     }
 

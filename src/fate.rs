@@ -142,6 +142,8 @@ pub enum SessionError {
     RepliesUnread,
     /// It filled its call eventfd and made it blocking.
     CallBlocked,
+    /// It truncated a file of its guest's memory.
+    Truncated,
     /// The `vhost` crate, or one of our handlers through it, refused the message.
     Vhost(vhost::vhost_user::Error),
     /// The host refused a system call that the session needs.
@@ -156,6 +158,7 @@ impl fmt::Display for SessionError {
             Self::Silent => write!(f, "silent in the middle of a message"),
             Self::RepliesUnread => write!(f, "front-end does not read its replies"),
             Self::CallBlocked => write!(f, "call eventfd is full and blocking"),
+            Self::Truncated => write!(f, "guest memory was truncated"),
             Self::Vhost(error) => write!(f, "message refused: {error}"),
             Self::Host(error) => write!(f, "{error}"),
         }
@@ -217,10 +220,8 @@ impl Fatal {
     /// A system call that failed on `thing`; the class follows from `error` where it tells more
     /// than `code`.
     pub fn os(code: ExitCode, thing: impl fmt::Display, error: &io::Error) -> Self {
-        let code = match error.kind() {
-            io::ErrorKind::PermissionDenied => ExitCode::NoPermission,
-            _ => code,
-        };
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let code = if denied { ExitCode::NoPermission } else { code };
         Self::new(code, format!("{thing}: {error}"))
     }
 }

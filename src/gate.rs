@@ -149,6 +149,7 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
 /// `vhost` crate has room for would make it lose its place in the stream.
 ///
 /// `None` if nothing is queued, 0 at the end of the stream.
+#[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
 fn peek(fd: RawFd, header: &mut [u8; HEADER_LEN]) -> Result<Option<usize>, SessionError> {
     // Room for the fds and a cmsghdr, with the alignment that a cmsghdr needs.
     let mut control = [0u64; 2 + MAX_FDS / 2];
@@ -167,10 +168,10 @@ fn peek(fd: RawFd, header: &mut [u8; HEADER_LEN]) -> Result<Option<usize>, Sessi
     let len = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
     if len < 0 {
         let error = io::Error::last_os_error();
-        return match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
-            io::ErrorKind::ConnectionReset => Err(SessionError::Disconnected),
-            _ => Err(SessionError::Host(error)),
+        return match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINTR) => Ok(None),
+            Some(libc::ECONNRESET) => Err(SessionError::Disconnected),
+            Some(_) | None => Err(SessionError::Host(error)),
         };
     }
     close_peeked(&message);
@@ -181,6 +182,7 @@ fn peek(fd: RawFd, header: &mut [u8; HEADER_LEN]) -> Result<Option<usize>, Sessi
 }
 
 /// Peeking made duplicates of the fds that are queued; they are not wanted.
+#[allow(clippy::useless_conversion, reason = "cmsg_len is a u32 in musl")]
 fn close_peeked(message: &libc::msghdr) {
     // SAFETY: `message` was filled in by recvmsg, and its control buffer is alive.
     let first = unsafe { libc::CMSG_FIRSTHDR(message) };
@@ -196,9 +198,15 @@ fn close_peeked(message: &libc::msghdr) {
     let bytes = usize::try_from(header.cmsg_len)
         .unwrap_or(0)
         .saturating_sub(data.addr().saturating_sub(first.addr()));
-    for index in 0..bytes.checked_div(size_of::<RawFd>()).unwrap_or(0).min(MAX_FDS) {
+    for index in 0..bytes
+        .checked_div(size_of::<RawFd>())
+        .unwrap_or(0)
+        .min(MAX_FDS)
+    {
         // SAFETY: the kernel put that many fds there, within the control buffer.
-        let fd = unsafe { data.add(index).read_unaligned() };
+        let at = unsafe { data.add(index) };
+        // SAFETY: as above.
+        let fd = unsafe { at.read_unaligned() };
         // SAFETY: recvmsg made this fd for us, and nothing else knows it.
         unsafe { libc::close(fd) };
     }
@@ -224,7 +232,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn header(code: u32, flags: u32, size: u32) -> Vec<u8> {
-        [code, flags, size].iter().flat_map(|n| n.to_le_bytes()).collect()
+        [code, flags, size]
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect()
     }
 
     fn inspect_bytes(bytes: &[u8]) -> Result<Queued, SessionError> {
@@ -263,9 +274,9 @@ mod tests {
     fn inspect_header_that_is_not_allowed_ends_the_session() {
         for bytes in [
             header(0, 1, 0),
-            header(6, 1, 0),    // SET_LOG_BASE
-            header(21, 1, 0),   // SET_BACKEND_REQ_FD
-            header(33, 1, 0),   // GPU_SET_SOCKET
+            header(6, 1, 0),  // SET_LOG_BASE
+            header(21, 1, 0), // SET_BACKEND_REQ_FD
+            header(33, 1, 0), // GPU_SET_SOCKET
             header(999, 1, 0),
             header(1, 0, 0),    // version 0
             header(1, 2, 0),    // version 2

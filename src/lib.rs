@@ -1,5 +1,68 @@
-//! A vhost-user back-end of the VIRTIO SPI controller (device id 45).
-#![deny(unsafe_code)]
+//! A vhost-user back-end of the VIRTIO SPI controller (device id 45): it gives virtual machines the
+//! SPI devices of their host.
+//!
+//! # The way of one request
+//!
+//! A kick wakes [`event_loop`], which gives the guest's [`session`] a turn. Its [`requestq`] looks
+//! at the next chain of the [`vring`], [`request`] finds head, tx, rx and result in it, and
+//! [`virtio_spi::validate`] judges it against the limits of its [`device`]. When its [`bus`] is
+//! free the chain is taken off the ring and becomes a [`transfer`], for which [`plan`] makes
+//! messages that spidev accepts and [`spidev`] (or the built-in [`loopback`]) carries them out, one
+//! each turn. At the end the result byte is written, the chain given back, and the driver notified.
+//!
+//! One process, one thread, one epoll set. Nothing blocks but the SPI ioctl, and that for at most
+//! 100 ms of wire time. A request costs no allocation, no copy of payload and no log line, and
+//! three system calls where requests come one at a time: `epoll_wait`, the ioctl, and the `write`
+//! that notifies.
+//!
+//! # Trust
+//!
+//! | who | is trusted with | and not with |
+//! |---|---|---|
+//! | administrator (command line, devices) | everything | typing without mistakes |
+//! | front-end (VMM) | its guest's memory | the daemon's time, fds, memory; other guests |
+//! | guest driver | its own requests | anything else, its front-end included |
+//!
+//! Messages pass the [`gate`] before the `vhost` crate reads them and calls [`backend`]; shared
+//! memory passes [`memory`], and [`sigbus`] catches what its owner takes away later; requests pass
+//! [`request`] and [`virtio_spi`]. What goes wrong has one of the fates in [`fate`]. Before the
+//! first byte from a front-end is read, [`sandbox`] gives up every system call that [`seccomp`]
+//! does not list.
+//!
+//! # Modules, top to bottom: each uses only those below it
+//!
+//! | modules | job |
+//! |---|---|
+//! | [`daemon`] | from the command line to all that the loop runs on |
+//! | [`event_loop`] | events, turns, deadlines |
+//! | [`session`], [`requestq`] | one guest: its socket and messages; its requests |
+//! | [`backend`], [`gate`] | vhost-user messages: what each does; whether one may be read |
+//! | [`bus`], [`transfer`] | who has the controller; one request on its way over the wire |
+//! | [`device`], [`loopback`], [`spidev`] | chip selects: what they may be asked, how they do it |
+//! | [`request`], [`vring`], [`memory`], [`sigbus`] | chains, rings, guest memory |
+//! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
+//! | [`sandbox`], [`seccomp`], [`way_out`], [`signals`] | confinement and the end |
+//! | [`listener`], [`epoll`], [`watchdog`], [`log`], [`cli`], [`fate`] | sockets, fds, time, text |
+
+#![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::allow_attributes_without_reason,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::exit,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::multiple_unsafe_ops_per_block,
+        clippy::panic,
+        clippy::print_stderr,
+        clippy::print_stdout,
+        clippy::undocumented_unsafe_blocks,
+        clippy::unwrap_used,
+        clippy::wildcard_enum_match_arm
+    )
+)]
 
 pub mod backend;
 pub mod bus;
@@ -9,31 +72,48 @@ pub mod device;
 pub mod epoll;
 pub mod event_loop;
 pub mod fate;
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: recvmsg with MSG_PEEK, which std has no name for"
+)]
 pub mod gate;
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: umask, a connect that does not wait, and the *at calls"
+)]
 pub mod listener;
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: poll and a write that may be interrupted"
+)]
 pub mod log;
 pub mod loopback;
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "UNSAFETY: one fcntl without pointers")]
 pub mod memory;
 pub mod plan;
 pub mod request;
 pub mod requestq;
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "UNSAFETY: prctl")]
 pub mod sandbox;
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "UNSAFETY: the seccomp system call")]
 pub mod seccomp;
 pub mod session;
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: a signal handler that maps memory in place of guest memory"
+)]
+pub mod sigbus;
+#[allow(unsafe_code, reason = "UNSAFETY: signal masks and signalfd")]
 pub mod signals;
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: the SPI ioctls, whose transfers point into guest memory"
+)]
 pub mod spidev;
 pub mod transfer;
 pub mod virtio_spi;
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "UNSAFETY: a write that may be interrupted")]
 pub mod vring;
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "UNSAFETY: a signal handler and its timer")]
 pub mod watchdog;
 pub mod way_out;

@@ -43,9 +43,8 @@ impl Listener {
     pub fn create(path: &Path) -> Result<(Self, SocketFile), Fatal> {
         let shown = format!("socket '{}'", path.display());
         let cannot = |error: io::Error| Fatal::os(ExitCode::CantCreate, &shown, &error);
-        let (parent, name) = split(path).ok_or_else(|| {
-            Fatal::new(ExitCode::CantCreate, format!("{shown}: names no file"))
-        })?;
+        let (parent, name) = split(path)
+            .ok_or_else(|| Fatal::new(ExitCode::CantCreate, format!("{shown}: names no file")))?;
         // SAFETY: all-zero bytes are a valid `sockaddr_un`.
         let room = unsafe { zeroed::<libc::sockaddr_un>() }.sun_path.len();
         let len = path.as_os_str().len();
@@ -102,7 +101,9 @@ fn lock(directory: &File) -> io::Result<()> {
 
 fn split(path: &Path) -> Option<(&Path, CString)> {
     let name = CString::new(path.file_name()?.as_bytes()).ok()?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     Some((parent.unwrap_or(Path::new(OsStr::new("."))), name))
 }
 
@@ -205,7 +206,10 @@ impl SocketFile {
 
     /// Removes the socket, if what has its name is still it.
     pub fn remove(&self) {
-        if self.stat().is_ok_and(|found| found == (self.device, self.inode)) {
+        if self
+            .stat()
+            .is_ok_and(|found| found == (self.device, self.inode))
+        {
             // SAFETY: the name is a C string. If it fails there is nothing left to do about it.
             unsafe { libc::unlinkat(self.directory.as_raw_fd(), self.name.as_ptr(), 0) };
         }

@@ -20,7 +20,11 @@ impl fmt::Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
             // The last place is the newline's.
-            let Some(slot) = self.bytes.get_mut(self.len).filter(|_| self.len < LINE_LEN - 1) else {
+            let Some(slot) = self
+                .bytes
+                .get_mut(self.len)
+                .filter(|_| self.len < LINE_LEN - 1)
+            else {
                 break;
             };
             // A name from the command line must not make two lines of one.

@@ -4,7 +4,7 @@
 //! a deadline of the transfer that asked for them.
 
 use crate::spidev::Buffer;
-use crate::virtio_spi::{CPHA, CPOL, LSB_FIRST, Lanes, Limits};
+use crate::virtio_spi::{CPHA, CPOL, LOOP, LSB_FIRST, Lanes, Limits};
 
 /// Most bytes of one message: short enough that the loop looks up between two of them.
 pub const MESSAGE_LEN: u32 = 1 << 16;
@@ -15,7 +15,7 @@ const IDLE: [u8; 256] = [0xff; 256];
 /// What the device takes: everything that means something without wires.
 pub fn limits(common: Limits) -> Limits {
     Limits {
-        mode_mask: CPHA | CPOL | LSB_FIRST,
+        mode_mask: CPHA | CPOL | LSB_FIRST | LOOP,
         bits_per_word_mask: u32::MAX,
         tx_lanes: Lanes(0),
         rx_lanes: Lanes(0),

@@ -11,7 +11,11 @@ fn main() -> ExitCode {
     let result = match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(config)) => serve(&config),
         Ok(Command::Help) => print(HELP),
-        Ok(Command::Version) => print(concat!("vhost-device-spi ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Command::Version) => print(concat!(
+            "vhost-device-spi ",
+            env!("CARGO_PKG_VERSION"),
+            "\n"
+        )),
         Err(fatal) => Err(fatal),
     };
     match result {

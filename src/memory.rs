@@ -17,6 +17,8 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
+use crate::sigbus::Watch;
+
 /// Most regions that a guest may have.
 pub const MAX_REGIONS: usize = 32;
 /// Most bytes that all regions of a guest may have together: 1 TiB, so that 64 guests fit the
@@ -79,6 +81,8 @@ impl std::fmt::Display for MemoryError {
 pub struct Memory {
     mapped: GuestMemoryMmap,
     described: Vec<RegionDescription>,
+    /// In the order of `described`.
+    watches: Vec<Watch>,
 }
 
 /// A slice of guest memory, valid while the table is borrowed.
@@ -101,12 +105,14 @@ impl Memory {
         let len = usize::try_from(region.len).map_err(|_| MemoryError::TooMuch)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, region.file_offset), len)
             .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
+        let watch = Watch::new(mapping.as_ptr(), len).ok_or(MemoryError::TooMuch)?;
         let mapping = GuestRegionMmap::new(mapping, region.guest).ok_or(MemoryError::Shape)?;
         self.mapped = self
             .mapped
             .insert_region(Arc::new(mapping))
             .map_err(|_| MemoryError::Overlap)?;
         self.described.push(region);
+        self.watches.push(watch);
         Ok(())
     }
 
@@ -127,6 +133,7 @@ impl Memory {
             .map_err(|_| MemoryError::Unknown)?;
         self.mapped = mapped;
         self.described.swap_remove(index);
+        self.watches.swap_remove(index);
         Ok(())
     }
 
@@ -170,6 +177,11 @@ impl Memory {
             let guest = region.guest.0.checked_add(offset)?;
             inside.then_some(GuestAddress(guest))
         })
+    }
+
+    /// Whether a region's file was truncated under us: what is in it is lost.
+    pub fn is_truncated(&self) -> bool {
+        self.watches.iter().any(Watch::is_hit)
     }
 
     /// Whether there is no region at all.
@@ -267,14 +279,38 @@ mod tests {
         let mut memory = Memory::default();
         memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
         let mut add = |r, len| memory.add(r, memfd(len)).unwrap_err();
-        assert!(matches!(add(region(4 * MIB, 0, 0), MIB), MemoryError::Shape));
-        assert!(matches!(add(region(4 * MIB + 1, 0, MIB), MIB), MemoryError::Shape));
-        assert!(matches!(add(region(4 * MIB, 8, MIB), MIB), MemoryError::Shape));
-        assert!(matches!(add(region(0u64.wrapping_sub(4096), 0, 8192), MIB), MemoryError::Shape));
-        assert!(matches!(add(region(0, 0, 1 << 41), MIB), MemoryError::TooMuch));
-        assert!(matches!(add(region(2 * MIB - 4096, 0, MIB), MIB), MemoryError::Overlap));
-        assert!(matches!(add(region(4 * MIB, 15 * MIB, 2 * MIB), 2 * MIB), MemoryError::Overlap));
-        assert!(matches!(add(region(4 * MIB, 0, 2 * MIB), MIB), MemoryError::BeyondFile));
+        assert!(matches!(
+            add(region(4 * MIB, 0, 0), MIB),
+            MemoryError::Shape
+        ));
+        assert!(matches!(
+            add(region(4 * MIB + 1, 0, MIB), MIB),
+            MemoryError::Shape
+        ));
+        assert!(matches!(
+            add(region(4 * MIB, 8, MIB), MIB),
+            MemoryError::Shape
+        ));
+        assert!(matches!(
+            add(region(0u64.wrapping_sub(4096), 0, 8192), MIB),
+            MemoryError::Shape
+        ));
+        assert!(matches!(
+            add(region(0, 0, 1 << 41), MIB),
+            MemoryError::TooMuch
+        ));
+        assert!(matches!(
+            add(region(2 * MIB - 4096, 0, MIB), MIB),
+            MemoryError::Overlap
+        ));
+        assert!(matches!(
+            add(region(4 * MIB, 15 * MIB, 2 * MIB), 2 * MIB),
+            MemoryError::Overlap
+        ));
+        assert!(matches!(
+            add(region(4 * MIB, 0, 2 * MIB), MIB),
+            MemoryError::BeyondFile
+        ));
     }
 
     #[test]
@@ -288,9 +324,13 @@ mod tests {
     fn add_more_than_32_regions_is_refused() {
         let mut memory = Memory::default();
         for i in 0..32 {
-            memory.add(region(i * MIB, i * MIB, 4096), memfd(4096)).unwrap();
+            memory
+                .add(region(i * MIB, i * MIB, 4096), memfd(4096))
+                .unwrap();
         }
-        let error = memory.add(region(64 * MIB, 64 * MIB, 4096), memfd(4096)).unwrap_err();
+        let error = memory
+            .add(region(64 * MIB, 64 * MIB, 4096), memfd(4096))
+            .unwrap_err();
         assert!(matches!(error, MemoryError::TooMuch));
     }
 

@@ -172,7 +172,10 @@ fn next_piece(
 }
 
 /// Outer `None`: the request is at its end. Inner `None`: it has no such direction.
-#[expect(clippy::option_option, reason = "two different absences, both short-lived")]
+#[expect(
+    clippy::option_option,
+    reason = "two different absences, both short-lived"
+)]
 fn side(segments: &[Segment], position: Position) -> Option<Option<(u64, u32)>> {
     if segments.is_empty() {
         return Some(None);
@@ -232,7 +235,9 @@ mod tests {
             Place::At(address) => (0..u64::from(len)).map(|i| address + i).collect(),
             Place::Cut(mut position) => {
                 let mut out = Vec::new();
-                position.walk(segments, len, |a, l| out.extend((0..u64::from(l)).map(|i| a + i)));
+                position.walk(segments, len, |a, l| {
+                    out.extend((0..u64::from(l)).map(|i| a + i))
+                });
                 out
             }
         }
@@ -243,7 +248,11 @@ mod tests {
     fn check(tx: &[u32], rx: &[u32], word_len: u32, budget: Budget) -> Vec<Vec<Piece>> {
         let (tx, rx) = (segments(tx, 0x10_0000), segments(rx, 0x90_0000));
         let len = addresses(if tx.is_empty() { &rx } else { &tx }).len() as u64;
-        let work = Work { tx: &tx, rx: &rx, word_len };
+        let work = Work {
+            tx: &tx,
+            rx: &rx,
+            word_len,
+        };
         let mut progress = Progress::default();
         let mut messages = Vec::new();
         while progress.done < len {
@@ -256,14 +265,19 @@ mod tests {
             assert_eq!(total, pieces.iter().map(|p| p.len).sum::<u32>());
             assert!(pieces.len() <= budget.pieces);
             assert!(u64::from(total) <= budget.bytes);
-            let charged: u32 = pieces.iter().map(|p| p.len.next_multiple_of(budget.align)).sum();
+            let charged: u32 = pieces
+                .iter()
+                .map(|p| p.len.next_multiple_of(budget.align))
+                .sum();
             assert!(charged <= budget.bufsiz);
             assert!(pieces.iter().all(|p| p.len % word_len == 0));
             messages.push(pieces);
         }
         let all = |side: fn(&Piece) -> Place, segments: &[Segment]| -> Vec<u64> {
             let pieces = messages.iter().flatten();
-            pieces.flat_map(|p| place_addresses(side(p), segments, p.len)).collect()
+            pieces
+                .flat_map(|p| place_addresses(side(p), segments, p.len))
+                .collect()
         };
         assert_eq!(all(|p| p.tx, &tx), addresses(&tx));
         assert_eq!(all(|p| p.rx, &rx), addresses(&rx));
@@ -315,14 +329,20 @@ mod tests {
 
     #[test]
     fn plan_more_than_511_pieces_is_several_messages() {
-        let fine = Budget { align: 8, ..DEFAULT };
+        let fine = Budget {
+            align: 8,
+            ..DEFAULT
+        };
         let messages = check(&[1; 600], &[600], 1, fine);
         assert_eq!(messages.iter().map(Vec::len).collect::<Vec<_>>(), [511, 89]);
     }
 
     #[test]
     fn plan_time_budget_bounds_each_message() {
-        let slow = Budget { bytes: 10, ..DEFAULT };
+        let slow = Budget {
+            bytes: 10,
+            ..DEFAULT
+        };
         assert_eq!(check(&[95], &[95], 1, slow).len(), 10);
         // Ten bytes hold two words of four.
         assert_eq!(check(&[96], &[96], 4, slow).len(), 12);
@@ -338,7 +358,11 @@ mod tests {
                     for d in 1..8 - c {
                         for word_len in [1, 2, 4] {
                             for bufsiz in [8, 24] {
-                                let budget = Budget { bufsiz, align: 8, ..DEFAULT };
+                                let budget = Budget {
+                                    bufsiz,
+                                    align: 8,
+                                    ..DEFAULT
+                                };
                                 check(&[a, b, 8 - a - b], &[c, d, 8 - c - d], word_len, budget);
                             }
                         }

@@ -42,7 +42,9 @@ impl Store {
 
     /// Device-writable segments in front of the result byte.
     pub fn rx(&self) -> &[Segment] {
-        self.segments.get(self.tx_count..self.count).unwrap_or_default()
+        self.segments
+            .get(self.tx_count..self.count)
+            .unwrap_or_default()
     }
 
     fn clear(&mut self) {
@@ -51,7 +53,10 @@ impl Store {
     }
 
     fn push(&mut self, segment: Segment) -> Result<(), ParamError> {
-        let slot = self.segments.get_mut(self.count).ok_or(ParamError::TooManyPieces)?;
+        let slot = self
+            .segments
+            .get_mut(self.count)
+            .ok_or(ParamError::TooManyPieces)?;
         *slot = segment;
         self.count = self.count.saturating_add(1);
         Ok(())
@@ -140,7 +145,9 @@ pub fn parse(
         error: None,
     };
     let walked = vring.walk(memory, chain_head, |descriptor| parser.take(descriptor));
-    let last = parser.last_writable.filter(|&a| memory.contiguous(a, 1).is_some());
+    let last = parser
+        .last_writable
+        .filter(|&a| memory.contiguous(a, 1).is_some());
     let (Ok(()), Some(result)) = (walked, last) else {
         return (Answer::none(chain_head), Err(ParamError::Framing));
     };
@@ -194,7 +201,9 @@ impl Parser<'_> {
         let part = room.len().min(usize::try_from(len).unwrap_or(usize::MAX));
         let part = room.get_mut(..part).ok_or(ParamError::Framing)?;
         let part_len = u32::try_from(part.len()).map_err(|_| ParamError::Framing)?;
-        self.memory.read(address, part).ok_or(ParamError::Address(address))?;
+        self.memory
+            .read(address, part)
+            .ok_or(ParamError::Address(address))?;
         let behind = address.saturating_add(u64::from(part_len));
         let pushed = self.segments(behind, len.saturating_sub(part_len));
         self.store.tx_count = self.store.count;
@@ -221,7 +230,10 @@ impl Parser<'_> {
             return Err(error);
         }
         let head_len = u64::try_from(HEAD_LEN).unwrap_or(u64::MAX);
-        let tx_len = self.readable.checked_sub(head_len).ok_or(ParamError::Framing)?;
+        let tx_len = self
+            .readable
+            .checked_sub(head_len)
+            .ok_or(ParamError::Framing)?;
         self.store.drop_last_byte();
         Ok(Request {
             head: TransferHead::parse(&self.head),

@@ -186,7 +186,12 @@ impl Requestq {
                 vring.consume();
                 self.active = Some((accepted.bus, answer));
                 if let Some(bus) = shared.buses.get_mut(accepted.bus) {
-                    let Accepted { claim, terms, transfer, .. } = accepted;
+                    let Accepted {
+                        claim,
+                        terms,
+                        transfer,
+                        ..
+                    } = accepted;
                     bus.begin(claim, terms, transfer, &mut shared.store);
                 }
                 self.advance(guest, shared)
@@ -204,7 +209,9 @@ impl Requestq {
         if vring.rearm(memory).map_err(Stop::Ring)? {
             return Ok(Turn::Again);
         }
-        let poll = vring.needs_polling().then(|| Instant::now().checked_add(POLL));
+        let poll = vring
+            .needs_polling()
+            .then(|| Instant::now().checked_add(POLL));
         Ok(poll.flatten().map_or(Turn::Idle, Turn::At))
     }
 
@@ -217,7 +224,10 @@ impl Requestq {
     ) -> Result<Accepted, ParamError> {
         let head = &request.head;
         let unknown = ParamError::ChipSelect(head.chip_select_id);
-        let place = self.grant.chip_selects.get(usize::from(head.chip_select_id));
+        let place = self
+            .grant
+            .chip_selects
+            .get(usize::from(head.chip_select_id));
         let &(bus_index, device_index) = place.ok_or(unknown)?;
         let bus = shared.buses.get(bus_index).ok_or(unknown)?;
         let device = bus.devices.get(device_index).ok_or(unknown)?;
@@ -288,7 +298,8 @@ impl Requestq {
     }
 
     fn report(&mut self, error: &TransferError, bus_index: usize, shared: &mut Shared) {
-        let down = matches!(error, TransferError::Ioctl(e) if e.raw_os_error() == Some(libc::ESHUTDOWN));
+        let down =
+            matches!(error, TransferError::Ioctl(e) if e.raw_os_error() == Some(libc::ESHUTDOWN));
         let name = shared
             .buses
             .get_mut(bus_index)

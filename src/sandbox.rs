@@ -23,7 +23,9 @@ pub fn restrict(mode: SeccompMode) -> Result<(), Fatal> {
     match mode {
         SeccompMode::Kill => (),
         SeccompMode::Log => {
-            log::line(format_args!("warning: --seccomp=log only logs what is not allowed"));
+            log::line(format_args!(
+                "warning: --seccomp=log only logs what is not allowed"
+            ));
         }
         SeccompMode::None => log::line(format_args!("warning: --seccomp=none, no filter")),
     }

@@ -47,6 +47,7 @@ const fn equal(argument: u32, value: u32) -> Test {
 
 const SIZE_BITS: u32 = 0x3fff << 16;
 const PROT_EXEC: u32 = 4;
+const F_GETFD: u32 = 1;
 const F_GET_SEALS: u32 = 1034;
 const FIONREAD: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
@@ -58,7 +59,14 @@ const RULES: &[Rule] = &[
     any(libc::SYS_epoll_wait),
     any(libc::SYS_epoll_pwait),
     // spidev: SPI_IOC_MESSAGE of any size, and the mode
-    test(libc::SYS_ioctl, &[Test { argument: 1, mask: !SIZE_BITS, value: MESSAGE_0 }]),
+    test(
+        libc::SYS_ioctl,
+        &[Test {
+            argument: 1,
+            mask: !SIZE_BITS,
+            value: MESSAGE_0,
+        }],
+    ),
     test(libc::SYS_ioctl, &[equal(1, WR_MODE32)]),
     // vring: call and err eventfds; log: stderr
     any(libc::SYS_write),
@@ -72,6 +80,8 @@ const RULES: &[Rule] = &[
     any(libc::SYS_accept4),
     any(libc::SYS_epoll_ctl),
     any(libc::SYS_close),
+    // std: debug builds check each fd that they close
+    test(libc::SYS_fcntl, &[equal(1, F_GETFD)]),
     // event_loop: deadlines and signals
     any(libc::SYS_timerfd_settime),
     any(libc::SYS_read),
@@ -85,7 +95,14 @@ const RULES: &[Rule] = &[
     any(libc::SYS_newfstatat),
     any(libc::SYS_statx),
     // memory, and the C library's allocator
-    test(libc::SYS_mmap, &[Test { argument: 2, mask: PROT_EXEC, value: 0 }]),
+    test(
+        libc::SYS_mmap,
+        &[Test {
+            argument: 2,
+            mask: PROT_EXEC,
+            value: 0,
+        }],
+    ),
     any(libc::SYS_munmap),
     any(libc::SYS_mremap),
     any(libc::SYS_brk),
@@ -165,7 +182,9 @@ fn program(rules: &[Rule], otherwise: u32) -> Vec<sock_filter> {
 fn push_rule(program: &mut Vec<sock_filter>, rule: &Rule) {
     let number = u32::try_from(rule.number).unwrap_or(u32::MAX);
     // Three instructions for each test, the return, and the number loaded anew.
-    let tests_len = u8::try_from(rule.tests.len()).unwrap_or(u8::MAX).saturating_mul(3);
+    let tests_len = u8::try_from(rule.tests.len())
+        .unwrap_or(u8::MAX)
+        .saturating_mul(3);
     let reload = u8::from(tests_len > 0);
     let behind = tests_len.saturating_add(1).saturating_add(reload);
     program.push(jump(JUMP_EQUAL, number, 0, behind));
@@ -259,8 +278,7 @@ mod tests {
             let tested = RULES
                 .iter()
                 .any(|r| r.number == c_long::from(number) && !r.tests.is_empty());
-            let allowed =
-                run(&program, AUDIT_ARCH, number, [0; 6]) == libc::SECCOMP_RET_ALLOW;
+            let allowed = run(&program, AUDIT_ARCH, number, [0; 6]) == libc::SECCOMP_RET_ALLOW;
             assert!(tested || listed == allowed, "system call {number}");
         }
     }
@@ -269,7 +287,10 @@ mod tests {
     fn filter_refuses_other_architectures_and_x32() {
         let program = program(RULES, DENY);
         let close = u32::try_from(libc::SYS_close).unwrap();
-        assert_eq!(run(&program, AUDIT_ARCH, close, [0; 6]), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(
+            run(&program, AUDIT_ARCH, close, [0; 6]),
+            libc::SECCOMP_RET_ALLOW
+        );
         assert_eq!(run(&program, 0x4000_0003, close, [0; 6]), DENY);
         assert_eq!(run(&program, AUDIT_ARCH, close | X32_BIT, [0; 6]), DENY);
     }

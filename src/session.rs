@@ -79,21 +79,26 @@ impl Session {
         }
     }
 
-    /// Accepts a front-end; the next one waits until this one is gone.
+    /// Accepts a front-end; the next one waits until this one is gone. Returns whether there was
+    /// one.
     ///
     /// # Errors
     /// The host could not take the connection; the socket does not listen until
     /// [`Session::listen`].
-    pub fn accept(&mut self, poller: &Poller) -> Result<(), SessionError> {
+    pub fn accept(&mut self, poller: &Poller) -> Result<bool, SessionError> {
         let Some(listener) = self.listener.as_ref().filter(|_| self.connection.is_none()) else {
-            return Ok(());
+            return Ok(false);
         };
         let accepted = listener.accept();
         if let Err(error) = &accepted
-            && [ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::ConnectionAborted]
-                .contains(&error.kind())
+            && [
+                ErrorKind::WouldBlock,
+                ErrorKind::Interrupted,
+                ErrorKind::ConnectionAborted,
+            ]
+            .contains(&error.kind())
         {
-            return Ok(());
+            return Ok(false);
         }
         poller.remove(listener.as_raw_fd());
         let stream = accepted.map_err(SessionError::Host)?;
@@ -101,7 +106,10 @@ impl Session {
             .add_edge(stream.as_raw_fd(), Token::Connection(self.number))
             .map_err(SessionError::Host)?;
         let backend = Backend::new(self.number, self.requestq.grant.config, poller.clone())?;
-        #[expect(clippy::arc_with_non_send_sync, reason = "the vhost crate asks for an Arc")]
+        #[expect(
+            clippy::arc_with_non_send_sync,
+            reason = "the vhost crate asks for an Arc"
+        )]
         let backend = Arc::new(backend);
         self.connection = Some(Connection {
             handler: BackendReqHandler::from_stream(stream, Arc::clone(&backend)),
@@ -109,7 +117,7 @@ impl Session {
             deadline: None,
             hung_up: false,
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Stops listening for good.
@@ -203,9 +211,12 @@ impl Session {
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
-        connection.handler.handle_request().map_err(|error| match error {
-            vhost_user::Error::Disconnected => SessionError::Disconnected,
-            error => SessionError::Vhost(error),
+        connection.handler.handle_request().map_err(|error| {
+            if matches!(error, vhost_user::Error::Disconnected) {
+                SessionError::Disconnected
+            } else {
+                SessionError::Vhost(error)
+            }
         })
     }
 
@@ -218,6 +229,12 @@ impl Session {
             Some(connection) => self.requestq.turn(&mut connection.backend.guest(), shared),
             None => Ok(Turn::Idle),
         }
+    }
+
+    /// Whether the guest's memory was truncated.
+    pub fn is_truncated(&self) -> bool {
+        let connection = self.connection.as_ref();
+        connection.is_some_and(|connection| connection.backend.guest().memory.is_truncated())
     }
 
     /// Tells the driver what was completed since the last time.
@@ -250,21 +267,22 @@ impl Session {
         self.requestq.is_active()
     }
 
-    /// Ends the connection, if there is one, because of `error`, and listens again.
+    /// Ends the connection, if there is one, because of `error`, and listens again. Returns whether
+    /// there was one.
     ///
     /// # Errors
     /// The kernel refused the registration.
-    pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> std::io::Result<()> {
+    pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> std::io::Result<bool> {
         if !matches!(error, SessionError::Disconnected) {
             self.requestq.log(format_args!("connection ended: {error}"));
         }
         self.wake_at = None;
         let Some(connection) = self.connection.take() else {
-            return Ok(());
+            return Ok(false);
         };
         // It ends anyway: an eventfd that blocks has done so for the last time.
         let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
         drop(connection);
-        self.listen(&shared.poller)
+        self.listen(&shared.poller).map(|()| true)
     }
 }

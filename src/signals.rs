@@ -31,7 +31,13 @@ pub fn catch() -> io::Result<File> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the set is initialised, and -1 asks for a new fd.
-    let fd = unsafe { libc::signalfd(-1, &raw const ending, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    let fd = unsafe {
+        libc::signalfd(
+            -1,
+            &raw const ending,
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+        )
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -151,16 +151,33 @@ impl<'m> Message<'m> {
     ///
     /// # Errors
     /// The message is full, or a buffer is shorter than `len`; the plan allows neither.
-    pub fn push(&mut self, tx: &Buffer<'m>, rx: &Buffer<'m>, len: u32) -> Result<(), TransferError> {
+    pub fn push(
+        &mut self,
+        tx: &Buffer<'m>,
+        rx: &Buffer<'m>,
+        len: u32,
+    ) -> Result<(), TransferError> {
         let index = self.count;
-        let tx_word = self.scratch.tx_words.get_mut(index).ok_or(TransferError::Memory)?;
-        let rx_word = self.scratch.rx_words.get_mut(index).ok_or(TransferError::Memory)?;
+        let tx_word = self
+            .scratch
+            .tx_words
+            .get_mut(index)
+            .ok_or(TransferError::Memory)?;
+        let rx_word = self
+            .scratch
+            .rx_words
+            .get_mut(index)
+            .ok_or(TransferError::Memory)?;
         if let Buffer::Word(bytes) = tx {
             *tx_word = *bytes;
         }
         let tx_buf = address(tx, tx_word, len)?;
         let rx_buf = address(rx, rx_word, len)?;
-        let transfer = self.scratch.transfers.get_mut(index).ok_or(TransferError::Memory)?;
+        let transfer = self
+            .scratch
+            .transfers
+            .get_mut(index)
+            .ok_or(TransferError::Memory)?;
         *transfer = SpiIocTransfer {
             tx_buf,
             rx_buf,
@@ -201,7 +218,11 @@ impl<'m> Message<'m> {
 
     /// The word that was received for transfer `index`.
     pub fn rx_word(&self, index: usize) -> [u8; 4] {
-        self.scratch.rx_words.get(index).copied().unwrap_or_default()
+        self.scratch
+            .rx_words
+            .get(index)
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -255,18 +276,18 @@ impl Spidev {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|e| Fatal::os(ExitCode::NoInput, &name, &e))?;
-        let found_mode = read_u32(&file, RD_MODE32).map_err(|e| match e.raw_os_error() {
-            Some(libc::ENOTTY) => {
-                Fatal::new(ExitCode::NoInput, format!("{name}: not a spidev: {e}"))
-            }
-            _ => Fatal::os(ExitCode::NoInput, &name, &e),
-        })?;
         file.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => {
                 let why = "another process has it locked";
                 Fatal::new(ExitCode::Unavailable, format!("{name}: {why}"))
             }
             TryLockError::Error(e) => Fatal::os(ExitCode::OsError, &name, &e),
+        })?;
+        let found_mode = read_u32(&file, RD_MODE32).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOTTY) => {
+                Fatal::new(ExitCode::NoInput, format!("{name}: not a spidev: {e}"))
+            }
+            _ => Fatal::os(ExitCode::NoInput, &name, &e),
         })?;
         let mut device = Self {
             file,
@@ -333,9 +354,8 @@ impl Spidev {
         let bits = read_u8(&self.file, RD_BITS_PER_WORD)?;
         let settable = self.probe_modes()?;
         let lanes = self.probe_lanes()?;
-        let bits_per_word_mask = probe_word_sizes(bits, |bits| {
-            write_bits_per_word(&self.file, bits).is_ok()
-        });
+        let bits_per_word_mask =
+            probe_word_sizes(bits, |bits| write_bits_per_word(&self.file, bits).is_ok());
         if bits_per_word_mask.count_ones() > 1 {
             write_bits_per_word(&self.file, bits)?;
         }
@@ -427,7 +447,10 @@ fn same_direction(lanes: u32) -> u32 {
 fn probe_word_sizes(current: u8, mut accepts: impl FnMut(u8) -> bool) -> u32 {
     let mut known = |bits: u8| bits == current || accepts(bits);
     let low = (1..=current).find(|&bits| known(bits)).unwrap_or(current);
-    let high = (current..=32).rev().find(|&bits| known(bits)).unwrap_or(current);
+    let high = (current..=32)
+        .rev()
+        .find(|&bits| known(bits))
+        .unwrap_or(current);
     let dense = high.saturating_sub(low) < 2
         || (known(low.saturating_add(1)) && known(high.saturating_sub(1)));
     (low..=high)
@@ -456,16 +479,14 @@ fn write_bits_per_word(file: &File, bits: u8) -> io::Result<()> {
 fn read_u32(file: &File, request: u32) -> io::Result<u32> {
     let mut value = 0u32;
     // SAFETY: the callers' requests write a u32 to `value`.
-    let result =
-        unsafe { libc::ioctl(file.as_raw_fd(), request_number(request), &raw mut value) };
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request_number(request), &raw mut value) };
     check(result).map(|()| value)
 }
 
 fn read_u8(file: &File, request: u32) -> io::Result<u8> {
     let mut value = 0u8;
     // SAFETY: the callers' requests write a u8 to `value`.
-    let result =
-        unsafe { libc::ioctl(file.as_raw_fd(), request_number(request), &raw mut value) };
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request_number(request), &raw mut value) };
     check(result).map(|()| value)
 }
 
@@ -477,7 +498,11 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 /// The C library's type for request numbers: unsigned long in glibc, int in musl.
-#[allow(clippy::as_conversions, clippy::cast_possible_wrap, reason = "the same 32 bits either way")]
+#[allow(
+    clippy::as_conversions,
+    clippy::cast_possible_wrap,
+    reason = "the same 32 bits either way"
+)]
 const fn request_number(request: u32) -> libc::Ioctl {
     request as libc::Ioctl
 }

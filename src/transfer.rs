@@ -112,9 +112,13 @@ impl Transfer {
     pub fn fits_one_message(&self, device: &Device, store: &Store) -> bool {
         let mut progress = Progress::default();
         let budget = self.budget(device);
-        let planned = plan_message(&self.work(device, store), self.len, &budget, &mut progress, |_| {
-            Ok::<(), std::convert::Infallible>(())
-        });
+        let planned = plan_message(
+            &self.work(device, store),
+            self.len,
+            &budget,
+            &mut progress,
+            |_| Ok::<(), std::convert::Infallible>(()),
+        );
         planned.is_ok() && progress.done == self.len
     }
 
@@ -236,7 +240,11 @@ impl Transfer {
             message.push(&tx, &rx, piece.len)
         })?;
         let keep = self.progress.done < self.len || self.keeps(follows);
-        let delay = if keep { 0 } else { usecs(self.head.cs_delay_hold_ns) };
+        let delay = if keep {
+            0
+        } else {
+            usecs(self.head.cs_delay_hold_ns)
+        };
         message.finish(keep, delay);
         spidev.transfer(&message)?;
         if rx_cut {
@@ -298,7 +306,9 @@ fn buffer<'m>(
                 whole = whole.and_then(|()| memory.read(address, part));
                 rest = behind;
             });
-            whole.map(|()| Buffer::Word(word)).ok_or(TransferError::Memory)
+            whole
+                .map(|()| Buffer::Word(word))
+                .ok_or(TransferError::Memory)
         }
     }
 }

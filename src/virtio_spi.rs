@@ -95,7 +95,11 @@ impl TransferHead {
             _,
             words @ ..,
         ] = *bytes;
-        let mut le32 = words.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+        let mut le32 = words
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| u32::from_le_bytes(*b));
         let mut next = || le32.next().unwrap_or_default();
         Self {
             chip_select_id,
@@ -222,7 +226,9 @@ pub fn validate(
 
 fn check_fields(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> {
     let bits = u32::from(head.bits_per_word);
-    let bit = bits.checked_sub(1).and_then(|shift| 1u32.checked_shl(shift));
+    let bit = bits
+        .checked_sub(1)
+        .and_then(|shift| 1u32.checked_shl(shift));
     if bit.is_none_or(|bit| limits.bits_per_word_mask & bit == 0) {
         return Err(ParamError::BitsPerWord(head.bits_per_word));
     }
@@ -250,10 +256,7 @@ fn check_delays(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> 
         (head.word_delay_ns, limits.max_word_delay_ns),
         (head.cs_setup_ns, limits.max_cs_setup_ns),
         (head.cs_delay_hold_ns, limits.max_cs_hold_ns),
-        (
-            head.cs_change_delay_inactive_ns,
-            limits.max_cs_inactive_ns,
-        ),
+        (head.cs_change_delay_inactive_ns, limits.max_cs_inactive_ns),
     ];
     for (asked, offered) in pairs {
         if asked > offered {
@@ -344,9 +347,12 @@ impl Config {
             }
         }
         let mut bytes = [0; CONFIG_LEN];
-        let fields = [count, 1, tx, rx]
-            .into_iter()
-            .chain([bits, modes].into_iter().chain(maxima).flat_map(u32::to_le_bytes));
+        let fields = [count, 1, tx, rx].into_iter().chain(
+            [bits, modes]
+                .into_iter()
+                .chain(maxima)
+                .flat_map(u32::to_le_bytes),
+        );
         for (byte, field) in bytes.iter_mut().zip(fields) {
             *byte = field;
         }
@@ -440,28 +446,112 @@ mod tests {
     #[test]
     fn validate_freq_0_means_the_maximum() {
         let head = TransferHead { freq: 0, ..head() };
-        assert_eq!(validate(&head, 1, 0, &limits()).unwrap().speed_hz, 10_000_000);
+        assert_eq!(
+            validate(&head, 1, 0, &limits()).unwrap().speed_hz,
+            10_000_000
+        );
     }
 
     #[test]
     fn validate_each_wrong_field_is_named() {
         let base = head();
         let cases = [
-            (TransferHead { bits_per_word: 0, ..base }, ParamError::BitsPerWord(0)),
-            (TransferHead { bits_per_word: 9, ..base }, ParamError::BitsPerWord(9)),
-            (TransferHead { bits_per_word: 33, ..base }, ParamError::BitsPerWord(33)),
-            (TransferHead { bits_per_word: 255, ..base }, ParamError::BitsPerWord(255)),
-            (TransferHead { cs_change: 2, ..base }, ParamError::CsChange(2)),
-            (TransferHead { tx_nbits: 4, ..base }, ParamError::Nbits(4)),
-            (TransferHead { rx_nbits: 8, ..base }, ParamError::Nbits(8)),
-            (TransferHead { tx_nbits: 3, ..base }, ParamError::Nbits(3)),
+            (
+                TransferHead {
+                    bits_per_word: 0,
+                    ..base
+                },
+                ParamError::BitsPerWord(0),
+            ),
+            (
+                TransferHead {
+                    bits_per_word: 9,
+                    ..base
+                },
+                ParamError::BitsPerWord(9),
+            ),
+            (
+                TransferHead {
+                    bits_per_word: 33,
+                    ..base
+                },
+                ParamError::BitsPerWord(33),
+            ),
+            (
+                TransferHead {
+                    bits_per_word: 255,
+                    ..base
+                },
+                ParamError::BitsPerWord(255),
+            ),
+            (
+                TransferHead {
+                    cs_change: 2,
+                    ..base
+                },
+                ParamError::CsChange(2),
+            ),
+            (
+                TransferHead {
+                    tx_nbits: 4,
+                    ..base
+                },
+                ParamError::Nbits(4),
+            ),
+            (
+                TransferHead {
+                    rx_nbits: 8,
+                    ..base
+                },
+                ParamError::Nbits(8),
+            ),
+            (
+                TransferHead {
+                    tx_nbits: 3,
+                    ..base
+                },
+                ParamError::Nbits(3),
+            ),
             (TransferHead { mode: LOOP, ..base }, ParamError::Mode(LOOP)),
-            (TransferHead { mode: 1 << 31, ..base }, ParamError::Mode(1 << 31)),
-            (TransferHead { freq: 10_000_001, ..base }, ParamError::Frequency(10_000_001)),
-            (TransferHead { freq: 999, ..base }, ParamError::Frequency(999)),
-            (TransferHead { word_delay_ns: 1, ..base }, ParamError::Delay(1)),
-            (TransferHead { cs_setup_ns: 2, ..base }, ParamError::Delay(2)),
-            (TransferHead { cs_delay_hold_ns: 40_000_001, ..base }, ParamError::Delay(40_000_001)),
+            (
+                TransferHead {
+                    mode: 1 << 31,
+                    ..base
+                },
+                ParamError::Mode(1 << 31),
+            ),
+            (
+                TransferHead {
+                    freq: 10_000_001,
+                    ..base
+                },
+                ParamError::Frequency(10_000_001),
+            ),
+            (
+                TransferHead { freq: 999, ..base },
+                ParamError::Frequency(999),
+            ),
+            (
+                TransferHead {
+                    word_delay_ns: 1,
+                    ..base
+                },
+                ParamError::Delay(1),
+            ),
+            (
+                TransferHead {
+                    cs_setup_ns: 2,
+                    ..base
+                },
+                ParamError::Delay(2),
+            ),
+            (
+                TransferHead {
+                    cs_delay_hold_ns: 40_000_001,
+                    ..base
+                },
+                ParamError::Delay(40_000_001),
+            ),
         ];
         for (head, error) in cases {
             assert_eq!(validate(&head, 4, 4, &limits()), Err(error), "{head:?}");
@@ -470,13 +560,31 @@ mod tests {
 
     #[test]
     fn validate_wrong_lengths_are_refused() {
-        let wide = TransferHead { bits_per_word: 16, ..head() };
-        assert_eq!(validate(&head(), 0, 0, &limits()), Err(ParamError::NoPayload));
-        assert_eq!(validate(&head(), 4, 5, &limits()), Err(ParamError::Duplex(4, 5)));
-        assert_eq!(validate(&wide, 3, 0, &limits()), Err(ParamError::PartialWord(3)));
+        let wide = TransferHead {
+            bits_per_word: 16,
+            ..head()
+        };
+        assert_eq!(
+            validate(&head(), 0, 0, &limits()),
+            Err(ParamError::NoPayload)
+        );
+        assert_eq!(
+            validate(&head(), 4, 5, &limits()),
+            Err(ParamError::Duplex(4, 5))
+        );
+        assert_eq!(
+            validate(&wide, 3, 0, &limits()),
+            Err(ParamError::PartialWord(3))
+        );
         let long = (1 << 22) + 1;
-        assert_eq!(validate(&head(), long, 0, &limits()), Err(ParamError::TooLong(long)));
-        let half = Limits { half_duplex: true, ..limits() };
+        assert_eq!(
+            validate(&head(), long, 0, &limits()),
+            Err(ParamError::TooLong(long))
+        );
+        let half = Limits {
+            half_duplex: true,
+            ..limits()
+        };
         assert_eq!(validate(&head(), 4, 4, &half), Err(ParamError::HalfDuplex));
         assert!(validate(&head(), 4, 0, &half).is_ok());
     }
@@ -484,11 +592,20 @@ mod tests {
     #[test]
     fn validate_slow_requests_are_refused_at_the_limit() {
         // 1,250 bytes at 1 kHz are exactly ten seconds.
-        let slow = TransferHead { freq: 1_000, ..head() };
+        let slow = TransferHead {
+            freq: 1_000,
+            ..head()
+        };
         assert!(validate(&slow, 1250, 0, &limits()).is_ok());
-        assert_eq!(validate(&slow, 1251, 0, &limits()), Err(ParamError::TooSlow));
+        assert_eq!(
+            validate(&slow, 1251, 0, &limits()),
+            Err(ParamError::TooSlow)
+        );
         // One word of 8 bits at 80 Hz takes the whole 100 ms of a message, at 79 Hz more.
-        let floor = Limits { min_speed_hz: 1, ..limits() };
+        let floor = Limits {
+            min_speed_hz: 1,
+            ..limits()
+        };
         assert!(validate(&TransferHead { freq: 80, ..head() }, 1, 0, &floor).is_ok());
         let head = TransferHead { freq: 79, ..head() };
         assert_eq!(validate(&head, 1, 0, &floor), Err(ParamError::TooSlow));

@@ -415,7 +415,24 @@ fn read_descriptor(memory: &Memory, table: u64, index: u16) -> Option<RawDescrip
     let offset = u64::from(index).checked_mul(DESC_LEN)?;
     let mut bytes = [0; 16];
     memory.read(table.checked_add(offset)?, &mut bytes)?;
-    let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = bytes;
+    let [
+        a0,
+        a1,
+        a2,
+        a3,
+        a4,
+        a5,
+        a6,
+        a7,
+        l0,
+        l1,
+        l2,
+        l3,
+        f0,
+        f1,
+        n0,
+        n1,
+    ] = bytes;
     Some(RawDescriptor {
         address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
         len: u32::from_le_bytes([l0, l1, l2, l3]),
@@ -437,11 +454,11 @@ fn signal(eventfd: &File) -> Result<(), SessionError> {
         return Ok(());
     }
     let error = io::Error::last_os_error();
-    match error.kind() {
+    match error.raw_os_error() {
         // A full counter is a notification that is still to be read.
-        io::ErrorKind::WouldBlock => Ok(()),
+        Some(libc::EAGAIN) => Ok(()),
         // An eventfd that has room is written without waiting: only one that blocked is interrupted.
-        io::ErrorKind::Interrupted => Err(SessionError::CallBlocked),
-        _ => Err(SessionError::Host(error)),
+        Some(libc::EINTR) => Err(SessionError::CallBlocked),
+        Some(_) | None => Err(SessionError::Host(error)),
     }
 }

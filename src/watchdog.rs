@@ -27,7 +27,13 @@ pub fn install() -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid `sigaction`: no handler, empty mask, no flags.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     // No SA_RESTART: the interrupted write must return.
-    action.sa_sigaction = on_tick as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    let handler: extern "C" fn(libc::c_int) = on_tick;
+    #[expect(
+        clippy::as_conversions,
+        reason = "sigaction takes the handler as a number"
+    )]
+    let handler = handler as libc::sighandler_t;
+    action.sa_sigaction = handler;
     // SAFETY: `action` is initialised, and its handler only does what a signal handler may.
     let result = unsafe { libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()) };
     if result < 0 {

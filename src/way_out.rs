@@ -36,7 +36,11 @@ pub fn prepare(modes: Vec<(RawFd, u32)>, sockets: Vec<SocketFile>) {
 
 /// Removes the sockets that this process made.
 pub fn remove_sockets() {
-    for socket in WAY_OUT.get().into_iter().flat_map(|way_out| &way_out.sockets) {
+    for socket in WAY_OUT
+        .get()
+        .into_iter()
+        .flat_map(|way_out| &way_out.sockets)
+    {
         socket.remove();
     }
 }
