@@ -81,8 +81,9 @@ struct Hold {
 pub struct Bus {
     /// Its devices, in the order of the command line.
     pub devices: Vec<Device>,
-    /// A device of the controller that is not this daemon's: nothing may be held beside it.
-    pub neighbour: Option<String>,
+    /// Bus and chip select of a device of the controller that is not this daemon's: nothing may be
+    /// held beside it.
+    pub neighbour: Option<(u32, u32)>,
     store: Box<Store>,
     running: Option<Running>,
     hold: Option<Hold>,
@@ -95,7 +96,7 @@ pub struct Bus {
 
 impl Bus {
     /// A bus that nobody uses, with room for `guests` to wait for it.
-    pub fn new(devices: Vec<Device>, neighbour: Option<String>, guests: usize) -> Self {
+    pub fn new(devices: Vec<Device>, neighbour: Option<(u32, u32)>, guests: usize) -> Self {
         Self {
             devices,
             neighbour,
@@ -154,6 +155,9 @@ impl Bus {
     ) {
         std::mem::swap(&mut self.store, store);
         self.last_used = claim.device;
+        if let Some(device) = self.devices.get_mut(claim.device) {
+            device.last_guest = Some(claim.guest);
+        }
         self.running = Some(Running {
             claim,
             terms,
@@ -241,13 +245,12 @@ impl Bus {
         }
     }
 
-    /// Takes the bus from `guest`: a transfer in progress ends, a hold is released at once.
-    /// Returns whether there was a transfer.
-    pub fn abort(&mut self, guest: usize) -> bool {
+    /// Takes the bus from `guest`: a transfer in progress ends, a hold is released at once, and the
+    /// devices that it used last go back to the mode that they were found in.
+    pub fn abort(&mut self, guest: usize) {
         self.waiters.retain(|&waiter| waiter != guest);
         self.cut.take_if(|cut| cut.0 == guest);
-        let running = self.running_for(guest).is_some();
-        if running {
+        if self.running_for(guest).is_some() {
             self.drop_transfer();
         } else if let Some(hold) = self.hold.take_if(|hold| hold.claim.guest == guest)
             && let Some(device) = self.devices.get_mut(hold.claim.device)
@@ -255,7 +258,11 @@ impl Bus {
             device.release();
             device.rest(hold.inactive_ns);
         }
-        running
+        for device in &mut self.devices {
+            if device.last_guest.take_if(|last| *last == guest).is_some() {
+                device.settle();
+            }
+        }
     }
 
     /// Notes that the last transfer failed; the device's name if the log is to have it: a device

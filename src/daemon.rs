@@ -85,10 +85,10 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     Ok(Hardware { buses, places })
 }
 
-/// A device of the controller that this daemon was not given, unless the administrator says that
-/// nobody uses it.
-fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<String> {
-    let Controller::Host(bus) = controller else {
+/// Bus and chip select of a device of the controller that this daemon was not given, unless the
+/// administrator says that nobody uses it.
+fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<(u32, u32)> {
+    let Controller::Host(bus) = *controller else {
         return None;
     };
     if configs.iter().any(|config| config.exclusive_bus) {
@@ -102,12 +102,9 @@ fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<Strin
     let names = fs::read_dir(SPI_DEVICES).ok()?;
     names
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .find(|name| {
-            let device = name
-                .strip_prefix(&prefix)
-                .and_then(|rest| rest.parse().ok());
-            device.is_some_and(|device| !ours.contains(&device))
-        })
+        .filter_map(|name| name.strip_prefix(&prefix)?.parse().ok())
+        .find(|device| !ours.contains(device))
+        .map(|device| (bus, device))
 }
 
 /// X and Y of `/dev/spidevX.Y`, or of what a link leads to.

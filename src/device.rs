@@ -56,6 +56,8 @@ pub struct Device {
     not_before: Option<Instant>,
     /// It failed with `ESHUTDOWN` last time, and the log says so already.
     pub down: bool,
+    /// The guest that used it last.
+    pub last_guest: Option<usize>,
 }
 
 impl Device {
@@ -95,6 +97,7 @@ impl Device {
             fixed_mode: 0,
             not_before: None,
             down: false,
+            last_guest: None,
         };
         if let DevicePath::Spidev(path) = &config.path {
             let (spidev, capabilities) = Spidev::open(path)?;
@@ -172,6 +175,17 @@ impl Device {
         if let Port::Spidev(spidev) = &mut self.port {
             let mode = spidev.mode();
             let _ = spidev.set_mode(mode);
+        }
+    }
+
+    /// Puts the device into the mode that it is in between guests: as found, with its lanes.
+    /// A failure is left to the next transfer to meet.
+    pub fn settle(&mut self) {
+        if let Port::Spidev(spidev) = &mut self.port {
+            let mode = spidev.idle_mode();
+            if spidev.mode() != mode {
+                let _ = spidev.set_mode(mode);
+            }
         }
     }
 
@@ -294,6 +308,7 @@ mod tests {
             bufsiz: 4096,
             not_before: None,
             down: false,
+            last_guest: None,
         };
         let head = |mode| TransferHead {
             mode,

@@ -180,7 +180,6 @@ impl EventLoop {
             }
             last = Some(number);
             self.turn(number)?;
-            self.wake_waiters();
             if self.ready.is_empty() {
                 break;
             }
@@ -218,6 +217,11 @@ impl EventLoop {
         if matches!(turn, Ok(Turn::Again)) {
             turn = session.turn(&mut self.shared);
         }
+        // Those who waited for the bus go before the guest that just had it.
+        self.wake_waiters();
+        let Some(session) = self.sessions.get_mut(number) else {
+            return Ok(());
+        };
         match turn {
             Ok(Turn::Idle) => (),
             Ok(Turn::Again) => self.queue(number, false),

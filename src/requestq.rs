@@ -137,7 +137,7 @@ impl Requestq {
             Err(Stop::Session(error)) => Err(error),
             Err(Stop::Ring(error)) => {
                 self.log(format_args!("ring stopped: {error}"));
-                self.release(shared);
+                self.abort(guest, shared)?;
                 guest.vring.set_broken()?;
                 Ok(Turn::Idle)
             }
@@ -241,10 +241,10 @@ impl Requestq {
         };
         let mode = device.mode_for(head);
         let mut transfer = Transfer::new(request, timing, mode, keep);
-        if bus.neighbour.is_some() {
+        if let Some(neighbour) = &bus.neighbour {
             let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
             if holds || !transfer.fits_one_message(device, &shared.store) {
-                return Err(ParamError::SharedBus);
+                return Err(ParamError::SharedBus(*neighbour));
             }
             transfer.never_keep();
         }

@@ -299,7 +299,7 @@ mod tests {
     fn filter_looks_at_arguments() {
         let ioctl = |request: u32| allowed(libc::SYS_ioctl, [3, request.into(), 0, 0, 0, 0]);
         assert!(ioctl(MESSAGE_0 | (32 << 16)));
-        assert!(ioctl(MESSAGE_0 | (511 * 32 << 16)));
+        assert!(ioctl(MESSAGE_0 | ((511 * 32) << 16)));
         assert!(ioctl(WR_MODE32));
         assert!(ioctl(FIONREAD));
         assert!(!ioctl(0x5401)); // TCGETS

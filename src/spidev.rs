@@ -258,6 +258,7 @@ pub struct Capabilities {
 pub struct Spidev {
     file: File,
     found_mode: u32,
+    idle_mode: u32,
     mode: u32,
 }
 
@@ -292,6 +293,7 @@ impl Spidev {
         let mut device = Self {
             file,
             found_mode,
+            idle_mode: found_mode,
             mode: found_mode,
         };
         let capabilities = device
@@ -308,6 +310,11 @@ impl Spidev {
     /// The mode that the device was found in.
     pub fn found_mode(&self) -> u32 {
         self.found_mode
+    }
+
+    /// The mode that the device is in between guests: as found, with its lanes.
+    pub fn idle_mode(&self) -> u32 {
+        self.idle_mode
     }
 
     /// The mode that the device is in.
@@ -360,7 +367,8 @@ impl Spidev {
             write_bits_per_word(&self.file, bits)?;
         }
         // Also releases a line that a killed predecessor left asserted.
-        self.set_mode(self.found_mode | lanes)?;
+        self.idle_mode = self.found_mode | lanes;
+        self.set_mode(self.idle_mode)?;
         Ok(Capabilities {
             mode: self.found_mode,
             settable,

@@ -294,8 +294,9 @@ fn timing(head: &TransferHead, len: u64, limits: &Limits) -> Result<Timing, Para
     let bits_ns = u64::from(head.bits_per_word).saturating_mul(NS_PER_S);
     let word_ns = bits_ns
         .div_ceil(u64::from(speed_hz).max(1))
-        .saturating_add(u64::from(head.word_delay_ns));
-    let delays_ns = u64::from(head.cs_setup_ns).saturating_add(u64::from(head.cs_delay_hold_ns));
+        .saturating_add(carried_out(head.word_delay_ns));
+    let delays_ns =
+        carried_out(head.cs_setup_ns).saturating_add(carried_out(head.cs_delay_hold_ns));
     let words_budget_ns = MAX_MESSAGE_NS.saturating_sub(delays_ns);
     let words = len.div_ceil(head.word_len());
     let total_ns = words.saturating_mul(word_ns).saturating_add(delays_ns);
@@ -308,6 +309,11 @@ fn timing(head: &TransferHead, len: u64, limits: &Limits) -> Result<Timing, Para
         words_budget_ns,
         total_ns,
     })
+}
+
+/// A delay as spidev carries it out: in whole microseconds, never shorter than asked.
+fn carried_out(ns: u32) -> u64 {
+    u64::from(ns.div_ceil(1000)).saturating_mul(1000)
 }
 
 fn speed_hz(head: &TransferHead, limits: &Limits) -> u32 {

@@ -1,0 +1,420 @@
+//! The command line: a contract with existing users.
+
+use crate::rig::record::Kind;
+use crate::rig::setup::{Finished, run};
+use crate::rig::*;
+use std::fs;
+use std::os::unix::net::UnixListener;
+
+const DEVICE: &str = "--device=/dev/spidev0.0";
+const USAGE: i32 = 64;
+
+fn dir() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("vc").tempdir().unwrap()
+}
+
+/// Runs with a socket path of its own in front of `args`.
+fn with_socket(host: &Host, args: &[&str]) -> Finished {
+    let dir = dir();
+    let path = format!("--socket-path={}", dir.path().join("s").display());
+    let finished = run(host, &[&[path.as_str()], args].concat());
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "a refused start leaves nothing behind"
+    );
+    finished
+}
+
+#[track_caller]
+fn usage(args: &[&str], words: &[&str]) {
+    let finished = with_socket(&Host::with_devices(1), args);
+    assert_eq!(
+        finished.refused(words),
+        USAGE,
+        "{args:?}: {}",
+        finished.stderr
+    );
+    assert_eq!(finished.stdout, "", "{args:?}");
+}
+
+#[test]
+fn cli_help_prints_all_options_and_exits_0() {
+    for arg in ["-h", "--help"] {
+        let finished = run(&Host::new(), &[arg]);
+        assert_eq!(
+            (finished.status.code(), finished.stderr.as_str()),
+            (Some(0), ""),
+            "{arg}"
+        );
+        for option in [
+            "--socket-path",
+            "--socket-count",
+            "--device",
+            "--help",
+            "--version",
+            "--seccomp",
+            "-s",
+            "-c",
+            "-l",
+        ] {
+            assert!(
+                finished.stdout.contains(option),
+                "{option} is not in {}",
+                finished.stdout
+            );
+        }
+    }
+}
+
+#[test]
+fn cli_version_prints_one_line_and_exits_0() {
+    for arg in ["-V", "--version"] {
+        let finished = run(&Host::new(), &[arg]);
+        assert_eq!(
+            (finished.status.code(), finished.stderr.as_str()),
+            (Some(0), ""),
+            "{arg}"
+        );
+        assert!(
+            finished
+                .stdout
+                .trim_end()
+                .ends_with(env!("CARGO_PKG_VERSION")),
+            "{}",
+            finished.stdout
+        );
+        assert_eq!(finished.stdout.lines().count(), 1);
+    }
+}
+
+#[test]
+fn cli_every_spelling_of_an_option_is_taken() {
+    let spellings: [fn(&str, usize) -> Vec<String>; 5] = [
+        |s, c| {
+            vec![
+                format!("--socket-path={s}"),
+                format!("--socket-count={c}"),
+                "--device=/dev/spidev0.0".into(),
+            ]
+        },
+        |s, c| {
+            [
+                "--socket-path",
+                s,
+                "--socket-count",
+                &c.to_string(),
+                "--device",
+                "/dev/spidev0.0",
+            ]
+            .map(String::from)
+            .into()
+        },
+        |s, c| {
+            vec![
+                format!("-s{s}"),
+                format!("-c{c}"),
+                "-l/dev/spidev0.0".into(),
+            ]
+        },
+        |s, c| {
+            ["-s", s, "-c", &c.to_string(), "-l", "/dev/spidev0.0"]
+                .map(String::from)
+                .into()
+        },
+        |s, c| {
+            vec![
+                "-l".into(),
+                "/dev/spidev0.0".into(),
+                format!("--socket-count={c}"),
+                format!("-s{s}"),
+            ]
+        },
+    ];
+    for spelling in spellings {
+        let host = Host::with_devices(1);
+        let daemon = Setup::new(&host).guests(2).spelled(spelling).start();
+        Guest::connect(&daemon, 1).assert_served();
+        daemon.stop();
+    }
+}
+
+#[test]
+fn cli_socket_count_absent_is_1() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host)
+        .spelled(|s, _| vec![format!("-s{s}")])
+        .device("/dev/spidev0.0")
+        .start();
+    assert!(!daemon.socket(1).exists());
+}
+
+#[test]
+fn cli_socket_path_relative_listens_in_the_working_directory_and_is_removed() {
+    let host = Host::with_devices(1);
+    let setup = Setup::new(&host)
+        .spelled(|_, _| vec!["--socket-path=s".into()])
+        .device("/dev/spidev0.0");
+    let daemon = setup.launch();
+    let path = daemon.socket(0);
+    // Not `wait_listening`: the kernel's table shows the relative name, which is not this test's alone.
+    assert!(sys::eventually(PATIENCE, || {
+        std::os::unix::net::UnixStream::connect(&path).is_ok()
+    }));
+    Guest::connect(&daemon, 0).assert_served();
+    daemon.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn cli_socket_count_64_listens_on_all() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host)
+        .guests(64)
+        .device("/dev/spidev0.0")
+        .start();
+    Guest::connect(&daemon, 63).assert_served();
+    Guest::connect(&daemon, 0).assert_served();
+    daemon.stop();
+}
+
+#[test]
+fn cli_socket_count_out_of_range_or_junk_is_a_usage_error() {
+    for count in [
+        "0",
+        "65",
+        "-1",
+        "x",
+        "1x",
+        " 1",
+        "",
+        "4294967297",
+        "18446744073709551617",
+        "1.0",
+        "0x1",
+    ] {
+        usage(
+            &[DEVICE, &format!("--socket-count={count}")],
+            &["socket-count", count],
+        );
+    }
+}
+
+#[test]
+fn cli_option_missing_is_a_usage_error_that_names_it() {
+    let host = Host::with_devices(1);
+    assert_eq!(run(&host, &[DEVICE]).refused(&["socket-path"]), USAGE);
+    usage(&[], &["device"]);
+    let nothing: [&str; 0] = [];
+    assert_eq!(run(&host, &nothing).refused(&[]), USAGE);
+}
+
+#[test]
+fn cli_option_unknown_is_a_usage_error_that_names_it() {
+    for unknown in [
+        "--nonsense",
+        "--nonsense=1",
+        "-x",
+        "--socket",
+        "--devices=/dev/spidev0.0",
+        "word",
+        "-",
+    ] {
+        usage(&[DEVICE, unknown], &[unknown.split('=').next().unwrap()]);
+    }
+}
+
+#[test]
+fn cli_option_without_value_is_a_usage_error_that_names_it() {
+    for option in ["--device", "--socket-count", "--seccomp"] {
+        usage(&[DEVICE, option], &[option]);
+    }
+    usage(&[DEVICE, "--device="], &["device"]);
+    usage(&[DEVICE, "-l"], &["device"]);
+    assert_eq!(
+        run(&Host::with_devices(1), &[DEVICE, "--socket-path="]).refused(&["socket-path"]),
+        USAGE
+    );
+}
+
+#[test]
+fn cli_seccomp_mode_unknown_is_a_usage_error() {
+    for mode in ["", "off", "KILL", "kill,log"] {
+        usage(&[DEVICE, &format!("--seccomp={mode}")], &["seccomp", mode]);
+    }
+}
+
+#[test]
+fn cli_seccomp_log_and_none_warn_and_serve() {
+    for (mode, filter) in [("kill", "2"), ("log", "2"), ("none", "2")] {
+        let host = Host::with_devices(1);
+        let daemon = Setup::new(&host)
+            .device("/dev/spidev0.0")
+            .arg(format!("--seccomp={mode}"))
+            .start();
+        Guest::connect(&daemon, 0).assert_served();
+        // The rig's own filter is there in every mode: the daemon's is the second.
+        assert_eq!(daemon.status("Seccomp:"), filter);
+        let expected = if mode == "none" { "1" } else { "2" };
+        assert_eq!(daemon.status("Seccomp_filters:"), expected, "{mode}");
+        daemon.wait_line(&["listening"]);
+        if mode == "kill" {
+            assert_eq!(daemon.said(), [""; 0]);
+        } else {
+            daemon.wait_line(&["seccomp"]);
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn cli_devices_17_is_a_usage_error() {
+    let host = Host::with_devices(17);
+    let devices: Vec<_> = (0..17)
+        .map(|n| format!("--device=/dev/spidev0.{n}"))
+        .collect();
+    let args: Vec<_> = devices.iter().map(String::as_str).collect();
+    assert_eq!(with_socket(&host, &args).refused(&["device", "16"]), USAGE);
+    assert!(
+        host.records().iter().all(|r| r.ret == 0 && r.edges == 0),
+        "the bus is not touched for that"
+    );
+}
+
+#[test]
+fn cli_devices_16_become_chip_selects_in_order() {
+    let host = Host::with_devices(16);
+    let order: Vec<_> = (0..16).rev().map(|n| format!("/dev/spidev0.{n}")).collect();
+    let daemon = Daemon::start(&host, &order.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut guest = Guest::connect(&daemon, 0);
+    assert_eq!(guest.config().cs_max_number, 16);
+    for n in 0..16u8 {
+        guest.transfer(Head::default().chip_select(n), &[n], 0);
+        assert_eq!(host.messages((0, 15 - u32::from(n)))[0].tx(), [n]);
+    }
+}
+
+#[test]
+fn cli_device_absent_is_refused_with_its_name_and_reason() {
+    let finished = with_socket(&Host::with_devices(1), &["--device=/dev/spidev9.9"]);
+    assert_ne!(finished.refused(&["/dev/spidev9.9", "no such file"]), USAGE);
+}
+
+#[test]
+fn cli_device_that_is_no_spidev_is_refused_with_its_name() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for path in [
+        "/dev/null",
+        "/dev/zero",
+        file.path().to_str().unwrap(),
+        "/dev",
+    ] {
+        with_socket(&Host::with_devices(1), &[&format!("--device={path}")]).refused(&[path]);
+    }
+}
+
+#[test]
+fn cli_device_that_cannot_be_opened_is_refused_with_the_reason() {
+    for (errno, reason) in [
+        (libc::ENXIO, "no such device"),
+        (libc::EACCES, "permission denied"),
+        (libc::EBUSY, "busy"),
+    ] {
+        let host = Host::with_devices(1);
+        host.fail_open(DEV, errno);
+        with_socket(&host, &[DEVICE]).refused(&["/dev/spidev0.0", reason]);
+    }
+}
+
+#[test]
+fn cli_device_that_is_unplugged_at_start_is_refused() {
+    let host = Host::with_devices(1);
+    host.fail_ioctls(DEV, libc::ESHUTDOWN);
+    with_socket(&host, &[DEVICE]).refused(&["/dev/spidev0.0", "shutdown"]);
+}
+
+#[test]
+fn cli_device_that_another_daemon_holds_is_refused_and_left_alone() {
+    let host = Host::with_devices(2);
+    let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+    host.forget();
+    with_socket(&host, &["--device=/dev/spidev0.1", DEVICE]).refused(&["/dev/spidev0.0"]);
+    let touched = host.records().into_iter().filter(|r| r.device == DEV);
+    let reading = |kind: Kind| matches!(kind, Kind::Open | Kind::Read(_));
+    assert!(
+        touched.into_iter().all(|r| reading(r.kind)),
+        "a device that is in use is at most asked"
+    );
+    Guest::connect(&daemon, 0).assert_served();
+}
+
+#[test]
+fn cli_device_through_a_symlink_is_served() {
+    let host = Host::with_devices(1);
+    let dir = dir();
+    let link = dir.path().join("sensor");
+    std::os::unix::fs::symlink("/dev/spidev0.0", &link).unwrap();
+    let daemon = Daemon::start(&host, &[link.to_str().unwrap()]);
+    Guest::connect(&daemon, 0).assert_served();
+}
+
+#[test]
+fn cli_device_second_of_two_bad_releases_the_first() {
+    let host = Host::with_devices(1);
+    with_socket(&host, &[DEVICE, "--device=/dev/spidev9.9"]).refused(&["/dev/spidev9.9"]);
+    assert!(!host.selected(DEV));
+    Daemon::start(&host, &["/dev/spidev0.0"]).stop();
+}
+
+#[test]
+fn cli_socket_directory_unusable_is_refused_with_path_and_reason() {
+    let host = Host::with_devices(1);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let below_file = format!("{}/s", file.path().display());
+    for (path, reason) in [
+        ("/nonexistent/s", "no such file"),
+        (below_file.as_str(), "not a directory"),
+        ("/sys/s", ""),
+    ] {
+        run(&host, &[DEVICE, &format!("--socket-path={path}")]).refused(&[path, reason]);
+    }
+}
+
+#[test]
+fn cli_socket_path_too_long_is_refused_with_the_path() {
+    let dir = dir();
+    let path = dir.path().join("x".repeat(120));
+    let finished = run(
+        &Host::with_devices(1),
+        &[DEVICE, &format!("--socket-path={}", path.display())],
+    );
+    finished.refused(&[path.to_str().unwrap()]);
+}
+
+#[test]
+fn cli_socket_path_too_long_with_its_last_number_only_leaves_nothing() {
+    let dir = dir();
+    let room = 107 - dir.path().as_os_str().len() - 1;
+    // One character is left for the number: 0 to 9 fit, 10 does not.
+    let path = dir.path().join("x".repeat(room - 1));
+    let path = format!("--socket-path={}", path.display());
+    run(
+        &Host::with_devices(1),
+        &[DEVICE, &path, "--socket-count=11"],
+    )
+    .refused(&["xxx"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn cli_socket_of_a_live_listener_is_refused_and_kept() {
+    let dir = dir();
+    let path = dir.path().join("s0");
+    let listener = UnixListener::bind(&path).unwrap();
+    let arg = format!("--socket-path={}", dir.path().join("s").display());
+    run(&Host::with_devices(1), &[DEVICE, &arg]).refused(&[path.to_str().unwrap()]);
+    assert!(path.exists());
+    // The listener's next connection is a real one or the probe; either way it still is what the path leads to.
+    std::os::unix::net::UnixStream::connect(&path).unwrap();
+    drop(listener);
+}

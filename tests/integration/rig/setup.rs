@@ -1,0 +1,275 @@
+//! Command lines of the daemon: those that run until they are stopped, and those that end by themselves.
+
+use super::daemon::Daemon;
+use super::host::{Host, PATIENCE};
+use super::{notify, sys};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+/// The program under test: `DAEMON` names another build of it.
+pub fn binary() -> PathBuf {
+    std::env::var_os("DAEMON").map_or_else(
+        || env!("CARGO_BIN_EXE_vhost-device-spi").into(),
+        PathBuf::from,
+    )
+}
+
+/// A command line that ends by itself, and what came of it.
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Asserts that it failed with one line on stderr that holds all of `words`; the exit code.
+    #[track_caller]
+    pub fn refused(&self, words: &[&str]) -> i32 {
+        let code = self.status.code().expect("an exit code, not a signal");
+        assert!(
+            (64..=78).contains(&code),
+            "exit code {code} is not of sysexits.h; stderr: {}",
+            self.stderr
+        );
+        let text = self.stderr.trim_end_matches('\n');
+        assert!(
+            !text.is_empty() && !text.contains('\n'),
+            "not exactly one line on stderr: {text:?}"
+        );
+        for word in words {
+            assert!(
+                text.to_lowercase().contains(&word.to_lowercase()),
+                "{word:?} is not in {text:?}"
+            );
+        }
+        code
+    }
+}
+
+/// Runs the daemon with exactly these arguments until it ends.
+#[track_caller]
+pub fn run<A: AsRef<std::ffi::OsStr>>(host: &Host, args: &[A]) -> Finished {
+    let mut command = Command::new(binary());
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = notify::spawn(command, host).expect("start the daemon");
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let ended = sys::eventually(PATIENCE, || child.try_wait().unwrap().is_some());
+    if !ended {
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    out.read_to_string(&mut stdout).unwrap();
+    err.read_to_string(&mut stderr).unwrap();
+    assert!(
+        ended,
+        "the daemon runs on where it should have ended; stderr: {stderr}"
+    );
+    Finished {
+        status,
+        stdout,
+        stderr,
+    }
+}
+
+/// What is behind the daemon's stderr.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Stderr {
+    /// The lines are kept for the test.
+    Captured,
+    /// A pipe that is full and never read.
+    FullPipe,
+    /// A pipe whose reader is gone.
+    BrokenPipe,
+    /// No descriptor 2 at all.
+    Closed,
+}
+
+/// How to start a daemon.
+pub struct Setup<'a> {
+    host: &'a Host,
+    args: Vec<String>,
+    guests: usize,
+    stderr: Stderr,
+    closed_stdin: bool,
+    spelling: Option<fn(&str, usize) -> Vec<String>>,
+    dir: Option<Arc<tempfile::TempDir>>,
+    before: Vec<Box<dyn FnMut() -> std::io::Result<()> + Send + Sync>>,
+}
+
+impl<'a> Setup<'a> {
+    /// One guest, no device yet.
+    pub fn new(host: &'a Host) -> Self {
+        let (args, before, stderr) = (Vec::new(), Vec::new(), Stderr::Captured);
+        Self {
+            host,
+            args,
+            guests: 1,
+            stderr,
+            closed_stdin: false,
+            spelling: None,
+            dir: None,
+            before,
+        }
+    }
+
+    /// Adds `--device=DEVICE`.
+    pub fn device(self, device: &str) -> Self {
+        self.arg(format!("--device={device}"))
+    }
+
+    /// Adds any argument.
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Sets `--socket-count`.
+    pub fn guests(mut self, guests: usize) -> Self {
+        self.guests = guests;
+        self
+    }
+
+    pub fn stderr(mut self, stderr: Stderr) -> Self {
+        self.stderr = stderr;
+        self
+    }
+
+    pub fn closed_stdin(mut self) -> Self {
+        self.closed_stdin = true;
+        self
+    }
+
+    /// Spells the options of the sockets otherwise than `--socket-path=BASE --socket-count=N`. The working directory is
+    /// the one of the sockets.
+    pub fn spelled(mut self, spelling: fn(&str, usize) -> Vec<String>) -> Self {
+        self.spelling = Some(spelling);
+        self
+    }
+
+    /// Puts the sockets where another daemon of this test has (or had) its own.
+    pub fn in_dir_of(mut self, other: &Daemon) -> Self {
+        self.dir = Some(other.dir.clone());
+        self
+    }
+
+    /// Runs `action` in the child before the program; only system calls may be made there.
+    pub fn before_exec(
+        mut self,
+        action: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.before.push(Box::new(action));
+        self
+    }
+
+    /// Starts it and waits until all its sockets listen.
+    #[track_caller]
+    pub fn start(self) -> Daemon {
+        let daemon = self.launch();
+        daemon.wait_listening();
+        daemon
+    }
+
+    /// Starts it and waits for nothing.
+    #[track_caller]
+    pub fn launch(mut self) -> Daemon {
+        let dir = self.dir.take().unwrap_or_else(|| {
+            Arc::new(
+                tempfile::Builder::new()
+                    .prefix("vd")
+                    .tempdir()
+                    .expect("directory of the sockets"),
+            )
+        });
+        let base = dir.path().join("s");
+        let mut command = Command::new(binary());
+        let usual = |base: &str, n: usize| {
+            vec![
+                format!("--socket-path={base}"),
+                format!("--socket-count={n}"),
+            ]
+        };
+        let path = base.to_str().expect("a path of ASCII");
+        let sockets = self.spelling.map_or_else(
+            || usual(path, self.guests),
+            |spell| spell(path, self.guests),
+        );
+        command
+            .args(sockets)
+            .args(&self.args)
+            .current_dir(dir.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let (ours, theirs) = pipe();
+        match self.stderr {
+            Stderr::FullPipe => fill(&theirs),
+            Stderr::Captured | Stderr::BrokenPipe | Stderr::Closed => {}
+        }
+        command.stderr(theirs);
+        let ours = (self.stderr != Stderr::BrokenPipe).then_some(ours);
+        let (no_stdin, no_stderr) = (self.closed_stdin, self.stderr == Stderr::Closed);
+        for action in self.before {
+            // SAFETY: the callers promise to make system calls only.
+            unsafe { command.pre_exec(action) };
+        }
+        if no_stdin || no_stderr {
+            // SAFETY: close is a system call.
+            unsafe {
+                command.pre_exec(move || {
+                    if no_stdin {
+                        libc::close(0);
+                    }
+                    if no_stderr {
+                        libc::close(2);
+                    }
+                    Ok(())
+                });
+            }
+        }
+        let child = notify::spawn(command, self.host).expect("start the daemon");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let mut kept_pipe = None;
+        if self.stderr == Stderr::Captured {
+            let (lines, ours) = (lines.clone(), ours.expect("our end"));
+            std::thread::spawn(move || {
+                for line in BufReader::new(ours).lines().map_while(Result::ok) {
+                    lines.lock().unwrap().push(line);
+                }
+            });
+        } else {
+            kept_pipe = ours;
+        }
+        Daemon {
+            child,
+            base,
+            lines,
+            guests: self.guests,
+            dir,
+            _pipe: kept_pipe,
+        }
+    }
+}
+
+fn pipe() -> (File, OwnedFd) {
+    let mut fds = [0; 2];
+    sys::check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }.into()).expect("pipe");
+    unsafe { (File::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) }
+}
+
+fn fill(pipe: &OwnedFd) {
+    let fd = pipe.as_raw_fd();
+    let mut file = File::from(pipe.try_clone().expect("dup"));
+    // The blocking mode belongs to the description, which the daemon shares: put back, so that a write would block.
+    unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
+    while file.write(&[0; 4096]).is_ok() {}
+    while file.write(&[0]).is_ok() {}
+    unsafe { libc::fcntl(fd, libc::F_SETFL, 0) };
+}
