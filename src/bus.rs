@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use crate::device::Device;
 use crate::fate::TransferError;
 use crate::memory::Memory;
+use crate::message::Scratch;
 use crate::request::Store;
-use crate::spidev::Scratch;
 use crate::transfer::{Step, Transfer};
 
 /// Whether a request may go on the wire.

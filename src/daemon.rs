@@ -7,18 +7,18 @@ use std::fs;
 use std::path::Path;
 
 use crate::bus::Bus;
-use crate::cli::{Config, DeviceConfig, DevicePath};
+use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy};
 use crate::device::{Device, Port};
 use crate::epoll::Poller;
 use crate::event_loop::EventLoop;
 use crate::fate::{ExitCode, Fatal};
 use crate::listener::{Listener, SocketFile};
 use crate::log;
+use crate::message::Scratch;
 use crate::requestq::{Grant, Shared};
 use crate::session::Session;
 use crate::sigbus;
 use crate::signals;
-use crate::spidev::Scratch;
 use crate::virtio_spi;
 use crate::watchdog;
 use crate::way_out;
@@ -208,7 +208,7 @@ fn grant(config: &Config, hardware: &Hardware, number: u32) -> Grant {
         .filter_map(|&place| device_at(hardware, place).map(|device| &device.limits));
     let index = usize::try_from(number).unwrap_or(usize::MAX);
     let policy = config.hold_policies.get(index).copied();
-    let policy = policy.unwrap_or(crate::cli::HoldPolicy::Queued);
+    let policy = policy.unwrap_or(HoldPolicy::Queued);
     Grant {
         config: virtio_spi::Config::new(limits),
         chip_selects,

@@ -7,12 +7,13 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use crate::cli::{DeviceConfig, DevicePath, TransferConfig};
+use crate::config::{DeviceConfig, DevicePath, TransferConfig};
 use crate::fate::{ExitCode, Fatal};
 use crate::loopback;
+use crate::probe::{Capabilities, probe};
 use crate::spidev::{
-    Capabilities, SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_CS_HIGH, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_DUAL,
-    SPI_RX_OCTAL, SPI_RX_QUAD, SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
+    SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_CS_HIGH, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_DUAL, SPI_RX_OCTAL,
+    SPI_RX_QUAD, SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
 };
 use crate::virtio_spi::{self, Lanes, Limits, TransferHead};
 
@@ -100,7 +101,10 @@ impl Device {
             last_guest: None,
         };
         if let DevicePath::Spidev(path) = &config.path {
-            let (spidev, capabilities) = Spidev::open(path)?;
+            let mut spidev = Spidev::open(path)?;
+            let capabilities = probe(&mut spidev).map_err(|e| {
+                Fatal::os(ExitCode::NoInput, format!("--device '{}'", config.path), &e)
+            })?;
             device.limits = spidev_limits(config, &capabilities, common);
             device.fixed_mode = fixed_mode(config, &capabilities);
             device.bufsiz = bufsiz;
@@ -268,12 +272,12 @@ fn fixed_mode(config: &DeviceConfig, found: &Capabilities) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Config;
+    use crate::cli::parse_config;
 
     fn config(options: &str) -> DeviceConfig {
         let argument = format!("--device=/dev/spidev0.0{options}");
         let arguments = ["--socket-path=s".to_owned(), argument];
-        let config = Config::parse(arguments.iter().map(Into::into)).unwrap();
+        let config = parse_config(arguments).unwrap();
         config.devices[0].clone()
     }
 
@@ -290,9 +294,7 @@ mod tests {
     #[test]
     fn mode_of_a_request_maps_loop_and_keeps_what_is_the_hosts() {
         let common = Device::open(
-            &Config::parse(["-s", "s", "-l", "loopback"].map(Into::into).into_iter())
-                .unwrap()
-                .devices[0],
+            &parse_config(["-s", "s", "-l", "loopback"]).unwrap().devices[0],
             &TransferConfig {
                 max_len: 1,
                 max_ms: 1,

@@ -38,11 +38,11 @@
 //! | [`session`], [`requestq`] | one guest: its socket and messages; its requests |
 //! | [`backend`], [`gate`] | vhost-user messages: what each does; whether one may be read |
 //! | [`bus`], [`transfer`] | who has the controller; one request on its way over the wire |
-//! | [`device`], [`loopback`], [`spidev`] | chip selects: what they may be asked, how they do it |
-//! | [`request`], [`vring`], [`memory`], [`sigbus`] | chains, rings, guest memory |
+//! | [`device`], [`loopback`], [`probe`], [`message`], [`spidev`] | chip selects: what they may be asked, how they do it |
+//! | [`request`], [`vring`], [`chain`], [`memory`], [`sigbus`] | requests, rings, guest memory |
 //! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
 //! | [`sandbox`], [`seccomp`], [`way_out`], [`signals`] | confinement and the end |
-//! | [`listener`], [`epoll`], [`watchdog`], [`log`], [`cli`], [`fate`] | sockets, fds, time, text |
+//! | [`listener`], [`epoll`], [`watchdog`], [`log`], [`cli`], [`config`], [`fate`] | sockets, fds, time, text |
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -66,7 +66,9 @@
 
 pub mod backend;
 pub mod bus;
+pub mod chain;
 pub mod cli;
+pub mod config;
 pub mod daemon;
 pub mod device;
 pub mod epoll;
@@ -90,7 +92,9 @@ pub mod log;
 pub mod loopback;
 #[allow(unsafe_code, reason = "UNSAFETY: one fcntl without pointers")]
 pub mod memory;
+pub mod message;
 pub mod plan;
+pub mod probe;
 pub mod request;
 pub mod requestq;
 #[allow(unsafe_code, reason = "UNSAFETY: prctl")]

@@ -3,7 +3,7 @@
 //! It lets a guest be brought up before there is hardware. The bytes move at once; the wire time is
 //! a deadline of the transfer that asked for them.
 
-use crate::spidev::Buffer;
+use crate::message::Buffer;
 use crate::virtio_spi::{CPHA, CPOL, LOOP, LSB_FIRST, Lanes, Limits};
 
 /// Most bytes of one message: short enough that the loop looks up between two of them.

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use vhost_device_spi::cli::{Command, Config, HELP};
+use vhost_device_spi::cli::{Command, HELP};
+use vhost_device_spi::config::Config;
 use vhost_device_spi::fate::Fatal;
 use vhost_device_spi::{daemon, log, sandbox, way_out};
 

@@ -7,11 +7,12 @@
 //!
 //! Should: find the result byte whatever else is wrong. Must not: judge values (`virtio_spi` does).
 
+use crate::chain::{Chain, Descriptor};
 use crate::fate::{ParamError, RingError};
 use crate::memory::Memory;
 use crate::plan::Segment;
 use crate::virtio_spi::{HEAD_LEN, TransResult, TransferHead};
-use crate::vring::{Descriptor, Vring};
+use crate::vring::Vring;
 
 /// Most segments that a request may have, both directions together.
 pub const MAX_SEGMENTS: usize = 1024;
@@ -126,14 +127,14 @@ pub struct Request {
     pub rx_len: u64,
 }
 
-/// Reads the chain at `chain_head` into `store`: how to answer it, and the request or why it is
+/// Reads `chain` into `store`: how to answer it, and the request or why it is
 /// none. A chain without a result byte that can be written is never carried out.
 pub fn parse(
-    vring: &Vring,
+    chain: Chain,
     memory: &Memory,
-    chain_head: u16,
     store: &mut Store,
 ) -> (Answer, Result<Request, ParamError>) {
+    let chain_head = chain.head;
     store.clear();
     let mut parser = Parser {
         memory,
@@ -144,7 +145,7 @@ pub fn parse(
         last_writable: None,
         error: None,
     };
-    let walked = vring.walk(memory, chain_head, |descriptor| parser.take(descriptor));
+    let walked = chain.walk(memory, |descriptor| parser.take(descriptor));
     let last = parser
         .last_writable
         .filter(|&a| memory.contiguous(a, 1).is_some());
@@ -171,8 +172,7 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    /// Takes one buffer; always goes on.
-    fn take(&mut self, descriptor: Descriptor) -> bool {
+    fn take(&mut self, descriptor: Descriptor) {
         let Descriptor { address, len, .. } = descriptor;
         let taken = match (descriptor.writable, len.checked_sub(1)) {
             (_, None) => Ok(()),
@@ -187,7 +187,6 @@ impl Parser<'_> {
         if let Err(error) = taken {
             self.error.get_or_insert(error);
         }
-        true
     }
 
     fn take_readable(&mut self, address: u64, len: u32) -> Result<(), ParamError> {

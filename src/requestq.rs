@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use crate::backend::Guest;
 use crate::bus::{Access, Bus, Claim, HoldTerms};
-use crate::cli::HoldPolicy;
+use crate::config::HoldPolicy;
 use crate::epoll::Poller;
 use crate::fate::{ParamError, RingError, SessionError, TransferError};
 use crate::log::Limiter;
+use crate::message::Scratch;
 use crate::request::{self, Answer, Request, Store};
-use crate::spidev::Scratch;
 use crate::transfer::{Keep, Step, Transfer};
 use crate::virtio_spi::{self, Config, TransResult};
 
@@ -155,7 +155,7 @@ impl Requestq {
             vring.suppress_kicks(memory);
         }
         let chain_head = vring.peek(memory).map_err(Stop::Ring)?;
-        let (answer, parsed) = request::parse(vring, memory, chain_head, &mut shared.store);
+        let (answer, parsed) = request::parse(vring.chain(chain_head), memory, &mut shared.store);
         let accepted = parsed.and_then(|request| self.judge(&request, shared, pending > 1));
         let mut accepted = match accepted {
             Ok(accepted) => accepted,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::cli::SeccompMode;
+use crate::config::SeccompMode;
 use crate::fate::{ExitCode, Fatal};
 use crate::log;
 use crate::seccomp;

@@ -1,6 +1,6 @@
 //! The seccomp filter: the system calls that the running daemon makes, and nothing else.
 //!
-//! [`RULES`] is the policy, to be read line by line; the rest turns it into BPF. A rule is a system
+//! `RULES` is the policy, to be read line by line; the rest turns it into BPF. A rule is a system
 //! call, tests on its arguments, and who needs it; several rules for one call are alternatives.
 //! Whatever matches no rule, or comes from another architecture, is fatal.
 //!
@@ -11,7 +11,7 @@ use std::io;
 
 use libc::{c_long, sock_filter, sock_fprog};
 
-use crate::cli::SeccompMode;
+use crate::config::SeccompMode;
 use crate::spidev::{MESSAGE_0, WR_MODE32};
 
 /// A test on one argument, on its lower 32 bits: `argument & mask == value`.

@@ -3,7 +3,7 @@
 //! A socket serves one front-end at a time, for ever: when one goes away, everything that it
 //! brought (connection, memory, eventfds) goes with it, and the next is accepted.
 //!
-//! Invariant: every fd of a front-end belongs to its [`Connection`]. Called by `event_loop`.
+//! Invariant: every fd of a front-end belongs to its `Connection`. Called by `event_loop`.
 
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;

@@ -11,7 +11,7 @@ use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::cli::MAX_GUESTS;
+use crate::config::MAX_GUESTS;
 use crate::memory::MAX_REGIONS;
 
 /// A table is replaced by a new one while the old is still mapped: room for both.

@@ -10,9 +10,10 @@ use crate::device::{Device, Port};
 use crate::fate::TransferError;
 use crate::loopback;
 use crate::memory::Memory;
+use crate::message::{Buffer, Common, Message, Scratch};
 use crate::plan::{Budget, MAX_PIECES, Piece, Place, Progress, Segment, Work, plan_message};
 use crate::request::{Request, Store};
-use crate::spidev::{Buffer, Common, Message, Scratch, Spidev};
+use crate::spidev::Spidev;
 use crate::virtio_spi::{Timing, TransferHead};
 
 /// Whether chip select stays asserted behind a request.

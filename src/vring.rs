@@ -1,9 +1,7 @@
 //! One vring: its state as vhost-user sets it, and the driver's requests in it.
 //!
 //! The ring's position lives in `virtio_queue::Queue`, which does the memory ordering of the used
-//! ring and of EVENT_IDX. Chains are walked here, since what matters in them is when to stop:
-//! a chain is believed for at most [`MAX_DESCRIPTORS`] descriptors, follows an indirect table only
-//! where the feature was acknowledged, and each descriptor is read exactly once.
+//! ring and of EVENT_IDX; `chain` reads what is at a position.
 //!
 //! Invariant: a chain that was consumed is completed, exactly once, before the next is consumed.
 //! Must not: know what the bytes of a request mean.
@@ -16,18 +14,13 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::chain::{Chain, DESC_LEN};
 use crate::fate::{RingError, SessionError};
 use crate::memory::{Memory, UserAddress};
 
 /// Most descriptors in a ring.
 pub const MAX_SIZE: u16 = 1024;
-/// Most descriptors of one chain that are believed, an indirect table included.
-pub const MAX_DESCRIPTORS: usize = 1024;
 
-const DESC_LEN: u64 = 16;
-const DESC_F_NEXT: u16 = 1 << 0;
-const DESC_F_WRITE: u16 = 1 << 1;
-const DESC_F_INDIRECT: u16 = 1 << 2;
 const AVAIL_F_NO_INTERRUPT: u16 = 1 << 0;
 
 /// Where the three parts of the ring are.
@@ -40,21 +33,6 @@ pub struct RingAddresses {
     /// Used ring.
     pub used: UserAddress,
 }
-
-/// One buffer of a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Descriptor {
-    /// Guest address.
-    pub address: u64,
-    /// Length in bytes.
-    pub len: u32,
-    /// Device-writable, or else device-readable.
-    pub writable: bool,
-}
-
-/// A chain whose end cannot be found: it loops, leaves its table, or its table is malformed.
-#[derive(Debug, PartialEq, Eq)]
-pub struct BrokenChain;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -277,49 +255,14 @@ impl Vring {
         self.queue.set_next_avail(next);
     }
 
-    /// Shows each buffer of the chain at `head`, in order, until `each` returns `false`.
-    ///
-    /// # Errors
-    /// The chain has no end that can be believed.
-    pub fn walk(
-        &self,
-        memory: &Memory,
-        head: u16,
-        mut each: impl FnMut(Descriptor) -> bool,
-    ) -> Result<(), BrokenChain> {
-        let mut table = self.queue.desc_table();
-        let mut table_len = u32::from(self.queue.size());
-        let mut index = head;
-        let mut nested = false;
-        for _ in 0..MAX_DESCRIPTORS {
-            if u32::from(index) >= table_len {
-                return Err(BrokenChain);
-            }
-            let raw = read_descriptor(memory, table, index).ok_or(BrokenChain)?;
-            if raw.flags & DESC_F_INDIRECT != 0 {
-                // VIRTIO 1.4, "Indirect Descriptors": no table in a table, no NEXT beside it.
-                if nested || !self.indirect || raw.flags & DESC_F_NEXT != 0 {
-                    return Err(BrokenChain);
-                }
-                let entries = u64::from(raw.len).checked_div(DESC_LEN).unwrap_or(0);
-                if !u64::from(raw.len).is_multiple_of(DESC_LEN) {
-                    return Err(BrokenChain);
-                }
-                (table, table_len) = (raw.address, u32::try_from(entries).unwrap_or(u32::MAX));
-                (index, nested) = (0, true);
-                continue;
-            }
-            let descriptor = Descriptor {
-                address: raw.address,
-                len: raw.len,
-                writable: raw.flags & DESC_F_WRITE != 0,
-            };
-            if !each(descriptor) || raw.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            index = raw.next;
+    /// Where the chain at `head` is to be read.
+    pub fn chain(&self, head: u16) -> Chain {
+        Chain {
+            table: self.queue.desc_table(),
+            table_len: self.queue.size(),
+            indirect: self.indirect,
+            head,
         }
-        Err(BrokenChain)
     }
 
     /// Gives the chain at `head` back to the driver, with `len` bytes written.
@@ -402,43 +345,6 @@ impl Vring {
             None => Ok(()),
         }
     }
-}
-
-struct RawDescriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-fn read_descriptor(memory: &Memory, table: u64, index: u16) -> Option<RawDescriptor> {
-    let offset = u64::from(index).checked_mul(DESC_LEN)?;
-    let mut bytes = [0; 16];
-    memory.read(table.checked_add(offset)?, &mut bytes)?;
-    let [
-        a0,
-        a1,
-        a2,
-        a3,
-        a4,
-        a5,
-        a6,
-        a7,
-        l0,
-        l1,
-        l2,
-        l3,
-        f0,
-        f1,
-        n0,
-        n1,
-    ] = bytes;
-    Some(RawDescriptor {
-        address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
-        len: u32::from_le_bytes([l0, l1, l2, l3]),
-        flags: u16::from_le_bytes([f0, f1]),
-        next: u16::from_le_bytes([n0, n1]),
-    })
 }
 
 /// Adds 1 to an eventfd that the front-end shares with us.

@@ -2,7 +2,7 @@
 //!
 //! Two kinds of writes go to file descriptions that others share and can make blocking at any
 //! moment: the front-end's call and err eventfds, and stderr. Asking whether a write would block
-//! before making it is a race. So while such writes happen, SIGALRM comes every [`TICK_MS`], with
+//! before making it is a race. So while such writes happen, SIGALRM comes every `TICK_MS`, with
 //! a handler that does nothing but be there: a write that waits returns `EINTR`. Without writes
 //! the timer disarms itself after one tick, so an idle daemon never wakes up.
 //!

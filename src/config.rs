@@ -1,0 +1,110 @@
+//! What the command line asks for, as values.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Most guests, each with a socket of its own.
+pub const MAX_GUESTS: usize = 64;
+const DEFAULT_HOLD_MS: u64 = 100;
+const DEFAULT_READ_HOLD_MS: u64 = 1;
+
+/// How the daemon is to run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Path of each guest's socket.
+    pub sockets: Vec<PathBuf>,
+    /// The devices, in order.
+    pub devices: Vec<DeviceConfig>,
+    /// Each guest's chip-select policy.
+    pub hold_policies: Vec<HoldPolicy>,
+    /// How long a chip select may be held, if the administrator says.
+    pub hold_timeout_ms: Option<u64>,
+    /// Bounds of a transfer.
+    pub transfers: TransferConfig,
+    /// What the seccomp filter does.
+    pub seccomp: SeccompMode,
+}
+
+/// Bounds of a transfer.
+#[derive(Debug, Clone, Copy)]
+pub struct TransferConfig {
+    /// Most bytes.
+    pub max_len: u64,
+    /// Most milliseconds on the wire.
+    pub max_ms: u64,
+}
+
+/// What the seccomp filter does about a system call that is not in its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeccompMode {
+    /// It ends the process.
+    Kill,
+    /// The kernel logs it.
+    Log,
+    /// There is no filter.
+    None,
+}
+
+/// What `cs_change` 0 means for a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldPolicy {
+    /// Chip select stays asserted between requests that are queued together.
+    Queued,
+    /// Chip select stays asserted until the next request.
+    Spec,
+    /// Chip select stays asserted from a request that only writes to one that only reads.
+    WriteRead,
+}
+
+/// A device and its options.
+#[derive(Debug, Clone)]
+pub struct DeviceConfig {
+    /// Which one.
+    pub path: DevicePath,
+    /// Guests that may use it, a bit each.
+    pub guests: u64,
+    /// Highest clock in Hz.
+    pub max_speed_hz: Option<u32>,
+    /// Lowest clock in Hz.
+    pub min_speed_hz: u32,
+    /// Whether guests may choose the polarity of chip select.
+    pub cs_high: Option<bool>,
+    /// Whether guests may loop the controller back.
+    pub loop_mode: Option<bool>,
+    /// The controller does delays between words.
+    pub word_delay: bool,
+    /// The controller does setup delays.
+    pub cs_setup: bool,
+    /// Nobody else uses the controller.
+    pub exclusive_bus: bool,
+}
+
+/// Which device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DevicePath {
+    /// A spidev.
+    Spidev(PathBuf),
+    /// The built-in one.
+    Loopback,
+}
+
+impl fmt::Display for DevicePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spidev(path) => path.display().fmt(f),
+            Self::Loopback => f.write_str("loopback"),
+        }
+    }
+}
+
+impl Config {
+    /// How long a guest may hold chip select.
+    pub fn hold_timeout(&self, policy: HoldPolicy) -> Duration {
+        let default = match policy {
+            HoldPolicy::Queued | HoldPolicy::Spec => DEFAULT_HOLD_MS,
+            HoldPolicy::WriteRead => DEFAULT_READ_HOLD_MS,
+        };
+        Duration::from_millis(self.hold_timeout_ms.unwrap_or(default))
+    }
+}
