@@ -9,6 +9,7 @@
 //! rings.
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::{Duration, Instant};
 
 use crate::device::Device;
@@ -32,6 +33,8 @@ pub enum Access {
     NotBefore(Instant),
     /// It would have continued an assertion that had to end for others.
     HoldCut,
+    /// Another device of the bus is selected and cannot be released.
+    Stuck,
 }
 
 /// What a request wants of the bus.
@@ -87,8 +90,8 @@ pub struct Bus {
     store: Box<Store>,
     running: Option<Running>,
     hold: Option<Hold>,
-    /// The guest whose hold was cut for others, until its next request on that device.
-    cut: Option<(usize, usize)>,
+    /// For each guest whose hold was cut for others: the device and mode, until its next request.
+    cuts: Vec<Option<(usize, u32)>>,
     waiters: VecDeque<usize>,
     /// The device of the last transfer.
     last_used: usize,
@@ -103,7 +106,7 @@ impl Bus {
             store: Box::default(),
             running: None,
             hold: None,
-            cut: None,
+            cuts: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
             last_used: 0,
         }
@@ -120,29 +123,42 @@ impl Bus {
                 return Access::Busy;
             }
             let continues = hold.is_continued_by(claim);
+            let for_read = hold.terms.for_read;
             let overdue = !self.waiters.is_empty() && hold.is_overdue();
             if continues && !overdue {
                 return Access::Free { continues: true };
             }
-            if !self.end_hold() {
-                return Access::Busy;
-            }
-            if continues && overdue {
+            let released = self.end_hold();
+            if continues && !for_read {
                 return Access::HoldCut;
             }
+            if overdue || !released {
+                return Access::Busy;
+            }
         }
-        if self
-            .cut
-            .take_if(|cut| cut.0 == claim.guest)
-            .is_some_and(|cut| cut.1 == claim.device)
-        {
+        let cut = self.cuts.get_mut(claim.guest).and_then(Option::take);
+        if cut == Some((claim.device, claim.mode)) {
             return Access::HoldCut;
+        }
+        if !self.release_stuck() {
+            return Access::Stuck;
         }
         let device = self.devices.get_mut(claim.device);
         match device.and_then(Device::resting_until) {
             Some(at) => Access::NotBefore(at),
             None => Access::Free { continues: false },
         }
+    }
+
+    /// Releases lines that could not be released before. One of a device that is gone or suspended
+    /// has to be left: its controller may have other devices that work.
+    fn release_stuck(&mut self) -> bool {
+        let gone = |error: &io::Error| error.raw_os_error() == Some(libc::ESHUTDOWN);
+        let mut stuck = self.devices.iter_mut().filter(|device| device.is_stuck());
+        stuck.all(|device| match device.release() {
+            Ok(()) => true,
+            Err(error) => gone(&error),
+        })
     }
 
     /// Gives the bus to a transfer whose segments are in `store`, which is exchanged for another.
@@ -240,7 +256,8 @@ impl Bus {
         if let Some(device) = self.devices.get_mut(running.claim.device)
             && (held || running.transfer.is_on_wire())
         {
-            device.release();
+            // If it fails, it is done before anything else on this bus.
+            let _ = device.release();
             device.rest(running.transfer.head.cs_change_delay_inactive_ns);
         }
     }
@@ -249,13 +266,14 @@ impl Bus {
     /// devices that it used last go back to the mode that they were found in.
     pub fn abort(&mut self, guest: usize) {
         self.waiters.retain(|&waiter| waiter != guest);
-        self.cut.take_if(|cut| cut.0 == guest);
+        self.forget_cut(guest);
         if self.running_for(guest).is_some() {
             self.drop_transfer();
         } else if let Some(hold) = self.hold.take_if(|hold| hold.claim.guest == guest)
             && let Some(device) = self.devices.get_mut(hold.claim.device)
         {
-            device.release();
+            // If it fails, it is done before anything else on this bus.
+            let _ = device.release();
             device.rest(hold.inactive_ns);
         }
         for device in &mut self.devices {
@@ -279,8 +297,16 @@ impl Bus {
         (running.claim.guest == guest).then_some(&running.transfer)
     }
 
-    /// Releases what `guest` holds; `false` if its hold delay is not over and `deadline` will do it.
+    fn forget_cut(&mut self, guest: usize) {
+        if let Some(cut) = self.cuts.get_mut(guest) {
+            *cut = None;
+        }
+    }
+
+    /// The guest goes on elsewhere: releases what it holds here; `false` if its hold delay is not
+    /// over and `deadline` will do it.
     pub fn release(&mut self, guest: usize) -> bool {
+        self.forget_cut(guest);
         match &self.hold {
             Some(hold) if hold.claim.guest == guest && self.running.is_none() => self.end_hold(),
             Some(_) | None => true,
@@ -297,7 +323,8 @@ impl Bus {
             return false;
         }
         if let Some(device) = self.devices.get_mut(hold.claim.device) {
-            device.release();
+            // If it fails, it is done before anything else on this bus.
+            let _ = device.release();
             device.rest(hold.inactive_ns);
         }
         self.hold = None;
@@ -335,13 +362,12 @@ impl Bus {
         if self.deadline().is_none_or(|at| at > now) {
             return;
         }
-        let cut = self
-            .hold
-            .as_ref()
-            .filter(|hold| !hold.terms.for_read && !hold.ending && !self.waiters.is_empty());
-        self.cut = cut
-            .map(|hold| (hold.claim.guest, hold.claim.device))
-            .or(self.cut);
+        if let Some(hold) = &self.hold
+            && !(hold.terms.for_read || hold.ending || self.waiters.is_empty())
+            && let Some(cut) = self.cuts.get_mut(hold.claim.guest)
+        {
+            *cut = Some((hold.claim.device, hold.claim.mode));
+        }
         self.end_hold();
     }
 }

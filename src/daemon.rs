@@ -3,7 +3,8 @@
 //! Should: open all that will ever be opened. Must not: serve.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use crate::bus::Bus;
@@ -48,6 +49,22 @@ enum Controller {
     Loopback(usize),
 }
 
+fn failed(error: io::Error) -> Fatal {
+    Fatal::os(ExitCode::OsError, "start", &error)
+}
+
+/// Installs what everything else relies on: the handlers of panics, SIGALRM and SIGBUS, and the
+/// signalfd of the signals that end the daemon.
+///
+/// # Errors
+/// The host refused a system call.
+pub fn prepare() -> Result<File, Fatal> {
+    way_out::install();
+    watchdog::install().map_err(failed)?;
+    sigbus::install().map_err(failed)?;
+    signals::catch().map_err(failed)
+}
+
 /// Opens all devices.
 ///
 /// # Errors
@@ -82,7 +99,9 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
             Bus::new(devices, neighbour(&controller, &configs), guests)
         })
         .collect();
-    Ok(Hardware { buses, places })
+    let hardware = Hardware { buses, places };
+    way_out::set_modes(modes(&hardware));
+    Ok(hardware)
 }
 
 /// Bus and chip select of a device of the controller that this daemon was not given, unless the
@@ -132,7 +151,7 @@ fn bufsiz() -> Result<u32, Fatal> {
 ///
 /// # Errors
 /// The first socket that cannot be made.
-pub fn bind(config: &Config) -> Result<(Vec<Listener>, Vec<SocketFile>), Fatal> {
+pub fn bind(config: &Config) -> Result<Vec<Listener>, Fatal> {
     let (mut listeners, mut files): (Vec<Listener>, Vec<SocketFile>) = (Vec::new(), Vec::new());
     for path in &config.sockets {
         match Listener::create(path) {
@@ -146,7 +165,8 @@ pub fn bind(config: &Config) -> Result<(Vec<Listener>, Vec<SocketFile>), Fatal> 
             }
         }
     }
-    Ok((listeners, files))
+    way_out::set_sockets(files);
+    Ok(listeners)
 }
 
 /// Puts everything together.
@@ -157,13 +177,8 @@ pub fn assemble(
     config: &Config,
     hardware: Hardware,
     listeners: Vec<Listener>,
-    files: Vec<SocketFile>,
+    signals: File,
 ) -> Result<EventLoop, Fatal> {
-    let failed = |e: std::io::Error| Fatal::os(ExitCode::OsError, "start", &e);
-    way_out::prepare(modes(&hardware), files);
-    let signals = signals::catch().map_err(failed)?;
-    watchdog::install().map_err(failed)?;
-    sigbus::install().map_err(failed)?;
     let poller = Poller::new().map_err(failed)?;
     let mut sessions = Vec::new();
     for (number, listener) in (0u32..).zip(listeners) {

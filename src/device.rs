@@ -57,6 +57,8 @@ pub struct Device {
     not_before: Option<Instant>,
     /// It failed with `ESHUTDOWN` last time, and the log says so already.
     pub down: bool,
+    /// Its chip select could not be released.
+    stuck: bool,
     /// The guest that used it last.
     pub last_guest: Option<usize>,
 }
@@ -98,6 +100,7 @@ impl Device {
             fixed_mode: 0,
             not_before: None,
             down: false,
+            stuck: false,
             last_guest: None,
         };
         if let DevicePath::Spidev(path) = &config.path {
@@ -174,12 +177,23 @@ impl Device {
         }
     }
 
-    /// Releases the chip select. A failure is left to the next transfer to meet.
-    pub fn release(&mut self) {
+    /// Releases the chip select.
+    ///
+    /// # Errors
+    /// The kernel's; the device is then stuck.
+    pub fn release(&mut self) -> io::Result<()> {
         if let Port::Spidev(spidev) = &mut self.port {
             let mode = spidev.mode();
-            let _ = spidev.set_mode(mode);
+            let released = spidev.set_mode(mode);
+            self.stuck = released.is_err();
+            return released;
         }
+        Ok(())
+    }
+
+    /// Whether its chip select may be asserted though nobody holds it.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
     }
 
     /// Puts the device into the mode that it is in between guests: as found, with its lanes.
@@ -187,16 +201,6 @@ impl Device {
     pub fn settle(&mut self) {
         if let Port::Spidev(spidev) = &mut self.port {
             let mode = spidev.idle_mode();
-            if spidev.mode() != mode {
-                let _ = spidev.set_mode(mode);
-            }
-        }
-    }
-
-    /// Puts the device back into the mode that it was found in.
-    pub fn restore(&mut self) {
-        if let Port::Spidev(spidev) = &mut self.port {
-            let mode = spidev.found_mode();
             if spidev.mode() != mode {
                 let _ = spidev.set_mode(mode);
             }
@@ -310,6 +314,7 @@ mod tests {
             bufsiz: 4096,
             not_before: None,
             down: false,
+            stuck: false,
             last_guest: None,
         };
         let head = |mode| TransferHead {

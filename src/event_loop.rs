@@ -362,15 +362,10 @@ impl EventLoop {
             .is_some_and(|at| late(at) || !self.sessions.iter().any(Session::is_active))
     }
 
-    /// Ends every session, and leaves the devices as they were found.
+    /// Ends every session; the devices go back to how they were found as they are closed.
     fn end(mut self) -> Result<(), Fatal> {
         for number in 0..self.sessions.len() {
             self.close(number, &SessionError::Disconnected)?;
-        }
-        for bus in &mut self.shared.buses {
-            for device in &mut bus.devices {
-                device.restore();
-            }
         }
         Ok(())
     }

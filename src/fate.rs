@@ -92,6 +92,8 @@ pub enum TransferError {
     Aborted,
     /// It would have continued an assertion of chip select that had to end for other guests.
     HoldCut,
+    /// Another device of its bus is selected and cannot be released.
+    Stuck,
     /// Its buffers vanished from the guest's memory.
     Memory,
 }
@@ -103,6 +105,7 @@ impl fmt::Display for TransferError {
             Self::Short(len) => write!(f, "transfer ended after {len} bytes"),
             Self::Aborted => write!(f, "transfer ended by the front-end"),
             Self::HoldCut => write!(f, "chip select was released for another guest"),
+            Self::Stuck => write!(f, "another device of the bus cannot be deselected"),
             Self::Memory => write!(f, "buffers vanished"),
         }
     }

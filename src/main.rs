@@ -1,5 +1,6 @@
 //! The program: its phases, in order.
 
+use std::fs::File;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -9,17 +10,7 @@ use vhost_device_spi::fate::Fatal;
 use vhost_device_spi::{daemon, log, sandbox, way_out};
 
 fn main() -> ExitCode {
-    let result = match Command::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Run(config)) => serve(&config),
-        Ok(Command::Help) => print(HELP),
-        Ok(Command::Version) => print(concat!(
-            "vhost-device-spi ",
-            env!("CARGO_PKG_VERSION"),
-            "\n"
-        )),
-        Err(fatal) => Err(fatal),
-    };
-    match result {
+    match daemon::prepare().and_then(obey) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             log::line(format_args!("{}", fatal.message));
@@ -28,11 +19,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(config: &Config) -> Result<(), Fatal> {
+fn obey(signals: File) -> Result<(), Fatal> {
+    match Command::parse(std::env::args_os().skip(1))? {
+        Command::Run(config) => serve(&config, signals),
+        Command::Help => print(HELP),
+        Command::Version => print(concat!(
+            "vhost-device-spi ",
+            env!("CARGO_PKG_VERSION"),
+            "\n"
+        )),
+    }
+}
+
+fn serve(config: &Config, signals: File) -> Result<(), Fatal> {
     let hardware = daemon::open(config)?;
-    let (listeners, files) = daemon::bind(config)?;
-    let event_loop = daemon::assemble(config, hardware, listeners, files)?;
-    let served = sandbox::restrict(config.seccomp).and_then(|()| event_loop.run());
+    let listeners = daemon::bind(config)?;
+    let served = daemon::assemble(config, hardware, listeners, signals).and_then(|event_loop| {
+        sandbox::restrict(config.seccomp)?;
+        event_loop.run()
+    });
     way_out::remove_sockets();
     served
 }

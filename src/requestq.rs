@@ -176,11 +176,8 @@ impl Requestq {
                 Ok(Turn::Idle)
             }
             Access::NotBefore(at) => Ok(Turn::At(at)),
-            Access::HoldCut => {
-                self.log(format_args!("{}", TransferError::HoldCut));
-                vring.consume();
-                finish(guest, answer, TransResult::TransErr)
-            }
+            Access::HoldCut => self.fail(guest, answer, &TransferError::HoldCut),
+            Access::Stuck => self.fail(guest, answer, &TransferError::Stuck),
             Access::Free { continues } => {
                 accepted.transfer.set_continues(continues);
                 vring.consume();
@@ -197,6 +194,18 @@ impl Requestq {
                 self.advance(guest, shared)
             }
         }
+    }
+
+    /// Answers a request that cannot go on the wire.
+    fn fail(
+        &mut self,
+        guest: &mut Guest,
+        answer: Answer,
+        error: &TransferError,
+    ) -> Result<Turn, Stop> {
+        self.log(format_args!("{error}"));
+        guest.vring.consume();
+        finish(guest, answer, TransResult::TransErr)
     }
 
     /// Nothing is queued: what is held only for the sake of a queued request is released, and the

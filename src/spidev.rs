@@ -223,6 +223,16 @@ impl Spidev {
     }
 }
 
+impl Drop for Spidev {
+    /// Leaves the device in the mode that it was found in.
+    fn drop(&mut self) {
+        if self.mode != self.found_mode {
+            // There is nothing left to do about a device that refuses.
+            let _ = self.set_mode(self.found_mode);
+        }
+    }
+}
+
 /// Sets a device's mode, which also releases its chip select.
 ///
 /// # Errors

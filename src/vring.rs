@@ -104,10 +104,13 @@ impl Vring {
         u16::try_from(size).is_ok_and(|size| self.queue.try_set_size(size).is_ok())
     }
 
-    /// Sets where the ring is; `false` where `memory` is there and does not hold all of it.
+    /// Sets where the ring is; `false` where `memory` is there and a part does not begin in it.
+    /// Whether it holds all of the ring shows when the ring starts and its size is known.
     pub fn set_addresses(&mut self, addresses: RingAddresses, memory: &Memory) -> bool {
         self.addresses = Some(addresses);
-        memory.is_empty() || self.locate(memory).is_some()
+        let parts = [addresses.desc, addresses.avail, addresses.used];
+        let begins = |part| memory.translate(part, 1).is_some();
+        memory.is_empty() || parts.into_iter().all(begins)
     }
 
     /// Sets the index of the next available entry; `false` if it is no 16-bit number.

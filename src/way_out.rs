@@ -13,18 +13,22 @@ use crate::listener::SocketFile;
 use crate::log;
 use crate::spidev::write_mode;
 
-#[derive(Debug)]
-struct WayOut {
-    /// Each spidev's fd, and the mode that it was found in.
-    modes: Vec<(RawFd, u32)>,
-    sockets: Vec<SocketFile>,
+/// Each spidev's fd, and the mode that it was found in.
+static MODES: OnceLock<Vec<(RawFd, u32)>> = OnceLock::new();
+static SOCKETS: OnceLock<Vec<SocketFile>> = OnceLock::new();
+
+/// Writes down the devices; once.
+pub fn set_modes(modes: Vec<(RawFd, u32)>) {
+    let _ = MODES.set(modes);
 }
 
-static WAY_OUT: OnceLock<WayOut> = OnceLock::new();
+/// Writes down the sockets; once.
+pub fn set_sockets(sockets: Vec<SocketFile>) {
+    let _ = SOCKETS.set(sockets);
+}
 
-/// Writes down what is to be undone, and has panics undo it. Once.
-pub fn prepare(modes: Vec<(RawFd, u32)>, sockets: Vec<SocketFile>) {
-    let _ = WAY_OUT.set(WayOut { modes, sockets });
+/// Has panics undo what is written down.
+pub fn install() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         let place = place.as_deref().unwrap_or("an unknown place");
@@ -36,18 +40,16 @@ pub fn prepare(modes: Vec<(RawFd, u32)>, sockets: Vec<SocketFile>) {
 
 /// Removes the sockets that this process made.
 pub fn remove_sockets() {
-    for socket in WAY_OUT
+    SOCKETS
         .get()
         .into_iter()
-        .flat_map(|way_out| &way_out.sockets)
-    {
-        socket.remove();
-    }
+        .flatten()
+        .for_each(SocketFile::remove);
 }
 
 /// Writing the mode also releases chip select.
 fn restore_devices() {
-    for &(fd, mode) in WAY_OUT.get().into_iter().flat_map(|way_out| &way_out.modes) {
+    for &(fd, mode) in MODES.get().into_iter().flatten() {
         // There is nothing left to do about a device that refuses.
         let _ = write_mode(fd, mode);
     }
