@@ -26,6 +26,7 @@ use crate::fate::SessionError;
 use crate::memory::{MAX_REGIONS, Memory, RegionDescription, UserAddress};
 use crate::virtio_spi::Config;
 use crate::vring::{RingAddresses, Vring};
+use crate::watchdog;
 
 const F_RING_INDIRECT_DESC: u64 = 1 << 28;
 const F_RING_EVENT_IDX: u64 = 1 << 29;
@@ -145,6 +146,8 @@ fn accepted(accepted: bool) -> Result<()> {
 /// takes a write of zero.
 fn check_eventfd(file: &File) -> Result<()> {
     let mut writer = file;
+    // Of a counter at its very end even the zero has to wait.
+    watchdog::arm();
     if file_type(file)? == 0 && matches!(writer.write(&0u64.to_ne_bytes()), Ok(8)) {
         return Ok(());
     }

@@ -64,6 +64,8 @@ struct Running {
     claim: Claim,
     terms: HoldTerms,
     transfer: Transfer,
+    /// When it began, if it may end in a hold.
+    began: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -84,9 +86,8 @@ struct Hold {
 pub struct Bus {
     /// Its devices, in the order of the command line.
     pub devices: Vec<Device>,
-    /// Bus and chip select of a device of the controller that is not this daemon's: nothing may be
-    /// held beside it.
-    pub neighbour: Option<(u32, u32)>,
+    /// Name of a device of the controller that is not this daemon's: nothing may be held beside it.
+    pub neighbour: Option<&'static str>,
     store: Box<Store>,
     running: Option<Running>,
     hold: Option<Hold>,
@@ -99,7 +100,7 @@ pub struct Bus {
 
 impl Bus {
     /// A bus that nobody uses, with room for `guests` to wait for it.
-    pub fn new(devices: Vec<Device>, neighbour: Option<(u32, u32)>, guests: usize) -> Self {
+    pub fn new(devices: Vec<Device>, neighbour: Option<&'static str>, guests: usize) -> Self {
         Self {
             devices,
             neighbour,
@@ -177,6 +178,7 @@ impl Bus {
         self.running = Some(Running {
             claim,
             terms,
+            began: transfer.may_keep().then(Instant::now),
             transfer,
         });
     }
@@ -227,7 +229,8 @@ impl Bus {
             return;
         };
         let now = Instant::now();
-        let asserted_at = self.hold.take().map_or(now, |hold| hold.asserted_at);
+        let began = running.began.unwrap_or(now);
+        let asserted_at = self.hold.take().map_or(began, |hold| hold.asserted_at);
         let head = running.transfer.head;
         let hold_delay = Duration::from_nanos(head.cs_delay_hold_ns.into());
         let mut hold = Hold {

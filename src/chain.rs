@@ -8,7 +8,7 @@
 
 use crate::memory::Memory;
 
-/// Most descriptors of one chain that are believed, an indirect table included.
+/// Most buffers of one chain that are believed.
 pub const MAX_DESCRIPTORS: usize = 1024;
 /// Length of a descriptor in bytes.
 pub const DESC_LEN: u64 = 16;
@@ -57,7 +57,8 @@ impl Chain {
     ) -> Result<(), BrokenChain> {
         let (mut table, mut table_len) = (self.table, u32::from(self.table_len));
         let (mut index, mut nested) = (self.head, false);
-        for _ in 0..MAX_DESCRIPTORS {
+        let mut buffers = 0;
+        while buffers < MAX_DESCRIPTORS {
             if u32::from(index) >= table_len {
                 return Err(BrokenChain);
             }
@@ -74,6 +75,7 @@ impl Chain {
                 (table, index, nested) = (raw.address, 0, true);
                 continue;
             }
+            buffers = buffers.saturating_add(1);
             each(Descriptor {
                 address: raw.address,
                 len: raw.len,

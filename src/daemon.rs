@@ -104,26 +104,46 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     Ok(hardware)
 }
 
-/// Bus and chip select of a device of the controller that this daemon was not given, unless the
-/// administrator says that nobody uses it.
-fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<(u32, u32)> {
+/// A device of the controller that this daemon was not given, unless the administrator says that
+/// nobody uses it. A host that has no list of SPI devices is taken at its word.
+fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<&'static str> {
     let Controller::Host(bus) = *controller else {
         return None;
     };
     if configs.iter().any(|config| config.exclusive_bus) {
         return None;
     }
-    let prefix = format!("spi{bus}.");
-    let ours: Vec<u32> = configs
+    let numbers = configs
         .iter()
-        .filter_map(|config| spidev_numbers(&config.path).map(|(_, device)| device))
-        .collect();
-    let names = fs::read_dir(SPI_DEVICES).ok()?;
-    names
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|name| name.strip_prefix(&prefix)?.parse().ok())
-        .find(|device| !ours.contains(device))
-        .map(|device| (bus, device))
+        .filter_map(|config| spidev_numbers(&config.path));
+    let ours: Vec<String> = numbers.map(|(bus, device)| own_name(bus, device)).collect();
+    let entries = fs::read_dir(SPI_DEVICES).ok()?;
+    let names = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let name = entry.file_name().into_string().ok()?;
+        is_on_bus(bus, &name, &entry.path()).then_some(name)
+    });
+    let mut others = names.filter(|name| !ours.contains(name));
+    others.next().map(|name| &*name.leak())
+}
+
+/// The name of the SPI device behind `/dev/spidevX.Y`: `spiX.Y`, or whatever ACPI calls it.
+fn own_name(bus: u32, device: u32) -> String {
+    let link = format!("/sys/class/spidev/spidev{bus}.{device}/device");
+    let real = fs::canonicalize(link).ok();
+    let name = real.as_ref().and_then(|path| path.file_name()?.to_str());
+    name.map_or_else(|| format!("spi{bus}.{device}"), ToOwned::to_owned)
+}
+
+/// Devices from a device tree have the bus in their name; others (`spi-` and what ACPI or a
+/// software node says, see `spi_dev_set_name()`) only in their path.
+fn is_on_bus(bus: u32, name: &str, path: &Path) -> bool {
+    let controller = format!("spi{bus}");
+    let named = name
+        .strip_prefix(&controller)
+        .is_some_and(|rest| rest.starts_with('.'));
+    let real = fs::canonicalize(path).unwrap_or_default();
+    named || real.iter().any(|part| part == controller.as_str())
 }
 
 /// X and Y of `/dev/spidevX.Y`, or of what a link leads to.

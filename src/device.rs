@@ -4,7 +4,6 @@
 //! it is in and the moment of its next use change. Must not: know of guests or rings.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use crate::config::{DeviceConfig, DevicePath, TransferConfig};
@@ -132,14 +131,6 @@ impl Device {
             return Err(Fatal::new(ExitCode::Config, format!("{name}: {why}")));
         }
         Ok(())
-    }
-
-    /// The device's fd, if it has one.
-    pub fn fd(&self) -> Option<RawFd> {
-        match &self.port {
-            Port::Spidev(spidev) => Some(spidev.fd()),
-            Port::Loopback => None,
-        }
     }
 
     /// What spidev rounds each length up to, in bytes.

@@ -50,6 +50,9 @@ pub struct EventLoop {
     /// When the timer will go off.
     armed: Option<Instant>,
     ready: VecDeque<usize>,
+    /// Sessions with a `wake_at`, in the order in which they began to wait: whoever waits longest
+    /// is first where several want the same moment.
+    sleepers: VecDeque<usize>,
     /// How many front-ends are connected.
     connected: usize,
     due: Vec<Due>,
@@ -77,6 +80,7 @@ impl EventLoop {
             timer,
             armed: None,
             ready: VecDeque::with_capacity(sessions.len()),
+            sleepers: VecDeque::with_capacity(sessions.len()),
             connected: 0,
             due: vec![Due::default(); sessions.len()],
             ends_at: None,
@@ -91,6 +95,12 @@ impl EventLoop {
     /// # Errors
     /// The host failed the loop itself.
     pub fn run(mut self) -> Result<(), Fatal> {
+        let served = self.serve_until_signal();
+        self.end();
+        served
+    }
+
+    fn serve_until_signal(&mut self) -> Result<(), Fatal> {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             let timeout = if self.ready.is_empty() { -1 } else { 0 };
@@ -107,10 +117,9 @@ impl EventLoop {
             self.serve()?;
             self.keep_deadlines();
             if self.is_over() {
-                break;
+                return Ok(());
             }
         }
-        self.end()
     }
 
     fn mark(&mut self, token: Token, events: EventSet) -> Result<(), Fatal> {
@@ -127,6 +136,7 @@ impl EventLoop {
                     session.set_hung_up();
                 }
                 self.queue(index(guest), true);
+                self.put_first(index(guest));
             }
         }
         Ok(())
@@ -144,6 +154,13 @@ impl EventLoop {
         }
     }
 
+    /// A message that has come in is looked at before the next piece of anybody's transfer.
+    fn put_first(&mut self, number: usize) {
+        if self.ready.back() == Some(&number) {
+            self.ready.rotate_right(1);
+        }
+    }
+
     fn accept(&mut self, guest: u32) -> Result<(), Fatal> {
         let Some(session) = self.sessions.get_mut(index(guest)) else {
             return Ok(());
@@ -156,6 +173,9 @@ impl EventLoop {
             Err(error) => {
                 session.close(&error, &mut self.shared).map_err(fatal)?;
                 session.listen_at = Instant::now().checked_add(NO_FD_PAUSE);
+                if let Some(at) = session.listen_at {
+                    self.arm(at);
+                }
             }
         }
         Ok(())
@@ -210,11 +230,12 @@ impl EventLoop {
                 self.arm(at);
             }
         }
-        // A message may have set the ring free, or the rest of the queue waits for the transfer.
         let Some(session) = self.sessions.get_mut(number) else {
             return Ok(());
         };
-        if matches!(turn, Ok(Turn::Again)) {
+        // A flood of messages must not keep the transfer from going on, and with it the bus.
+        let more_control = matches!(turn, Ok(Turn::Control));
+        if turn.is_ok() {
             turn = session.turn(&mut self.shared);
         }
         // Those who waited for the bus go before the guest that just had it.
@@ -227,10 +248,15 @@ impl EventLoop {
             Ok(Turn::Again) => self.queue(number, false),
             Ok(Turn::Control) => self.queue(number, true),
             Ok(Turn::At(at)) => {
-                session.wake_at = Some(at);
+                if session.wake_at.replace(at).is_none() {
+                    self.sleepers.push_back(number);
+                }
                 self.arm(at);
             }
-            Err(error) => self.close(number, &error)?,
+            Err(error) => return self.close(number, &error),
+        }
+        if more_control {
+            self.queue(number, true);
         }
         Ok(())
     }
@@ -305,6 +331,9 @@ impl EventLoop {
         for number in 0..self.sessions.len() {
             self.expire_session(number, now)?;
         }
+        for _ in 0..self.sleepers.len() {
+            self.wake_sleeper(now);
+        }
         for bus in &mut self.shared.buses {
             bus.expire(now);
         }
@@ -313,6 +342,23 @@ impl EventLoop {
             self.arm(at);
         }
         Ok(())
+    }
+
+    /// Takes the first sleeper, who gets its turn, goes on sleeping at the end of the queue, or was
+    /// closed meanwhile.
+    fn wake_sleeper(&mut self, now: Instant) {
+        let Some(number) = self.sleepers.pop_front() else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(number) else {
+            return;
+        };
+        if session.wake_at.take_if(|at| *at <= now).is_some() {
+            self.queue(number, false);
+        } else if let Some(at) = session.wake_at {
+            self.sleepers.push_back(number);
+            self.arm(at);
+        }
     }
 
     fn expire_session(&mut self, number: usize, now: Instant) -> Result<(), Fatal> {
@@ -328,11 +374,7 @@ impl EventLoop {
         if session.listen_at.take_if(|at| *at <= now).is_some() {
             session.listen(&self.shared.poller).map_err(fatal)?;
         }
-        let woken = session.wake_at.take_if(|at| *at <= now).is_some();
-        let next = [session.deadline(), session.listen_at, session.wake_at];
-        if woken {
-            self.queue(number, false);
-        }
+        let next = [session.deadline(), session.listen_at];
         for at in next.into_iter().flatten() {
             self.arm(at);
         }
@@ -363,11 +405,12 @@ impl EventLoop {
     }
 
     /// Ends every session; the devices go back to how they were found as they are closed.
-    fn end(mut self) -> Result<(), Fatal> {
-        for number in 0..self.sessions.len() {
-            self.close(number, &SessionError::Disconnected)?;
+    fn end(mut self) {
+        for session in &mut self.sessions {
+            session.stop_listening();
+            // Without a listener there is nothing to register, and so nothing to fail.
+            let _ = session.close(&SessionError::Disconnected, &mut self.shared);
         }
-        Ok(())
     }
 }
 

@@ -49,8 +49,8 @@ pub enum ParamError {
     /// More milliseconds on the wire than `--max-transfer-ms`, or a single word too slow.
     TooSlow,
     /// It needs chip select held between messages, and the controller has devices that are not
-    /// this daemon's, such as `spiX.Y`.
-    SharedBus((u32, u32)),
+    /// this daemon's: the name of one.
+    SharedBus(&'static str),
 }
 
 impl fmt::Display for ParamError {
@@ -72,10 +72,10 @@ impl fmt::Display for ParamError {
             Self::PartialWord(len) => write!(f, "{len} bytes are not whole words"),
             Self::TooLong(len) => write!(f, "{len} bytes are above --max-transfer-len"),
             Self::TooSlow => write!(f, "takes longer on the wire than --max-transfer-ms allows"),
-            Self::SharedBus((bus, device)) => write!(
+            Self::SharedBus(name) => write!(
                 f,
-                "needs chip select held, but spi{bus}.{device} on its controller is not ours: give \
-                 this daemon that one too, raise spidev.bufsiz, or set exclusive-bus=on"
+                "needs chip select held, but {name} on its controller is not ours: give this daemon \
+                 that one too, raise spidev.bufsiz, or set exclusive-bus=on"
             ),
         }
     }

@@ -77,8 +77,8 @@ impl Limiter {
     const LINES: u32 = 10;
     const WINDOW: Duration = Duration::from_secs(10);
 
-    /// Writes the line, or counts it.
-    pub fn line(&mut self, text: fmt::Arguments<'_>) {
+    /// Writes a line about `guest`, or counts it.
+    pub fn line(&mut self, guest: usize, text: fmt::Arguments<'_>) {
         let now = Instant::now();
         let fresh = self
             .window
@@ -88,12 +88,12 @@ impl Limiter {
             self.written = 0;
             if self.dropped > 0 {
                 let dropped = std::mem::take(&mut self.dropped);
-                line(format_args!("{dropped} lines like the next were dropped"));
+                line(format_args!("guest {guest}: {dropped} lines were dropped"));
             }
         }
         if self.written < Self::LINES {
             self.written = self.written.saturating_add(1);
-            line(text);
+            line(format_args!("guest {guest}: {text}"));
         } else {
             self.dropped = self.dropped.saturating_add(1);
         }

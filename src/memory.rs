@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -21,9 +22,9 @@ use crate::sigbus::Watch;
 
 /// Most regions that a guest may have.
 pub const MAX_REGIONS: usize = 32;
-/// Most bytes that all regions of a guest may have together: 1 TiB, so that 64 guests fit the
-/// address space of the smallest supported machine.
-const MAX_TOTAL_LEN: u64 = 1 << 40;
+/// Most bytes that all regions of a guest may have together: 256 GiB, half of the address space of
+/// an arm64 process with 39-bit addresses.
+const MAX_TOTAL_LEN: u64 = 1 << 38;
 const PAGE_LEN: u64 = 4096;
 
 /// An address in the front-end's own address space, as vhost-user messages name rings.
@@ -50,7 +51,7 @@ pub enum MemoryError {
     Shape,
     /// It overlaps another one.
     Overlap,
-    /// More than 32 regions, or more than 1 TiB.
+    /// More than 32 regions, or more than 256 GiB.
     TooMuch,
     /// It ends behind the end of its file.
     BeyondFile,
@@ -67,7 +68,7 @@ impl std::fmt::Display for MemoryError {
         match self {
             Self::Shape => write!(f, "region is empty, wraps or is not page aligned"),
             Self::Overlap => write!(f, "regions overlap"),
-            Self::TooMuch => write!(f, "more than 32 regions or 1 TiB of memory"),
+            Self::TooMuch => write!(f, "more than 32 regions or 256 GiB of memory"),
             Self::BeyondFile => write!(f, "region ends behind its file"),
             Self::NotMemory => write!(f, "region's file is not a memfd or on tmpfs or hugetlbfs"),
             Self::Unknown => write!(f, "no such region"),
@@ -220,13 +221,16 @@ impl Memory {
 
 /// Checks that `file` is memory and long enough.
 ///
-/// `F_GET_SEALS` succeeds on shmem and hugetlbfs alone and never asks the file system, so a file of
-/// a FUSE server that does not answer is refused without waiting for it.
+/// `F_GET_SEALS` succeeds on shmem and hugetlbfs alone and never asks the file system: nothing else
+/// is asked of a file of a FUSE server that does not answer.
 fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError> {
     // SAFETY: F_GET_SEALS takes no pointer, and `file` is open.
     let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
     if seals < 0 {
         return Err(MemoryError::NotMemory);
+    }
+    if !fits_pages(region, file)? {
+        return Err(MemoryError::Shape);
     }
     let file_len = file.metadata().map_err(MemoryError::Host)?.len();
     let end = region.file_offset.saturating_add(region.len);
@@ -234,6 +238,24 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError
         return Err(MemoryError::BeyondFile);
     }
     Ok(())
+}
+
+/// Whether the region is made of whole pages of `file`. On hugetlbfs anything else could be mapped,
+/// but neither unmapped nor, after SIGBUS, replaced.
+fn fits_pages(region: &RegionDescription, file: &File) -> Result<bool, MemoryError> {
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `file` is open, and the result has room for a `statfs`.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) } < 0 {
+        return Err(MemoryError::Host(io::Error::last_os_error()));
+    }
+    // SAFETY: fstatfs succeeded, so it filled it in.
+    let stat = unsafe { stat.assume_init() };
+    let page_len = match u64::try_from(stat.f_bsize) {
+        Ok(page_len) if stat.f_type == libc::HUGETLBFS_MAGIC => page_len,
+        Ok(_) | Err(_) => return Ok(true),
+    };
+    let numbers = [region.len, region.file_offset];
+    Ok(numbers.iter().all(|n| n.is_multiple_of(page_len)))
 }
 
 #[cfg(test)]
@@ -318,6 +340,18 @@ mod tests {
         let file = File::open("/proc/self/exe").unwrap();
         let error = Memory::default().add(region(0, 0, 4096), file).unwrap_err();
         assert!(matches!(error, MemoryError::NotMemory));
+    }
+
+    #[test]
+    fn add_part_of_a_huge_page_is_refused() {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB) };
+        assert!(fd >= 0, "no hugetlbfs: {}", io::Error::last_os_error());
+        // SAFETY: memfd_create gave this fd to us alone.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(1 << 30).unwrap();
+        let error = Memory::default().add(region(0, 0, 4096), file).unwrap_err();
+        assert!(matches!(error, MemoryError::Shape));
     }
 
     #[test]

@@ -92,8 +92,10 @@ pub struct Requestq {
     active: Option<(usize, Answer)>,
     /// The bus on which chip select was left asserted.
     holding: Option<usize>,
-    /// No new request begins: something waits for the active one to be over.
+    /// No new request begins: a message waits for the active one to be over.
     stopping: bool,
+    /// No new request begins any more.
+    ended: bool,
 }
 
 impl Requestq {
@@ -106,13 +108,18 @@ impl Requestq {
             active: None,
             holding: None,
             stopping: false,
+            ended: false,
         }
+    }
+
+    /// Begins no new request any more.
+    pub fn end(&mut self) {
+        self.ended = true;
     }
 
     /// Logs a line about this guest, as far as the limit lets it through.
     pub fn log(&mut self, text: fmt::Arguments<'_>) {
-        let number = self.number;
-        self.limiter.line(format_args!("guest {number}: {text}"));
+        self.limiter.line(self.number, text);
     }
 
     /// Whether a request is on the way.
@@ -127,7 +134,7 @@ impl Requestq {
     pub fn turn(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, SessionError> {
         let turn = if self.active.is_some() {
             self.advance(guest, shared)
-        } else if self.stopping || !guest.vring.is_running() {
+        } else if self.stopping || self.ended || !guest.vring.is_running() {
             return Ok(Turn::Idle);
         } else {
             self.take(guest, shared)
@@ -137,9 +144,10 @@ impl Requestq {
             Err(Stop::Session(error)) => Err(error),
             Err(Stop::Ring(error)) => {
                 self.log(format_args!("ring stopped: {error}"));
+                let awaited = self.stopping;
                 self.abort(guest, shared)?;
                 guest.vring.set_broken()?;
-                Ok(Turn::Idle)
+                Ok(if awaited { Turn::Control } else { Turn::Idle })
             }
         }
     }
@@ -250,10 +258,10 @@ impl Requestq {
         };
         let mode = device.mode_for(head);
         let mut transfer = Transfer::new(request, timing, mode, keep);
-        if let Some(neighbour) = &bus.neighbour {
+        if let Some(neighbour) = bus.neighbour {
             let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
             if holds || !transfer.fits_one_message(device, &shared.store) {
-                return Err(ParamError::SharedBus(*neighbour));
+                return Err(ParamError::SharedBus(neighbour));
             }
             transfer.never_keep();
         }
@@ -287,7 +295,8 @@ impl Requestq {
             vring.notify(memory).map_err(Stop::Session)?;
         }
         // A ring that cannot be believed shows itself at the next request.
-        let follows = !self.stopping && vring.pending(memory).is_ok_and(|pending| pending > 0);
+        let follows = !(self.stopping || self.ended)
+            && vring.pending(memory).is_ok_and(|pending| pending > 0);
         let result = match bus.step(memory, &mut shared.scratch, follows) {
             Ok(Step::More) => return Ok(Turn::Again),
             Ok(Step::Until(at)) => return Ok(Turn::At(at)),

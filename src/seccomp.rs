@@ -94,6 +94,7 @@ const RULES: &[Rule] = &[
     any(libc::SYS_fstat),
     any(libc::SYS_newfstatat),
     any(libc::SYS_statx),
+    any(libc::SYS_fstatfs),
     // memory, and the C library's allocator
     test(
         libc::SYS_mmap,
@@ -107,6 +108,15 @@ const RULES: &[Rule] = &[
     any(libc::SYS_mremap),
     any(libc::SYS_brk),
     any(libc::SYS_madvise),
+    #[cfg(target_env = "musl")]
+    test(
+        libc::SYS_mprotect,
+        &[Test {
+            argument: 2,
+            mask: PROT_EXEC,
+            value: 0,
+        }],
+    ),
     // log
     #[cfg(target_arch = "x86_64")]
     any(libc::SYS_poll),
@@ -121,6 +131,8 @@ const RULES: &[Rule] = &[
     any(libc::SYS_gettid),
     any(libc::SYS_getpid),
     any(libc::SYS_tgkill),
+    #[cfg(target_env = "musl")]
+    any(libc::SYS_tkill),
 ];
 
 #[cfg(target_arch = "x86_64")]

@@ -253,6 +253,7 @@ impl Session {
     /// Begins no other request, and ends the one on the way unless it is short; returns whether
     /// there is none any more. For the end of the daemon.
     pub fn wind_up(&mut self, shared: &mut Shared) -> bool {
+        self.requestq.end();
         match &self.connection {
             Some(connection) => self
                 .requestq

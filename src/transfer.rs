@@ -88,6 +88,11 @@ impl Transfer {
         self.continues = continues;
     }
 
+    /// Whether chip select may stay asserted behind it.
+    pub fn may_keep(&self) -> bool {
+        self.keep != Keep::Never
+    }
+
     /// Releases chip select at its end, whatever the request says.
     pub fn never_keep(&mut self) {
         self.keep = Keep::Never;

@@ -312,12 +312,14 @@ impl Vring {
     /// # Errors
     /// The front-end filled its eventfd and made it blocking: the write was interrupted.
     pub fn notify(&mut self, memory: &Memory) -> Result<(), SessionError> {
-        if !std::mem::take(&mut self.unnotified) || !self.wants_notification(memory) {
+        // Without a call eventfd the notification is kept for the one that may come.
+        if self.call.is_none() || !std::mem::take(&mut self.unnotified) {
             return Ok(());
         }
+        let wanted = self.wants_notification(memory);
         match &self.call {
-            Some(call) => signal(call),
-            None => Ok(()),
+            Some(call) if wanted => signal(call),
+            Some(_) | None => Ok(()),
         }
     }
 

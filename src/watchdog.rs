@@ -62,7 +62,7 @@ extern "C" fn on_tick(_signal: libc::c_int) {
 fn set_timer(ms: u32) {
     let interval = libc::timeval {
         tv_sec: 0,
-        tv_usec: libc::suseconds_t::from(ms.saturating_mul(1000)),
+        tv_usec: ms.saturating_mul(1000).into(),
     };
     let timer = libc::itimerval {
         it_interval: interval,
