@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: (GPL-2.0 OR BSD-3-Clause)
+/*
+ * Simulated SPI controllers that remember what was done to their lines.
+ *
+ * Each drives its chip selects the ordinary way: the SPI core decides and calls set_cs(). Behind each chip select sits
+ * a simulated device, declared so that the kernel's spidev binds it:
+ *
+ *	0  loopback	sends back what it gets, and 0xff where nothing is sent
+ *	1  memory	2 MiB: 0x02, 3 bytes of address, data writes; 0x03, 3 bytes of address, then reads. All of that
+ *			within one assertion of its chip select; released, it forgets the command
+ *	2  loopback	like 0, for trials with `fail`
+ *
+ * A device answers by its line, not by what the core believes: the line's level counts, and it is active at low level
+ * whatever SPI_CS_HIGH says. In debugfs, sim_spi/spiN/:
+ *
+ *	state	one line a chip select, one for the violations; `key=value` throughout
+ *	reset	write anything: the counts of all chip selects start anew; lines and violations stay as they are
+ *	fail	write `CHIP_SELECT transfer|message ERRNO SKIP COUNT`: after SKIP further ones, COUNT transfers fail on
+ *		the wire, or COUNT messages are refused before chip select is touched; COUNT 0 takes it back
+ *	suspend	write 1 and the controller sleeps, 0 and it wakes up
+ *
+ * A violation is what no correct user of a bus brings about: two chip selects asserted at once (two_selected), a
+ * transfer while its chip select is not (unselected), another mode (mode_changed), or another clock or word size
+ * (clock_changed) within one assertion.
+ */
+#include <linux/debugfs.h>
+#include <linux/delay.h>
+#include <linux/device/faux.h>
+#include <linux/math64.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/seq_file.h>
+#include <linux/spi/spi.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
+#include <linux/vmalloc.h>
+
+#define MAX_CONTROLLERS 4
+#define CHIP_SELECTS 3
+#define MEMORY_SIZE (2u << 20)
+#define MEMORY_WRITE 0x02
+#define MEMORY_READ 0x03
+#define COMMAND_LEN 4
+
+static unsigned int controllers = 1;
+module_param(controllers, uint, 0444);
+MODULE_PARM_DESC(controllers, "how many, 1 to 4");
+
+static unsigned int mode_bits[MAX_CONTROLLERS] = {
+	[0 ... MAX_CONTROLLERS - 1] = SPI_MODE_X_MASK | SPI_CS_HIGH | SPI_LSB_FIRST | SPI_LOOP,
+};
+module_param_array(mode_bits, uint, NULL, 0444);
+MODULE_PARM_DESC(mode_bits, "what each controller can do, as in <linux/spi/spi.h>");
+
+static unsigned int word_sizes[MAX_CONTROLLERS] = {
+	[0 ... MAX_CONTROLLERS - 1] = SPI_BPW_RANGE_MASK(4, 32),
+};
+module_param_array(word_sizes, uint, NULL, 0444);
+MODULE_PARM_DESC(word_sizes, "each controller's bits_per_word_mask");
+
+static unsigned int max_speed_hz[MAX_CONTROLLERS] = { [0 ... MAX_CONTROLLERS - 1] = 100000000 };
+module_param_array(max_speed_hz, uint, NULL, 0444);
+
+static unsigned int min_speed_hz[MAX_CONTROLLERS];
+module_param_array(min_speed_hz, uint, NULL, 0444);
+
+static unsigned int device_speed_hz = 50000000;
+module_param(device_speed_hz, uint, 0444);
+MODULE_PARM_DESC(device_speed_hz, "speed limit of every device");
+
+enum peer { LOOPBACK, MEMORY };
+static const enum peer peers[CHIP_SELECTS] = { LOOPBACK, MEMORY, LOOPBACK };
+static const char *const peer_names[] = { "loopback", "memory" };
+
+struct failure {
+	bool early;
+	int error;
+	unsigned int skip;
+	unsigned int count;
+};
+
+/* What `reset` clears. */
+struct counts {
+	unsigned int edges, set_cs, setups, messages, transfers;
+	u64 bytes;
+};
+
+struct line {
+	enum peer peer;
+	bool high;
+	/* Of the assertion in progress, or else the last one. */
+	u32 mode;
+	u32 speed_hz;
+	u8 bits;
+	bool clocked;
+	/* The memory's: how much of a command it has, what it is. */
+	unsigned int got;
+	u8 command[COMMAND_LEN];
+	u32 address;
+	struct failure failure;
+	struct counts counts;
+};
+
+struct bus {
+	struct faux_device *parent;
+	struct spi_controller *controller;
+	/* Held around everything but the time that a transfer takes. */
+	struct mutex lock;
+	struct line lines[CHIP_SELECTS];
+	struct {
+		unsigned int two_selected, unselected, mode_changed, clock_changed;
+	} violations;
+	u8 *memory;
+	struct dentry *directory;
+};
+
+static struct bus buses[MAX_CONTROLLERS];
+static struct dentry *top;
+
+static struct bus *bus_of(struct spi_controller *controller)
+{
+	return *(struct bus **)spi_controller_get_devdata(controller);
+}
+
+static struct line *line_of(struct spi_device *spi)
+{
+	return &bus_of(spi->controller)->lines[spi_get_chipselect(spi, 0)];
+}
+
+static bool asserted(const struct line *line)
+{
+	return !line->high;
+}
+
+static void sim_set_cs(struct spi_device *spi, bool high)
+{
+	struct bus *bus = bus_of(spi->controller);
+	struct line *line = line_of(spi);
+	int i;
+
+	guard(mutex)(&bus->lock);
+	line->counts.set_cs++;
+	if (line->high == high)
+		return;
+	line->high = high;
+	line->counts.edges++;
+	line->got = 0;
+	if (!asserted(line))
+		return;
+	line->mode = spi->mode;
+	line->clocked = false;
+	for (i = 0; i < CHIP_SELECTS; i++)
+		if (&bus->lines[i] != line && asserted(&bus->lines[i]))
+			bus->violations.two_selected++;
+}
+
+static int sim_setup(struct spi_device *spi)
+{
+	struct bus *bus = bus_of(spi->controller);
+	struct line *line = line_of(spi);
+
+	guard(mutex)(&bus->lock);
+	line->counts.setups++;
+	if (asserted(line) && spi->mode != line->mode)
+		bus->violations.mode_changed++;
+	return 0;
+}
+
+/* Whether it is this one's turn to fail. */
+static bool fails(struct failure *failure, bool early)
+{
+	if (!failure->count || failure->early != early)
+		return false;
+	if (failure->skip) {
+		failure->skip--;
+		return false;
+	}
+	failure->count--;
+	return true;
+}
+
+static int sim_prepare_message(struct spi_controller *controller, struct spi_message *message)
+{
+	struct bus *bus = bus_of(controller);
+	struct line *line = line_of(message->spi);
+
+	guard(mutex)(&bus->lock);
+	if (fails(&line->failure, true))
+		return -line->failure.error;
+	line->counts.messages++;
+	return 0;
+}
+
+static u8 memory_byte(struct bus *bus, struct line *line, u8 in)
+{
+	u8 *cell;
+
+	if (line->got < COMMAND_LEN) {
+		line->command[line->got++] = in;
+		line->address = line->command[1] << 16 | line->command[2] << 8 | line->command[3];
+		return 0xff;
+	}
+	cell = &bus->memory[line->address++ % MEMORY_SIZE];
+	switch (line->command[0]) {
+	case MEMORY_WRITE:
+		*cell = in;
+		return 0xff;
+	case MEMORY_READ:
+		return *cell;
+	default:
+		return 0xff;
+	}
+}
+
+static void exchange(struct bus *bus, struct line *line, const u8 *tx, u8 *rx, unsigned int len)
+{
+	unsigned int i;
+
+	if (line->peer == MEMORY && !(line->mode & SPI_LOOP)) {
+		for (i = 0; i < len; i++) {
+			u8 out = memory_byte(bus, line, tx ? tx[i] : 0xff);
+
+			if (rx)
+				rx[i] = out;
+		}
+	} else if (rx && tx) {
+		memcpy(rx, tx, len);
+	} else if (rx) {
+		memset(rx, 0xff, len);
+	}
+}
+
+/* As long as it would take on a wire. */
+static void take_time(const struct spi_transfer *xfer)
+{
+	u64 ns = div_u64((u64)xfer->len * 8 * NSEC_PER_SEC, xfer->speed_hz);
+	u64 us = div_u64(ns, NSEC_PER_USEC);
+
+	if (us >= 20)
+		usleep_range(us + 1, us + 1 + us / 16);
+	else
+		ndelay(ns);
+}
+
+static int sim_transfer_one(struct spi_controller *controller, struct spi_device *spi, struct spi_transfer *xfer)
+{
+	struct bus *bus = bus_of(controller);
+	struct line *line = line_of(spi);
+
+	take_time(xfer);
+	guard(mutex)(&bus->lock);
+	if (fails(&line->failure, false))
+		return -line->failure.error;
+	line->counts.transfers++;
+	line->counts.bytes += xfer->len;
+	if (!asserted(line)) {
+		bus->violations.unselected++;
+		return 0;
+	}
+	if (spi->mode != line->mode)
+		bus->violations.mode_changed++;
+	if (line->clocked && (line->speed_hz != xfer->speed_hz || line->bits != xfer->bits_per_word))
+		bus->violations.clock_changed++;
+	line->clocked = true;
+	line->speed_hz = xfer->speed_hz;
+	line->bits = xfer->bits_per_word;
+	exchange(bus, line, xfer->tx_buf, xfer->rx_buf, xfer->len);
+	return 0;
+}
+
+static int state_show(struct seq_file *file, void *unused)
+{
+	struct bus *bus = file->private;
+	int i;
+
+	guard(mutex)(&bus->lock);
+	for (i = 0; i < CHIP_SELECTS; i++) {
+		const struct line *line = &bus->lines[i];
+		const struct counts *counts = &line->counts;
+
+		seq_printf(file, "cs=%d peer=%s asserted=%d edges=%u set_cs=%u setups=%u messages=%u transfers=%u bytes=%llu mode=%u speed_hz=%u bits=%u\n",
+			   i, peer_names[line->peer], asserted(line), counts->edges, counts->set_cs, counts->setups,
+			   counts->messages, counts->transfers, counts->bytes, line->mode, line->speed_hz, line->bits);
+	}
+	seq_printf(file, "cs=any two_selected=%u unselected=%u mode_changed=%u clock_changed=%u\n",
+		   bus->violations.two_selected, bus->violations.unselected, bus->violations.mode_changed,
+		   bus->violations.clock_changed);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(state);
+
+static ssize_t reset_write(struct file *file, const char __user *text, size_t len, loff_t *at)
+{
+	struct bus *bus = file->private_data;
+	int i;
+
+	guard(mutex)(&bus->lock);
+	for (i = 0; i < CHIP_SELECTS; i++)
+		memset(&bus->lines[i].counts, 0, sizeof(bus->lines[i].counts));
+	return len;
+}
+
+static const struct file_operations reset_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = reset_write,
+};
+
+static ssize_t fail_write(struct file *file, const char __user *text, size_t len, loff_t *at)
+{
+	struct bus *bus = file->private_data;
+	struct failure failure = { };
+	unsigned int chip_select;
+	char when[16];
+	char line[64] = { };
+
+	if (len >= sizeof(line))
+		return -EINVAL;
+	if (copy_from_user(line, text, len))
+		return -EFAULT;
+	if (sscanf(line, "%u %15s %d %u %u", &chip_select, when, &failure.error, &failure.skip, &failure.count) != 5 ||
+	    chip_select >= CHIP_SELECTS || failure.error <= 0 || failure.error > MAX_ERRNO)
+		return -EINVAL;
+	failure.early = !strcmp(when, "message");
+	if (!failure.early && strcmp(when, "transfer"))
+		return -EINVAL;
+	guard(mutex)(&bus->lock);
+	bus->lines[chip_select].failure = failure;
+	return len;
+}
+
+static const struct file_operations fail_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = fail_write,
+};
+
+static int suspend_set(void *data, u64 value)
+{
+	struct bus *bus = data;
+
+	return value ? spi_controller_suspend(bus->controller) : spi_controller_resume(bus->controller);
+}
+DEFINE_DEBUGFS_ATTRIBUTE(suspend_fops, NULL, suspend_set, "%llu\n");
+
+static void remove_bus(struct bus *bus)
+{
+	debugfs_remove(bus->directory);
+	if (bus->controller)
+		spi_unregister_controller(bus->controller);
+	if (bus->parent)
+		faux_device_destroy(bus->parent);
+	vfree(bus->memory);
+}
+
+static int add_bus(unsigned int number)
+{
+	struct spi_board_info info = { .modalias = "dh2228fv", .max_speed_hz = device_speed_hz };
+	struct bus *bus = &buses[number];
+	struct spi_controller *controller;
+	char name[16];
+	int ret;
+
+	snprintf(name, sizeof(name), "sim_spi.%u", number);
+	mutex_init(&bus->lock);
+	bus->memory = vzalloc(MEMORY_SIZE);
+	bus->parent = faux_device_create(name, NULL, NULL);
+	if (!bus->memory || !bus->parent)
+		return -ENOMEM;
+	controller = spi_alloc_host(&bus->parent->dev, sizeof(bus));
+	if (!controller)
+		return -ENOMEM;
+	*(struct bus **)spi_controller_get_devdata(controller) = bus;
+	controller->bus_num = number;
+	controller->num_chipselect = CHIP_SELECTS;
+	controller->mode_bits = mode_bits[number];
+	controller->bits_per_word_mask = word_sizes[number];
+	controller->max_speed_hz = max_speed_hz[number];
+	controller->min_speed_hz = min_speed_hz[number];
+	controller->setup = sim_setup;
+	controller->set_cs = sim_set_cs;
+	controller->prepare_message = sim_prepare_message;
+	controller->transfer_one = sim_transfer_one;
+	for (info.chip_select = 0; info.chip_select < CHIP_SELECTS; info.chip_select++) {
+		bus->lines[info.chip_select].peer = peers[info.chip_select];
+		bus->lines[info.chip_select].high = true;
+	}
+	ret = spi_register_controller(controller);
+	if (ret) {
+		spi_controller_put(controller);
+		return ret;
+	}
+	bus->controller = controller;
+	for (info.chip_select = 0; info.chip_select < CHIP_SELECTS; info.chip_select++)
+		if (!spi_new_device(controller, &info))
+			return -EIO;
+
+	snprintf(name, sizeof(name), "spi%u", number);
+	bus->directory = debugfs_create_dir(name, top);
+	debugfs_create_file("state", 0444, bus->directory, bus, &state_fops);
+	debugfs_create_file("reset", 0200, bus->directory, bus, &reset_fops);
+	debugfs_create_file("fail", 0200, bus->directory, bus, &fail_fops);
+	debugfs_create_file("suspend", 0200, bus->directory, bus, &suspend_fops);
+	return 0;
+}
+
+static void sim_spi_exit(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < controllers; i++)
+		remove_bus(&buses[i]);
+	debugfs_remove(top);
+}
+
+static int __init sim_spi_init(void)
+{
+	unsigned int i;
+	int ret = 0;
+
+	if (!controllers || controllers > MAX_CONTROLLERS)
+		return -EINVAL;
+	top = debugfs_create_dir(KBUILD_MODNAME, NULL);
+	for (i = 0; i < controllers && !ret; i++)
+		ret = add_bus(i);
+	if (ret)
+		sim_spi_exit();
+	return ret;
+}
+
+module_init(sim_spi_init);
+module_exit(sim_spi_exit);
+MODULE_DESCRIPTION("Simulated SPI controllers that count what happens on their lines");
+MODULE_LICENSE("Dual BSD/GPL");
