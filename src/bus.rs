@@ -9,7 +9,6 @@
 //! rings.
 
 use std::collections::VecDeque;
-use std::io;
 use std::time::{Duration, Instant};
 
 use crate::device::Device;
@@ -33,7 +32,7 @@ pub enum Access {
     NotBefore(Instant),
     /// It would have continued an assertion that had to end for others.
     HoldCut,
-    /// Another device of the bus is selected and cannot be released.
+    /// A device of the bus is selected and cannot be released.
     Stuck,
 }
 
@@ -151,15 +150,10 @@ impl Bus {
         }
     }
 
-    /// Releases lines that could not be released before. One of a device that is gone or suspended
-    /// has to be left: its controller may have other devices that work.
+    /// Releases lines that could not be released before.
     fn release_stuck(&mut self) -> bool {
-        let gone = |error: &io::Error| error.raw_os_error() == Some(libc::ESHUTDOWN);
         let mut stuck = self.devices.iter_mut().filter(|device| device.is_stuck());
-        stuck.all(|device| match device.release() {
-            Ok(()) => true,
-            Err(error) => gone(&error),
-        })
+        stuck.all(|device| device.release().is_ok())
     }
 
     /// Gives the bus to a transfer whose segments are in `store`, which is exchanged for another.
@@ -218,7 +212,7 @@ impl Bus {
                 self.running = None;
                 self.hold = None;
             }
-            Err(_) => self.drop_transfer(),
+            Err(ref error) => self.drop_transfer(Some(error)),
         }
         step
     }
@@ -251,7 +245,7 @@ impl Bus {
     }
 
     /// Ends the transfer in progress, and releases chip select where it may be asserted.
-    fn drop_transfer(&mut self) {
+    fn drop_transfer(&mut self, error: Option<&TransferError>) {
         let Some(running) = self.running.take() else {
             return;
         };
@@ -260,7 +254,9 @@ impl Bus {
             && (held || running.transfer.is_on_wire())
         {
             // If it fails, it is done before anything else on this bus.
-            let _ = device.release();
+            if device.release().is_err() && !running.transfer.may_be_asserted(error) {
+                device.set_unstuck();
+            }
             device.rest(running.transfer.head.cs_change_delay_inactive_ns);
         }
     }
@@ -271,7 +267,7 @@ impl Bus {
         self.waiters.retain(|&waiter| waiter != guest);
         self.forget_cut(guest);
         if self.running_for(guest).is_some() {
-            self.drop_transfer();
+            self.drop_transfer(None);
         } else if let Some(hold) = self.hold.take_if(|hold| hold.claim.guest == guest)
             && let Some(device) = self.devices.get_mut(hold.claim.device)
         {

@@ -182,6 +182,11 @@ impl Device {
         Ok(())
     }
 
+    /// Its chip select could not be released, but was not asserted either.
+    pub fn set_unstuck(&mut self) {
+        self.stuck = false;
+    }
+
     /// Whether its chip select may be asserted though nobody holds it.
     pub fn is_stuck(&self) -> bool {
         self.stuck

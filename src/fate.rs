@@ -92,7 +92,7 @@ pub enum TransferError {
     Aborted,
     /// It would have continued an assertion of chip select that had to end for other guests.
     HoldCut,
-    /// Another device of its bus is selected and cannot be released.
+    /// A device of its bus is selected and cannot be released.
     Stuck,
     /// Its buffers vanished from the guest's memory.
     Memory,
@@ -105,7 +105,7 @@ impl fmt::Display for TransferError {
             Self::Short(len) => write!(f, "transfer ended after {len} bytes"),
             Self::Aborted => write!(f, "transfer ended by the front-end"),
             Self::HoldCut => write!(f, "chip select was released for another guest"),
-            Self::Stuck => write!(f, "another device of the bus cannot be deselected"),
+            Self::Stuck => write!(f, "a device of the bus is selected and cannot be released"),
             Self::Memory => write!(f, "buffers vanished"),
         }
     }

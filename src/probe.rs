@@ -28,11 +28,13 @@ pub struct Capabilities {
 }
 
 /// Finds out what `device` can do, and leaves it in the mode that it was found in, with its lanes
-/// enabled and its chip select released: also one that a killed predecessor left asserted.
+/// enabled and its chip select released.
 ///
 /// # Errors
 /// The kernel's.
 pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
+    // A line that a killed predecessor left asserted is released before anything else changes.
+    device.set_mode(device.found_mode())?;
     let max_speed_hz = device.read_max_speed_hz()?;
     let bits = device.read_bits_per_word()?;
     let settable = probe_modes(device)?;

@@ -55,8 +55,10 @@ pub struct Transfer {
     /// It goes on in an assertion of chip select that an earlier request began.
     continues: bool,
     progress: Progress,
-    /// Chip select may be asserted, or the wire in use, until this transfer is over.
+    /// A message of it was sent, or tried.
     on_wire: bool,
+    /// Chip select is asserted between its messages.
+    asserted: bool,
     busy_until: Option<Instant>,
 }
 
@@ -74,18 +76,31 @@ impl Transfer {
             continues: false,
             progress: Progress::default(),
             on_wire: false,
+            asserted: false,
             busy_until: None,
         }
     }
 
-    /// Whether a message of it has been sent.
+    /// Whether a message of it was sent, or tried.
     pub fn is_on_wire(&self) -> bool {
         self.on_wire
+    }
+
+    /// Whether chip select may be asserted after `error`, or between two messages. A device that is
+    /// gone or suspended (`ESHUTDOWN`) was not touched; other errors may come from the wire.
+    pub fn may_be_asserted(&self, error: Option<&TransferError>) -> bool {
+        match error {
+            Some(TransferError::Ioctl(error)) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {
+                self.asserted
+            }
+            Some(_) | None => self.on_wire,
+        }
     }
 
     /// Sets whether chip select is asserted already when it begins.
     pub fn set_continues(&mut self, continues: bool) {
         self.continues = continues;
+        self.asserted = continues;
     }
 
     /// Whether chip select may stay asserted behind it.
@@ -253,6 +268,7 @@ impl Transfer {
         };
         message.finish(keep, delay);
         spidev.transfer(&message)?;
+        self.asserted = keep;
         if rx_cut {
             let first = usize::from(sets_up);
             scatter(work, self.len, budget, before, memory, &message, first)?;

@@ -4,7 +4,6 @@ use crate::rig::record::Kind;
 use crate::rig::setup::{Finished, run};
 use crate::rig::*;
 use std::fs;
-use std::os::unix::net::UnixListener;
 
 const DEVICE: &str = "--device=/dev/spidev0.0";
 const USAGE: i32 = 64;
@@ -364,57 +363,4 @@ fn cli_device_second_of_two_bad_releases_the_first() {
     with_socket(&host, &[DEVICE, "--device=/dev/spidev9.9"]).refused(&["/dev/spidev9.9"]);
     assert!(!host.selected(DEV));
     Daemon::start(&host, &["/dev/spidev0.0"]).stop();
-}
-
-#[test]
-fn cli_socket_directory_unusable_is_refused_with_path_and_reason() {
-    let host = Host::with_devices(1);
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let below_file = format!("{}/s", file.path().display());
-    for (path, reason) in [
-        ("/nonexistent/s", "no such file"),
-        (below_file.as_str(), "not a directory"),
-        ("/sys/s", ""),
-    ] {
-        run(&host, &[DEVICE, &format!("--socket-path={path}")]).refused(&[path, reason]);
-    }
-}
-
-#[test]
-fn cli_socket_path_too_long_is_refused_with_the_path() {
-    let dir = dir();
-    let path = dir.path().join("x".repeat(120));
-    let finished = run(
-        &Host::with_devices(1),
-        &[DEVICE, &format!("--socket-path={}", path.display())],
-    );
-    finished.refused(&[path.to_str().unwrap()]);
-}
-
-#[test]
-fn cli_socket_path_too_long_with_its_last_number_only_leaves_nothing() {
-    let dir = dir();
-    let room = 107 - dir.path().as_os_str().len() - 1;
-    // One character is left for the number: 0 to 9 fit, 10 does not.
-    let path = dir.path().join("x".repeat(room - 1));
-    let path = format!("--socket-path={}", path.display());
-    run(
-        &Host::with_devices(1),
-        &[DEVICE, &path, "--socket-count=11"],
-    )
-    .refused(&["xxx"]);
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-}
-
-#[test]
-fn cli_socket_of_a_live_listener_is_refused_and_kept() {
-    let dir = dir();
-    let path = dir.path().join("s0");
-    let listener = UnixListener::bind(&path).unwrap();
-    let arg = format!("--socket-path={}", dir.path().join("s").display());
-    run(&Host::with_devices(1), &[DEVICE, &arg]).refused(&[path.to_str().unwrap()]);
-    assert!(path.exists());
-    // The listener's next connection is a real one or the probe; either way it still is what the path leads to.
-    std::os::unix::net::UnixStream::connect(&path).unwrap();
-    drop(listener);
 }

@@ -272,3 +272,26 @@ fn head_delays_above_the_offered_are_param_err() {
         }
     }
 }
+
+#[test]
+fn head_nbits_of_a_controller_that_the_device_tree_does_not_mention_are_found_at_start() {
+    let wide = rules::TX_QUAD | rules::TX_DUAL | rules::RX_OCTAL;
+    let host = Host::new().controller(0, |c| c.mode_bits |= wide);
+    let (host, _daemon, mut guest) = plugged_into(host.device(DEV, 10_000_000, Loopback));
+    let config = guest.config();
+    assert_eq!(
+        (config.tx_nbits_supported, config.rx_nbits_supported),
+        (0b011, 0b111),
+        "a device with more lanes does with fewer"
+    );
+    for (tx_nbits, rx_nbits) in [(2, 1), (4, 2), (1, 4), (4, 8)] {
+        let head = Head {
+            tx_nbits,
+            rx_nbits,
+            ..Head::default()
+        };
+        assert_eq!(guest.transfer(head, &[1], 1).result, TRANS_OK);
+    }
+    assert_eq!(host.records().len(), 4, "nothing is set for a transfer");
+    assert_eq!(host.edges(DEV), 8);
+}

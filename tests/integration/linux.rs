@@ -3,16 +3,17 @@
 //! `tests/guest/build kernel-um initramfs-um` makes the guest; `tests/run` does that first.
 
 use crate::rig::*;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Runs the guest's suite on guest 0 of `daemon`.
 fn run_guest(daemon: &Daemon) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/uml");
-    let output = Command::new(script)
-        .arg(daemon.socket(0))
-        .arg("spi.peer=loopback")
-        .output()
-        .unwrap();
+    let mut command = Command::new(script);
+    command.arg(daemon.socket(0)).arg("spi.peer=loopback");
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = notify::spawn_alone(&mut command).unwrap();
+    let output = child.wait_with_output().unwrap();
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success() && shown.contains("GUEST: verdict pass"),

@@ -201,3 +201,28 @@ fn loopback_told_to_end_stops_listening_first_and_finishes_what_is_short() {
         .expect("the transfer is completed");
     assert_eq!(busy.outcome(&request, used).result, TRANS_OK);
 }
+
+#[test]
+fn loopback_is_held_as_a_device_is() {
+    let host = Host::new();
+    let daemon = Setup::new(&host)
+        .guests(2)
+        .device("loopback")
+        .arg("--cs-hold=spec")
+        .arg("--cs-hold-timeout-ms=300")
+        .start();
+    let mut guests = [0, 1].map(|n| Guest::connect(&daemon, n));
+    let [holder, other] = &mut guests;
+    let start = std::time::Instant::now();
+    assert_eq!(holder.transfer(Head::default(), &[1], 1).result, TRANS_OK);
+    let waiting = other.request(Head::default().cs_change(1), &[2], 1);
+    other.queue(&waiting);
+    other.kick();
+    assert_eq!(holder.transfer(Head::default(), &[3], 1).rx, [3]);
+    let used = other.wait_used(1)[0];
+    assert_eq!(other.outcome(&waiting, used).rx, [2]);
+    assert!(start.elapsed() >= Duration::from_millis(295), "it waited");
+    let let_go = Head::default().cs_change(1);
+    assert_eq!(holder.transfer(let_go, &[4], 1).result, TRANS_ERR);
+    assert_eq!(holder.transfer(let_go, &[5], 1).rx, [5]);
+}

@@ -229,3 +229,56 @@ fn socket_listens_while_a_guest_is_served() {
     guest.assert_served();
     assert!(listens(&daemon.socket(0)));
 }
+
+#[test]
+fn cli_socket_directory_unusable_is_refused_with_path_and_reason() {
+    let host = Host::with_devices(1);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let below_file = format!("{}/s", file.path().display());
+    for (path, reason) in [
+        ("/nonexistent/s", "no such file"),
+        (below_file.as_str(), "not a directory"),
+        ("/sys/s", ""),
+    ] {
+        run(&host, &[DEVICE, &format!("--socket-path={path}")]).refused(&[path, reason]);
+    }
+}
+
+#[test]
+fn cli_socket_path_too_long_is_refused_with_the_path() {
+    let dir = dir();
+    let path = dir.path().join("x".repeat(120));
+    let finished = run(
+        &Host::with_devices(1),
+        &[DEVICE, &format!("--socket-path={}", path.display())],
+    );
+    finished.refused(&[path.to_str().unwrap()]);
+}
+
+#[test]
+fn cli_socket_path_too_long_with_its_last_number_only_leaves_nothing() {
+    let dir = dir();
+    let room = 107 - dir.path().as_os_str().len() - 1;
+    // One character is left for the number: 0 to 9 fit, 10 does not.
+    let path = dir.path().join("x".repeat(room - 1));
+    let path = format!("--socket-path={}", path.display());
+    run(
+        &Host::with_devices(1),
+        &[DEVICE, &path, "--socket-count=11"],
+    )
+    .refused(&["xxx"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn cli_socket_of_a_live_listener_is_refused_and_kept() {
+    let dir = dir();
+    let path = dir.path().join("s0");
+    let listener = UnixListener::bind(&path).unwrap();
+    let arg = format!("--socket-path={}", dir.path().join("s").display());
+    run(&Host::with_devices(1), &[DEVICE, &arg]).refused(&[path.to_str().unwrap()]);
+    assert!(path.exists());
+    // The listener's next connection is a real one or the probe; either way it still is what the path leads to.
+    UnixStream::connect(&path).unwrap();
+    drop(listener);
+}

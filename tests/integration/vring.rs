@@ -1,11 +1,10 @@
 //! The queue: where it is, when it runs, who is told.
 
-use crate::rig::plug::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, PROTOCOL_FEATURES, VERSION_1};
+use crate::rig::plug::{INDIRECT_DESC, VERSION_1};
 use crate::rig::*;
-use std::os::fd::AsRawFd;
 use std::time::Duration;
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::{VhostBackend, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn eventfd() -> EventFd {
@@ -13,7 +12,7 @@ fn eventfd() -> EventFd {
 }
 
 /// Long enough that a daemon which would do something had the time for it.
-const A_WHILE: Duration = Duration::from_millis(300);
+pub const A_WHILE: Duration = Duration::from_millis(300);
 
 fn nothing_used(guest: &mut Guest) {
     std::thread::sleep(A_WHILE);
@@ -358,212 +357,4 @@ fn device_reset_during_a_transfer_releases_chip_select_and_sends_no_more() {
     let count = host.messages(DEV).len();
     std::thread::sleep(A_WHILE);
     assert_eq!(host.messages(DEV).len(), count);
-}
-
-#[test]
-fn event_idx_used_event_not_passed_is_not_signalled() {
-    let (_host, _daemon, mut guest) = plugged();
-    assert!(guest.features & EVENT_IDX != 0);
-    // The first may be announced needlessly: the device cannot know what the driver has seen.
-    guest.assert_served();
-    // Its signal may still be on the way when the used index was seen.
-    sys::readable(guest.call.as_raw_fd(), A_WHILE);
-    let _ = guest.call.read();
-    guest.ring.set_used_event(3, &guest.memory);
-    for n in 2..=4u16 {
-        let request = guest.request(Head::default(), &[1], 0);
-        guest.queue(&request);
-        guest.kick();
-        assert!(sys::eventually(PATIENCE, || guest
-            .ring
-            .device_idx(&guest.memory)
-            == n));
-        // The signal may follow the used index: it is waited for, or for its absence.
-        let signalled = sys::readable(
-            guest.call.as_raw_fd(),
-            if n == 4 { PATIENCE } else { A_WHILE },
-        );
-        assert_eq!(signalled, n == 4, "after {n}");
-    }
-}
-
-#[test]
-fn no_interrupt_flag_is_not_signalled_and_cleared_is() {
-    let host = Host::with_devices(1);
-    let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
-    let mut guest = Plug::default()
-        .features(VERSION_1 | PROTOCOL_FEATURES)
-        .connect(&daemon, 0);
-    guest.ring.set_no_interrupt(true, &guest.memory);
-    let request = guest.request(Head::default(), &[1], 0);
-    guest.queue(&request);
-    guest.kick();
-    assert!(sys::eventually(PATIENCE, || guest
-        .ring
-        .device_idx(&guest.memory)
-        == 1));
-    assert!(!sys::readable(guest.call.as_raw_fd(), A_WHILE));
-    guest.ring.take(&guest.memory).unwrap();
-    guest.ring.set_no_interrupt(false, &guest.memory);
-    guest.assert_served();
-}
-
-#[test]
-fn kick_suppressed_by_the_daemon_is_not_needed() {
-    // The guest's driver kicks only when it is asked to: what is queued while the daemon works must be found by itself.
-    for features in [
-        VERSION_1 | PROTOCOL_FEATURES,
-        VERSION_1 | PROTOCOL_FEATURES | EVENT_IDX,
-    ] {
-        let host = Host::with_devices(1);
-        let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
-        let mut guest = Plug::default().features(features).connect(&daemon, 0);
-        for _ in 0..100 {
-            let gate = host.gate_message(DEV, 0);
-            for _ in 0..3 {
-                let request = guest.request(Head::default().cs_change(1), &[1], 0);
-                guest.queue(&request);
-                guest.kick();
-            }
-            gate.reached();
-            let request = guest.request(Head::default().cs_change(1), &[2], 0);
-            guest.queue(&request);
-            guest.kick();
-            gate.release();
-            guest.wait_used(4);
-        }
-        assert_eq!(host.messages(DEV).len(), 400);
-    }
-}
-
-#[test]
-fn in_order_negotiated_completes_in_order() {
-    let host = Host::with_devices(1);
-    let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
-    let features = VERSION_1 | PROTOCOL_FEATURES | EVENT_IDX | IN_ORDER | INDIRECT_DESC;
-    let mut guest = Plug::default()
-        .features(features)
-        .queue_size(64)
-        .connect(&daemon, 0);
-    for round in 0..20 {
-        let requests: Vec<_> = (0..10u8)
-            .map(|n| guest.request(Head::default(), &[n, round], 2))
-            .collect();
-        requests.iter().for_each(|r| {
-            guest.queue(r);
-        });
-        guest.kick();
-        for (request, used) in requests.iter().zip(guest.wait_used(10)) {
-            let outcome = guest.outcome(request, used);
-            assert_eq!((outcome.result, outcome.rx.len()), (TRANS_OK, 2));
-        }
-    }
-}
-
-#[test]
-fn vring_indices_wrap_at_65536() {
-    let host = Host::with_devices(1);
-    let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
-    let mut guest = Plug::default().queue_size(8).negotiate(&daemon.socket(0));
-    guest.ring = Ring::starting_at(guest.ring.layout, true, 65_530, &guest.memory);
-    guest.start();
-    for _ in 0..20 {
-        guest.assert_served();
-    }
-    assert_eq!(guest.stop(), (65_530 + 20) % 65_536);
-}
-
-#[test]
-fn vring_sizes_up_to_1024_are_taken_and_others_refused() {
-    for size in [1, 2, 4, 128, 1024] {
-        let host = Host::with_devices(1);
-        let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
-        let mut guest = Plug::default().queue_size(size).connect(&daemon, 0);
-        for _ in 0..3 {
-            let request = guest.request(Head::default(), b"ab", 2);
-            if size < 4 {
-                guest.queue_indirect(&request)
-            } else {
-                guest.queue(&request)
-            };
-            guest.kick();
-            let used = guest.wait_used(1)[0];
-            assert_eq!(guest.outcome(&request, used).rx, b"ab", "size {size}");
-        }
-    }
-    for size in [0u16, 3, 2048, 32_768] {
-        let (_host, daemon, guest) = plugged();
-        guest.stop();
-        assert!(
-            guest.frontend.set_vring_num(0, size).is_err(),
-            "size {size}"
-        );
-        drop(guest);
-        Guest::connect(&daemon, 0).assert_served();
-    }
-}
-
-#[test]
-fn vring_addresses_outside_memory_or_unaligned_end_at_most_the_session() {
-    let shifts: [fn(&mut VringConfigData); 5] = [
-        |c| c.desc_table_addr = 0x1000,
-        |c| c.used_ring_addr = u64::MAX - 7,
-        |c| c.desc_table_addr += 8,
-        |c| c.avail_ring_addr += 1,
-        |c| c.used_ring_addr += 2,
-    ];
-    for (n, shift) in shifts.iter().enumerate() {
-        let (host, daemon, mut guest) = plugged();
-        guest.stop();
-        let mut config = guest.ring_config();
-        shift(&mut config);
-        let refused = guest.frontend.set_vring_addr(0, &config).is_err();
-        if !refused {
-            let _ = guest.frontend.set_vring_kick(0, &guest.kick);
-            let _ = guest.frontend.set_vring_enable(0, true);
-            let request = guest.request(Head::default(), &[1], 0);
-            guest.queue(&request);
-            guest.kick();
-            guest.kick_anyway();
-            std::thread::sleep(A_WHILE);
-        }
-        assert!(host.messages(DEV).is_empty(), "case {n}");
-        drop(guest);
-        Guest::connect(&daemon, 0).assert_served();
-    }
-}
-
-#[test]
-fn vring_index_1_is_refused() {
-    let (_host, daemon, guest) = plugged();
-    let answer = guest.raw.send(
-        raw::SET_VRING_NUM,
-        raw::VERSION | raw::NEED_REPLY,
-        &Raw::vring_state(1, 64),
-        &[],
-    );
-    answer.unwrap();
-    assert!(guest.raw.recv().map_or(true, |m| m.u64() != 0));
-    drop(guest);
-    Guest::connect(&daemon, 0).assert_served();
-}
-
-#[test]
-fn call_eventfd_full_and_blocking_does_not_hold_up_other_guests() {
-    let host = Host::with_devices(1);
-    let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
-    let (mut bad, mut good) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
-    bad.assert_served();
-    let _ = bad.call.read();
-    bad.call.write(u64::MAX - 1).unwrap();
-    unsafe { libc::fcntl(bad.call.as_raw_fd(), libc::F_SETFL, 0) };
-    bad.ring.set_used_event(bad.ring.used_idx, &bad.memory);
-    let request = bad.request(Head::default(), &[1], 0);
-    bad.queue(&request);
-    bad.kick_anyway();
-    bad.ring.publish(&bad.memory);
-    bad.kick_anyway();
-    (0..20).for_each(|_| good.assert_served());
-    drop(bad);
-    Guest::connect(&daemon, 0).assert_served();
 }

@@ -8,6 +8,7 @@
 //! assert_eq!(host.messages((0, 0)).len(), 1);
 //! ```
 
+pub mod ask;
 pub mod daemon;
 pub mod frontend;
 pub mod host;

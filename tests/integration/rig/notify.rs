@@ -96,13 +96,16 @@ pub fn spawn(mut command: Command, host: &Host) -> io::Result<Child> {
                 serve(&listener, &host);
             }
         })?;
-    let child = {
-        let _alone = FORK.write().unwrap_or_else(|poison| poison.into_inner());
-        command.spawn()
-    };
+    let child = spawn_alone(&mut command);
     drop(there);
     drop(thread);
     child
+}
+
+/// Starts any other program while no descriptor that is to be handed over is open here.
+pub fn spawn_alone(command: &mut Command) -> io::Result<Child> {
+    let _alone = FORK.write().unwrap_or_else(|poison| poison.into_inner());
+    command.spawn()
 }
 
 fn install(socket: RawFd) -> io::Result<()> {

@@ -1,0 +1,126 @@
+//! `--cs-hold=queued`, the default: `cs_change` counts between requests that are queued together.
+
+use super::check;
+use crate::rig::ask::*;
+use crate::rig::*;
+
+const CPOL: u32 = virtio::CPOL;
+
+#[test]
+fn hold_queued_together_follows_cs_change() {
+    let (ok, no) = (TRANS_OK, PARAM_ERR);
+    let k = both(keep(0));
+    let g = both(let_go(0));
+    check(
+        &[],
+        together,
+        &[
+            ("all keep", &[k, k, k], &[ok; 3], "0+ 0+ 0"),
+            ("all let go", &[g, g, g], &[ok; 3], "0 0 0"),
+            ("one lets go", &[k, g, k, k], &[ok; 4], "0+ 0 0+ 0"),
+            (
+                "write, read, both",
+                &[write(keep(0)), read(keep(0)), k, write(let_go(0)), k],
+                &[ok; 5],
+                "0+ 0+ 0+ 0 0",
+            ),
+            (
+                "another word size and speed",
+                &[
+                    k,
+                    Ask {
+                        head: keep(0).bits(16).freq(2_000_000),
+                        tx: 2,
+                        rx: 2,
+                    },
+                    k,
+                ],
+                &[ok; 3],
+                "0+ 0+ 0",
+            ),
+            (
+                "another chip select",
+                &[k, both(keep(1)), k],
+                &[ok; 3],
+                "0+ w0 1+ w1 0",
+            ),
+            (
+                "another controller",
+                &[k, both(keep(2)), k],
+                &[ok; 3],
+                "0+ w0 1:0+ w1:0 0",
+            ),
+            (
+                "another mode: released, then set",
+                &[k, both(keep(0).mode(CPOL)), both(keep(0).mode(CPOL))],
+                &[ok; 3],
+                "0+ w0 w0 0+ 0",
+            ),
+            (
+                "refused in between",
+                &[k, wrong(0), k],
+                &[ok, no, ok],
+                "0+ 0",
+            ),
+            ("refused at the end", &[k, wrong(0)], &[ok, no], "0+ w0"),
+            (
+                "refused elsewhere",
+                &[k, wrong(1), k],
+                &[ok, no, ok],
+                "0+ 0",
+            ),
+            ("refused first", &[wrong(0), k, k], &[no, ok, ok], "0+ 0"),
+        ],
+    );
+}
+
+#[test]
+fn hold_queued_explicitly_is_the_default() {
+    let k = both(keep(0));
+    check(
+        &["--cs-hold=queued"],
+        together,
+        &[("all keep", &[k, k], &[TRANS_OK; 2], "0+ 0")],
+    );
+}
+
+#[test]
+fn hold_queued_one_at_a_time_is_always_released_by_the_message_itself() {
+    let (k, g) = (both(keep(0)), both(let_go(0)));
+    let asks = [k, g, write(keep(0)), read(keep(0)), k];
+    check(
+        &[],
+        in_turn,
+        &[("one at a time", &asks, &[TRANS_OK; 5], "0 0 0 0 0")],
+    );
+}
+
+#[test]
+fn hold_queued_is_decided_before_the_last_message_and_not_after() {
+    let host = three_devices();
+    let (_daemon, mut guests) = serve_three(&host, 1, &[]);
+    let guest = &mut guests[0];
+    // The one that comes while the message is on the wire came too late.
+    let gate = host.gate_message(DEV, 0);
+    let first = queue(guest, &[both(keep(0))]);
+    gate.reached();
+    let second = queue(guest, &[both(keep(0))]);
+    gate.release();
+    assert_eq!(results(guest, &[first, second].concat()), [TRANS_OK; 2]);
+    assert_trace(&host, "0 0");
+    // The one that comes before the last of two messages came in time.
+    host.forget();
+    let gate = host.gate_message(DEV, 0);
+    let long = Ask {
+        head: keep(0),
+        tx: 5000,
+        rx: 0,
+    };
+    let first = queue(guest, &[long]);
+    gate.reached();
+    let second = queue(guest, &[both(keep(0))]);
+    gate.release();
+    assert_eq!(results(guest, &[first, second].concat()), [TRANS_OK; 2]);
+    assert_trace(&host, "0+ 0+ 0");
+    assert_eq!(host.edges(DEV), 2);
+}

@@ -1,0 +1,208 @@
+//! Front-ends and guests that mean harm, each of which stopped an earlier version of the daemon.
+
+use crate::rig::*;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Far less than any flood below would last, far more than a turn of the loop on a busy machine.
+const SOON: Duration = Duration::from_millis(500);
+
+/// Two guests on one echo.
+fn two() -> (Host, Daemon, Guest, Guest) {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
+    let (first, second) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
+    host.forget();
+    (host, daemon, first, second)
+}
+
+/// A blocking eventfd whose counter is at 2^64 - 1, which no write can reach: the kernel adds to it
+/// when an AIO read ends.
+fn overfull_eventfd() -> File {
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::eventfd(0, 0) };
+    // SAFETY: eventfd gave this fd to us alone.
+    let mut eventfd = unsafe { File::from_raw_fd(fd) };
+    eventfd.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let (source, mut byte, mut context) = (File::open("/proc/self/exe").unwrap(), 0u8, 0usize);
+    // `struct iocb` of <linux/aio_abi.h>: opcode and fd in the third word, then buffer, length and
+    // offset, and in the last word IOCB_FLAG_RESFD and the eventfd.
+    let fd_of = |file: &File| u64::from(file.as_raw_fd().cast_unsigned());
+    let iocb = [
+        0,
+        0,
+        fd_of(&source) << 32,
+        &raw mut byte as u64,
+        1,
+        0,
+        0,
+        1 | fd_of(&eventfd) << 32,
+    ];
+    let mut iocbs = [&raw const iocb];
+    // SAFETY: `context` takes the result.
+    let set_up = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
+    // SAFETY: one valid iocb, alive until it is done.
+    let submitted = unsafe { libc::syscall(libc::SYS_io_submit, context, 1, iocbs.as_mut_ptr()) };
+    assert_eq!((set_up, submitted), (0, 1));
+    // SAFETY: waits until nothing refers to `byte` any more.
+    unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+    eventfd
+}
+
+#[test]
+fn eventfd_beyond_its_end_does_not_hold_up_other_guests() {
+    for request in [raw::SET_VRING_KICK, raw::SET_VRING_CALL, raw::SET_VRING_ERR] {
+        let (_host, daemon, first, mut second) = two();
+        let eventfd = overfull_eventfd();
+        let payload = 0u64.to_le_bytes();
+        let fds = [eventfd.as_raw_fd()];
+        first
+            .raw
+            .send(request, raw::VERSION, &payload, &fds)
+            .unwrap();
+        second.assert_served();
+        daemon.stop();
+    }
+}
+
+#[test]
+fn messages_in_a_flood_do_not_keep_a_transfer_from_ending() {
+    let (host, _daemon, mut flood, mut modest) = two();
+    let gate = host.gate_message(DEV, 1);
+    let long = flood.request(Head::default(), &[0xf0; 20_000], 0);
+    flood.queue(&long);
+    flood.kick();
+    gate.reached();
+    let (socket, stop) = (
+        flood.raw.sock.try_clone().unwrap(),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let stopped = Arc::clone(&stop);
+    let sender = std::thread::spawn(move || {
+        let many = Raw::encode(raw::SET_OWNER, raw::VERSION, &[]).repeat(500);
+        while !stopped.load(Ordering::Relaxed) && (&socket).write_all(&many).is_ok() {}
+    });
+    let other = modest.request(Head::default(), &[0x0d], 0);
+    modest.queue(&other);
+    modest.kick();
+    gate.release();
+    let start = Instant::now();
+    let came = modest.try_used(1, PATIENCE).is_ok();
+    let took = start.elapsed();
+    stop.store(true, Ordering::Relaxed);
+    drop(flood);
+    sender.join().unwrap();
+    assert!(came && took < SOON, "served: {came} after {took:?}");
+}
+
+#[test]
+fn inactive_delays_in_a_flood_delay_another_guest_by_one_request() {
+    let (host, _daemon, mut flood, mut modest) = two();
+    let mut head = Head::default().cs_change(1);
+    head.cs_change_delay_inactive_ns = 10_000_000;
+    for _ in 0..80 {
+        let request = flood.request(head, &[0xf0], 0);
+        flood.queue(&request);
+    }
+    flood.kick();
+    assert!(sys::eventually(PATIENCE, || !host.messages(DEV).is_empty()));
+    let other = modest.request(Head::default().cs_change(1), &[0x0d], 0);
+    modest.queue(&other);
+    let before = host.messages(DEV).len();
+    modest.kick();
+    modest.wait_used(1);
+    let sent: Vec<u8> = host.messages(DEV).iter().flat_map(|m| m.tx()).collect();
+    let place = sent.iter().position(|&byte| byte == 0x0d).unwrap();
+    // One may go out before the kick is seen, one because it waited first.
+    assert!(place <= before + 2, "{before} before the kick: {sent:x?}");
+}
+
+#[test]
+fn socket_without_an_fd_for_a_connection_listens_again_when_there_is_one() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
+    let limit = |fds: u64| {
+        let limit = libc::rlimit {
+            rlim_cur: fds,
+            rlim_max: 1024,
+        };
+        let pid = daemon.pid().cast_signed();
+        // SAFETY: `limit` is readable, and no old one is asked for.
+        let set = unsafe {
+            libc::prlimit(
+                pid,
+                libc::RLIMIT_NOFILE,
+                &raw const limit,
+                std::ptr::null_mut(),
+            )
+        };
+        assert_eq!(set, 0);
+    };
+    limit(3);
+    let refused = daemon::connect(&daemon.socket(0));
+    daemon.wait_line(&["guest 0", "Too many open files"]);
+    limit(1024);
+    drop(refused);
+    Guest::connect(&daemon, 0).assert_served();
+}
+
+#[test]
+fn vring_call_set_after_a_completion_is_signalled() {
+    let (_host, _daemon, mut guest) = plugged();
+    guest
+        .raw
+        .ack(raw::SET_VRING_CALL, &raw::NO_FD.to_le_bytes(), &[]);
+    let request = guest.request(Head::default(), &[1], 0);
+    guest.queue(&request);
+    guest.kick();
+    assert!(sys::eventually(PATIENCE, || {
+        guest.ring.device_idx(&guest.memory) != guest.ring.used_idx
+    }));
+    let call = guest.call.as_raw_fd();
+    guest
+        .raw
+        .ack(raw::SET_VRING_CALL, &0u64.to_le_bytes(), &[call]);
+    assert!(sys::readable(call, PATIENCE));
+}
+
+#[test]
+fn indirect_table_of_1024_is_a_whole_chain() {
+    let host = Host::with_devices(1);
+    let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+    let mut guest = Plug::default().queue_size(1024).connect(&daemon, 0);
+    let request = guest.contiguous(Head::default(), &[5; 2000], 0);
+    // The head, 1,021 single bytes, the rest, and the result.
+    let offsets: Vec<u32> = (32..=32 + 1021).collect();
+    let request = request.cut(&offsets, &[]);
+    assert_eq!(request.segments.len(), 1024);
+    guest.queue_indirect(&request);
+    guest.kick();
+    guest.wait_used(1);
+    assert_eq!(guest.memory.read(request.result_gpa, 1), [TRANS_OK]);
+}
+
+#[test]
+fn memory_of_part_of_a_huge_page_is_refused() {
+    let (_host, daemon, first, mut second) = two();
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB) };
+    assert!(fd >= 0, "this machine has no hugetlbfs");
+    // SAFETY: memfd_create gave this fd to us alone.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(2 << 20).unwrap();
+    let table: Vec<u8> = [1u64, 0, 4096, 0x1_0000, 0]
+        .iter()
+        .flat_map(|n| n.to_le_bytes())
+        .collect();
+    let fds = [file.as_raw_fd()];
+    first
+        .raw
+        .send(raw::SET_MEM_TABLE, raw::VERSION, &table, &fds)
+        .unwrap();
+    daemon.wait_line(&["guest 0", "page aligned"]);
+    second.assert_served();
+}

@@ -1,0 +1,102 @@
+//! `tests/RULES.md`, so that it cannot rot: whatever it names exists and is run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// All Rust sources below `dir`.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|ext| ext == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Name of each test, and how often it is there; those that are ignored are not run, and so not tests.
+fn tests_in(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let (mut marked, mut ignored) = (false, false);
+    for line in text.lines().map(str::trim) {
+        if line == "#[test]" {
+            (marked, ignored) = (true, false);
+        } else if line.starts_with("#[ignore") {
+            ignored = true;
+        } else if let Some(rest) = line.strip_prefix("fn ") {
+            if marked && !ignored {
+                names.push(rest.split('(').next().unwrap().to_owned());
+            }
+            marked = false;
+        }
+    }
+    names
+}
+
+fn tests() -> BTreeMap<String, usize> {
+    let mut all = BTreeMap::new();
+    for dir in ["tests/integration", "src"] {
+        for file in sources(&Path::new(ROOT).join(dir)) {
+            for name in tests_in(&fs::read_to_string(file).unwrap()) {
+                *all.entry(name).or_default() += 1;
+            }
+        }
+    }
+    all
+}
+
+/// What stands between backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// The rows of all tables: the rule, and what shows it.
+fn rows(text: &str) -> Vec<(String, Vec<&str>)> {
+    let table = text.lines().filter(|line| line.starts_with('|'));
+    table
+        .filter(|line| !line.starts_with("|---") && !line.contains("| shown by |"))
+        .map(|line| {
+            let (rule, shown) = line.trim_end_matches('|').rsplit_once('|').unwrap();
+            (rule.to_owned(), quoted(shown))
+        })
+        .collect()
+}
+
+#[test]
+fn rules_table_names_tests_that_exist_only() {
+    let text = fs::read_to_string(Path::new(ROOT).join("tests/RULES.md")).unwrap();
+    let (rows, tests) = (rows(&text), tests());
+    assert!(rows.len() > 80, "{} rows: is it read rightly?", rows.len());
+    let mut wrong = Vec::new();
+    for (rule, shown) in &rows {
+        if shown.is_empty() {
+            wrong.push(format!("nothing shows: {rule}"));
+        }
+        for name in shown {
+            let there = if name.starts_with("tests/") {
+                usize::from(Path::new(ROOT).join(name).is_file())
+            } else {
+                tests.get(*name).copied().unwrap_or(0)
+            };
+            if there != 1 {
+                wrong.push(format!("there are {there} of {name}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn rules_check_sees_what_is_no_test() {
+    let text = "#[test]\nfn one() {}\nfn helper() {}\n#[test]\n#[ignore = \"x\"]\nfn two() {}\n#[test]\n#[should_panic]\nfn three() {}";
+    assert_eq!(tests_in(text), ["one", "three"]);
+    let rows = rows("| rule | shown by |\n|---|---|\n| a `b` c | `d`, `e/f` |\n| g | h |");
+    let shown: Vec<_> = rows.iter().map(|(_, shown)| shown.clone()).collect();
+    assert_eq!(shown, [vec!["d", "e/f"], vec![]]);
+}
