@@ -139,6 +139,10 @@ pub enum SessionError {
     Disconnected,
     /// A message that is not allowed, with the header's request code.
     Message(u32, &'static str),
+    /// It sent fds that do not belong there.
+    Fds(&'static str),
+    /// It sent this many fds of files that must not be closed, since that could wait for ever.
+    Foreign(u32),
     /// Silent for a second in the middle of a message.
     Silent,
     /// It does not read its replies.
@@ -158,6 +162,13 @@ impl fmt::Display for SessionError {
         match self {
             Self::Disconnected => write!(f, "front-end left"),
             Self::Message(code, why) => write!(f, "message {code}: {why}"),
+            Self::Fds(why) => write!(f, "fds {why}"),
+            Self::Foreign(count) => {
+                write!(
+                    f,
+                    "{count} fds of files that are not memory, eventfds, pipes or sockets"
+                )
+            }
             Self::Silent => write!(f, "silent in the middle of a message"),
             Self::RepliesUnread => write!(f, "front-end does not read its replies"),
             Self::CallBlocked => write!(f, "call eventfd is full and blocking"),

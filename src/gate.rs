@@ -8,7 +8,7 @@
 //! Should: look only. Must not: keep state, or judge what a handler can judge.
 
 use std::io;
-use std::mem::{size_of, zeroed};
+use std::mem::{MaybeUninit, size_of, zeroed};
 use std::os::fd::RawFd;
 
 use crate::fate::SessionError;
@@ -103,16 +103,18 @@ pub enum Queued {
 /// The front-end left, or what it sends or does not read must end the session.
 pub fn inspect(fd: RawFd) -> Result<Queued, SessionError> {
     let mut header = [0; HEADER_LEN];
-    let peeked = match peek(fd, &mut header)? {
-        None => return Ok(Queued::Nothing),
-        Some(0) => return Err(SessionError::Disconnected),
-        Some(peeked) => peeked,
+    // Without room for fds none are made, but their presence shows.
+    let Some((peeked, truncated)) = peek(fd, &mut header, &mut [])? else {
+        return Ok(Queued::Nothing);
     };
+    if peeked == 0 {
+        return Err(SessionError::Disconnected);
+    }
     let queued = usize::try_from(count(fd, libc::FIONREAD)?).unwrap_or(0);
     if peeked < HEADER_LEN {
         // Bytes that are queued but cannot be peeked at once have fds in their middle.
         return if queued >= HEADER_LEN {
-            Err(SessionError::Message(0, "fds in the middle of the header"))
+            Err(SessionError::Fds("in the middle of a header"))
         } else {
             Ok(Queued::Part)
         };
@@ -120,6 +122,9 @@ pub fn inspect(fd: RawFd) -> Result<Queued, SessionError> {
     let (request, body_len) = check(&header)?;
     if queued < HEADER_LEN.saturating_add(body_len) {
         return Ok(Queued::Part);
+    }
+    if truncated {
+        check_fds(fd)?;
     }
     if count(fd, libc::TIOCOUTQ)? > MAX_UNREAD {
         return Err(SessionError::RepliesUnread);
@@ -145,14 +150,27 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
     Ok((request, body_len))
 }
 
-/// Copies what is at the front of the queue, and counts the fds that come with it: more than the
-/// `vhost` crate has room for would make it lose its place in the stream.
-///
-/// `None` if nothing is queued, 0 at the end of the stream.
-#[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
-fn peek(fd: RawFd, header: &mut [u8; HEADER_LEN]) -> Result<Option<usize>, SessionError> {
+/// Looks at the fds that are queued: more than the `vhost` crate has room for would make it lose its
+/// place in the stream, and one that may not close at once must not reach it. They may also belong
+/// to the message behind this one: a peek goes on to it.
+fn check_fds(fd: RawFd) -> Result<(), SessionError> {
     // Room for the fds and a cmsghdr, with the alignment that a cmsghdr needs.
     let mut control = [0u64; 2 + MAX_FDS / 2];
+    match peek(fd, &mut [0; HEADER_LEN], &mut control)? {
+        Some((_, true)) => Err(SessionError::Fds("that are too many")),
+        Some((_, false)) | None => Ok(()),
+    }
+}
+
+/// Copies what is at the front of the queue, and closes the fds that come with it, as far as
+/// `control` has room for them. Gives the number of bytes, 0 at the end of the stream, and whether
+/// there are fds that it had no room for; `None` if nothing is queued.
+#[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
+fn peek(
+    fd: RawFd,
+    header: &mut [u8; HEADER_LEN],
+    control: &mut [u64],
+) -> Result<Option<(usize, bool)>, SessionError> {
     let mut part = libc::iovec {
         iov_base: header.as_mut_ptr().cast(),
         iov_len: HEADER_LEN,
@@ -162,7 +180,7 @@ fn peek(fd: RawFd, header: &mut [u8; HEADER_LEN]) -> Result<Option<usize>, Sessi
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control).try_into().unwrap_or_default();
+    message.msg_controllen = size_of_val(control).try_into().unwrap_or_default();
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: `message` points to one part and a control buffer, both alive and as long as it says.
     let len = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
@@ -174,42 +192,71 @@ fn peek(fd: RawFd, header: &mut [u8; HEADER_LEN]) -> Result<Option<usize>, Sessi
             Some(_) | None => Err(SessionError::Host(error)),
         };
     }
-    close_peeked(&message);
-    if message.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(SessionError::Message(0, "too many fds"));
+    match close_peeked(&message) {
+        0 => {
+            let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
+            Ok(usize::try_from(len).ok().map(|len| (len, truncated)))
+        }
+        foreign => Err(SessionError::Foreign(foreign)),
     }
-    Ok(usize::try_from(len).ok())
 }
 
-/// Peeking made duplicates of the fds that are queued; they are not wanted.
+/// Peeking made duplicates of the fds that are queued; they are not wanted. Returns how many had to
+/// be left open, since closing them could wait for somebody.
 #[allow(clippy::useless_conversion, reason = "cmsg_len is a u32 in musl")]
-fn close_peeked(message: &libc::msghdr) {
+fn close_peeked(message: &libc::msghdr) -> u32 {
     // SAFETY: `message` was filled in by recvmsg, and its control buffer is alive.
     let first = unsafe { libc::CMSG_FIRSTHDR(message) };
     // SAFETY: null, or points to a cmsghdr in the control buffer, which is aligned for it.
     let Some(header) = (unsafe { first.as_ref() }) else {
-        return;
+        return 0;
     };
     if header.cmsg_level != libc::SOL_SOCKET || header.cmsg_type != libc::SCM_RIGHTS {
-        return;
+        return 0;
     }
     // SAFETY: `first` is a valid cmsghdr.
     let data: *const RawFd = unsafe { libc::CMSG_DATA(first) }.cast();
     let bytes = usize::try_from(header.cmsg_len)
         .unwrap_or(0)
         .saturating_sub(data.addr().saturating_sub(first.addr()));
-    for index in 0..bytes
-        .checked_div(size_of::<RawFd>())
-        .unwrap_or(0)
-        .min(MAX_FDS)
-    {
+    let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
+    let mut foreign = 0u32;
+    for index in 0..count.min(MAX_FDS) {
         // SAFETY: the kernel put that many fds there, within the control buffer.
         let at = unsafe { data.add(index) };
         // SAFETY: as above.
         let fd = unsafe { at.read_unaligned() };
-        // SAFETY: recvmsg made this fd for us, and nothing else knows it.
-        unsafe { libc::close(fd) };
+        if closes_at_once(fd) {
+            // SAFETY: recvmsg made this fd for us, and nothing else knows it.
+            unsafe { libc::close(fd) };
+        } else {
+            foreign = foreign.saturating_add(1);
+        }
     }
+    foreign
+}
+
+/// Whether closing `fd` waits for nobody. A file of a FUSE server does: `close()` sends it a FLUSH
+/// and waits, uninterruptibly, for an answer that may never come. Memory, anonymous inodes, pipes
+/// and sockets have no server; other files are believed if they are on a block device.
+fn closes_at_once(fd: RawFd) -> bool {
+    // Neither of the two questions asks the file system.
+    // SAFETY: F_GET_SEALS takes no pointer.
+    if unsafe { libc::fcntl(fd, libc::F_GET_SEALS) } >= 0 {
+        return true;
+    }
+    let mut stat = MaybeUninit::<libc::statx>::uninit();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    // SAFETY: the path is a C string, and the result has room for a `statx`.
+    let result =
+        unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, stat.as_mut_ptr()) };
+    if result < 0 {
+        return false;
+    }
+    // SAFETY: statx succeeded, so it filled it in.
+    let stat = unsafe { stat.assume_init() };
+    let kind = u32::from(stat.stx_mode) & libc::S_IFMT;
+    [0, libc::S_IFIFO, libc::S_IFSOCK].contains(&kind) || stat.stx_dev_major != 0
 }
 
 /// `FIONREAD` (bytes to read) or `SIOCOUTQ` (bytes that the peer has not read, the same number as

@@ -17,10 +17,13 @@ use crate::epoll::{Poller, Token};
 use crate::fate::SessionError;
 use crate::gate::{self, Queued, Request};
 use crate::listener::Listener;
+use crate::log;
 use crate::requestq::{Grant, Requestq, Shared, Turn};
 
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
+/// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
+const MAX_FOREIGN: u32 = 16;
 /// Messages handled before others get their turn.
 const MESSAGES_PER_TURN: u32 = 16;
 
@@ -38,6 +41,8 @@ pub struct Session {
     listener: Option<Listener>,
     connection: Option<Connection>,
     requestq: Requestq,
+    /// Fds of this socket's front-ends that had to be left open.
+    foreign: u32,
     /// When the next turn is due without an event.
     pub wake_at: Option<Instant>,
     /// When the socket is to listen again, after the host had no fd for a connection.
@@ -61,6 +66,7 @@ impl Session {
             listener: Some(listener),
             connection: None,
             requestq: Requestq::new(index, grant),
+            foreign: 0,
             wake_at: None,
             listen_at: None,
         };
@@ -284,6 +290,16 @@ impl Session {
         // It ends anyway: an eventfd that blocks has done so for the last time.
         let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
         drop(connection);
+        if let SessionError::Foreign(count) = error {
+            self.foreign = self.foreign.saturating_add(*count);
+            if self.foreign > MAX_FOREIGN {
+                let number = self.number;
+                log::line(format_args!(
+                    "guest {number}: too many such fds, not listening any more"
+                ));
+                self.stop_listening();
+            }
+        }
         self.listen(&shared.poller).map(|()| true)
     }
 }

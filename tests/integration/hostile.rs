@@ -206,3 +206,27 @@ fn memory_of_part_of_a_huge_page_is_refused() {
     daemon.wait_line(&["guest 0", "page aligned"]);
     second.assert_served();
 }
+
+#[test]
+fn fds_of_unknown_file_systems_are_left_open_and_end_that_socket_after_a_few() {
+    let (_host, daemon, first, mut second) = two();
+    drop(first);
+    // Of procfs nothing is known here but that it is not a block device's: like a FUSE server's
+    // file, whose close could wait for ever.
+    let file = File::open("/proc/version").unwrap();
+    let before = daemon.fd_count();
+    for n in 1..=17 {
+        let front_end = Raw::connect(&daemon.socket(0));
+        let (payload, fds) = (0u64.to_le_bytes(), [file.as_raw_fd()]);
+        front_end
+            .send(raw::SET_VRING_CALL, raw::VERSION, &payload, &fds)
+            .unwrap();
+        assert!(front_end.recv().is_err(), "connection {n} goes on");
+        second.assert_served();
+    }
+    daemon.wait_line(&["guest 0", "not listening any more"]);
+    let refused = std::os::unix::net::UnixStream::connect(daemon.socket(0));
+    assert!(refused.is_err());
+    assert!(daemon.fd_count() <= before + 17);
+    second.assert_served();
+}
