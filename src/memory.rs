@@ -26,6 +26,8 @@ pub const MAX_REGIONS: usize = 32;
 /// an arm64 process with 39-bit addresses.
 const MAX_TOTAL_LEN: u64 = 1 << 38;
 const PAGE_LEN: u64 = 4096;
+/// As in `linux/magic.h`; the C libraries do not agree on its type.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// An address in the front-end's own address space, as vhost-user messages name rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -250,10 +252,10 @@ fn fits_pages(region: &RegionDescription, file: &File) -> Result<bool, MemoryErr
     }
     // SAFETY: fstatfs succeeded, so it filled it in.
     let stat = unsafe { stat.assume_init() };
-    let page_len = match u64::try_from(stat.f_bsize) {
-        Ok(page_len) if stat.f_type == libc::HUGETLBFS_MAGIC => page_len,
-        Ok(_) | Err(_) => return Ok(true),
-    };
+    if u64::try_from(stat.f_type) != Ok(HUGETLBFS_MAGIC) {
+        return Ok(true);
+    }
+    let page_len = u64::try_from(stat.f_bsize).unwrap_or(u64::MAX);
     let numbers = [region.len, region.file_offset];
     Ok(numbers.iter().all(|n| n.is_multiple_of(page_len)))
 }
