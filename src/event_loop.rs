@@ -50,6 +50,8 @@ pub struct EventLoop {
     /// When the timer will go off.
     armed: Option<Instant>,
     ready: VecDeque<usize>,
+    /// How many at the front of the queue came with the latest events, in the order of these.
+    fresh: usize,
     /// Sessions with a `wake_at`, in the order in which they began to wait: whoever waits longest
     /// is first where several want the same moment.
     sleepers: VecDeque<usize>,
@@ -80,6 +82,7 @@ impl EventLoop {
             timer,
             armed: None,
             ready: VecDeque::with_capacity(sessions.len()),
+            fresh: 0,
             sleepers: VecDeque::with_capacity(sessions.len()),
             connected: 0,
             due: vec![Due::default(); sessions.len()],
@@ -109,6 +112,7 @@ impl EventLoop {
                 .poller
                 .wait(timeout, &mut events)
                 .map_err(fatal)?;
+            self.fresh = 0;
             for event in events.iter().take(count) {
                 if let Some(token) = Token::decode(event.data()) {
                     self.mark(token, event.event_set())?;
@@ -127,7 +131,7 @@ impl EventLoop {
             Token::Signal => self.wind_up(),
             Token::Timer => self.expire()?,
             Token::Listener(guest) => self.accept(guest)?,
-            Token::Kick(guest) => self.queue(index(guest), false),
+            Token::Kick(guest) => self.queue_fresh(index(guest), false),
             Token::Connection(guest) => {
                 let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
                 if let Some(session) = self.sessions.get_mut(index(guest))
@@ -135,8 +139,7 @@ impl EventLoop {
                 {
                     session.set_hung_up();
                 }
-                self.queue(index(guest), true);
-                self.put_first(index(guest));
+                self.queue_fresh(index(guest), true);
             }
         }
         Ok(())
@@ -154,10 +157,18 @@ impl EventLoop {
         }
     }
 
-    /// A message that has come in is looked at before the next piece of anybody's transfer.
-    fn put_first(&mut self, number: usize) {
-        if self.ready.back() == Some(&number) {
-            self.ready.rotate_right(1);
+    /// Whoever an event is for goes before those who have had a turn: a message is looked at before
+    /// the next piece of anybody's transfer, a request before the next of a flood. All in the queue
+    /// still have their turn before the next look for events.
+    fn queue_fresh(&mut self, number: usize, control: bool) {
+        let Some(due) = self.due.get_mut(number) else {
+            return;
+        };
+        due.control |= control;
+        if !due.queued {
+            due.queued = true;
+            self.ready.insert(self.fresh.min(self.ready.len()), number);
+            self.fresh = self.fresh.saturating_add(1);
         }
     }
 
