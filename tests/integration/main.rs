@@ -6,6 +6,7 @@
 
 mod rig;
 
+mod allocations;
 mod cli;
 mod config;
 mod delays;
@@ -29,6 +30,7 @@ mod sequences;
 mod sockets;
 mod startup;
 mod steady;
+mod syscalls;
 mod time;
 mod turns;
 mod vhost_user;

@@ -3,6 +3,7 @@
 use super::daemon::Daemon;
 use super::host::{Host, PATIENCE};
 use super::{notify, sys};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -101,6 +102,7 @@ pub struct Setup<'a> {
     guests: usize,
     stderr: Stderr,
     closed_stdin: bool,
+    env: Vec<(&'static str, OsString)>,
     spelling: Option<fn(&str, usize) -> Vec<String>>,
     dir: Option<Arc<tempfile::TempDir>>,
     before: Vec<Box<dyn FnMut() -> std::io::Result<()> + Send + Sync>>,
@@ -116,6 +118,7 @@ impl<'a> Setup<'a> {
             guests: 1,
             stderr,
             closed_stdin: false,
+            env: Vec::new(),
             spelling: None,
             dir: None,
             before,
@@ -130,6 +133,12 @@ impl<'a> Setup<'a> {
     /// Adds any argument.
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
+        self
+    }
+
+    /// A variable of the daemon's environment.
+    pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.env.push((name, value.into()));
         self
     }
 
@@ -206,6 +215,7 @@ impl<'a> Setup<'a> {
         command
             .args(sockets)
             .args(&self.args)
+            .envs(std::mem::take(&mut self.env))
             .current_dir(dir.path());
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let (ours, theirs) = pipe();
