@@ -180,11 +180,6 @@ impl SocketFile {
         Ok(file)
     }
 
-    /// The directory's fd, which must stay open for the way out.
-    pub fn directory_fd(&self) -> RawFd {
-        self.directory.as_raw_fd()
-    }
-
     fn stat(&self) -> io::Result<(u64, u64)> {
         let mut stat = MaybeUninit::<libc::stat>::uninit();
         // SAFETY: the name is a C string, and the result has room for a `stat`.
