@@ -93,6 +93,8 @@ pub struct Bus {
     /// For each guest whose hold was cut for others: the device and mode, until its next request.
     cuts: Vec<Option<(usize, u32)>>,
     waiters: VecDeque<usize>,
+    /// The guest that the bus is kept for until it has had a turn.
+    promised: Option<usize>,
     /// The device of the last transfer.
     last_used: usize,
 }
@@ -108,6 +110,7 @@ impl Bus {
             hold: None,
             cuts: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
+            promised: None,
             last_used: 0,
         }
     }
@@ -115,7 +118,8 @@ impl Bus {
     /// Whether a request with this claim may begin; releases the guest's own hold if it does not
     /// continue it.
     pub fn access(&mut self, claim: &Claim) -> Access {
-        if self.running.is_some() {
+        let promised_to_another = self.promised.is_some_and(|guest| guest != claim.guest);
+        if self.running.is_some() || promised_to_another {
             return Access::Busy;
         }
         if let Some(hold) = &self.hold {
@@ -168,6 +172,7 @@ impl Bus {
         self.last_used = claim.device;
         if let Some(device) = self.devices.get_mut(claim.device) {
             device.last_guest = Some(claim.guest);
+            device.unsettled = false;
         }
         self.running = Some(Running {
             claim,
@@ -265,6 +270,7 @@ impl Bus {
     /// devices that it used last go back to the mode that they were found in.
     pub fn abort(&mut self, guest: usize) {
         self.waiters.retain(|&waiter| waiter != guest);
+        self.forget_promise(guest);
         self.forget_cut(guest);
         if self.running_for(guest).is_some() {
             self.drop_transfer(None);
@@ -277,8 +283,25 @@ impl Bus {
         }
         for device in &mut self.devices {
             if device.last_guest.take_if(|last| *last == guest).is_some() {
-                device.settle();
+                device.unsettled = true;
             }
+        }
+        self.settle();
+    }
+
+    /// Puts devices whose guests have left back into their mode, unless chip select of any device
+    /// is asserted: writing a mode may touch the lines of all.
+    fn settle(&mut self) {
+        if self.running.is_none() && self.hold.is_none() {
+            self.devices.iter_mut().for_each(Device::settle);
+        }
+    }
+
+    /// Releases all lines that can be; for the end, when nobody uses the bus any more.
+    pub fn release_all(&mut self) {
+        for device in self.devices.iter_mut().filter(|device| device.is_stuck()) {
+            // There is nothing left to do about a device that refuses.
+            let _ = device.release();
         }
     }
 
@@ -340,12 +363,20 @@ impl Bus {
         }
     }
 
-    /// The next guest to try its luck, once the bus is free.
+    /// The guest that has waited longest, once the bus is free: it is kept for that guest's next
+    /// turn.
     pub fn next_waiter(&mut self) -> Option<usize> {
-        if self.running.is_some() || self.hold.is_some() {
+        if self.running.is_some() || self.hold.is_some() || self.promised.is_some() {
             return None;
         }
-        self.waiters.pop_front()
+        self.settle();
+        self.promised = self.waiters.pop_front();
+        self.promised
+    }
+
+    /// `guest` has had its turn.
+    pub fn forget_promise(&mut self, guest: usize) {
+        self.promised.take_if(|promised| *promised == guest);
     }
 
     /// When the bus needs the loop again though nothing happens: a hold runs out.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::bus::Bus;
@@ -17,6 +18,7 @@ use crate::listener::{Listener, SocketFile};
 use crate::log;
 use crate::message::Scratch;
 use crate::requestq::{Grant, Shared};
+use crate::sandbox;
 use crate::session::Session;
 use crate::sigbus;
 use crate::signals;
@@ -60,6 +62,7 @@ fn failed(error: io::Error) -> Fatal {
 /// The host refused a system call.
 pub fn prepare() -> Result<File, Fatal> {
     way_out::install();
+    sandbox::raise_fd_limit();
     watchdog::install().map_err(failed)?;
     sigbus::install().map_err(failed)?;
     signals::catch().map_err(failed)
@@ -146,13 +149,22 @@ fn is_on_bus(bus: u32, name: &str, path: &Path) -> bool {
     named || real.iter().any(|part| part == controller.as_str())
 }
 
-/// X and Y of `/dev/spidevX.Y`, or of what a link leads to.
+/// X and Y of `/dev/spidevX.Y`, whatever the node is called here: by its device number where the
+/// host's sysfs knows it, else by the name that the path leads to.
 fn spidev_numbers(path: &DevicePath) -> Option<(u32, u32)> {
     let DevicePath::Spidev(path) = path else {
         return None;
     };
+    let by_number = fs::metadata(path).ok().and_then(|metadata| {
+        let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+        numbers_in(&fs::canonicalize(format!("/sys/dev/char/{major}:{minor}")).ok()?)
+    });
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-    let name = real.file_name()?.to_str()?;
+    by_number.or_else(|| numbers_in(&real))
+}
+
+fn numbers_in(path: &Path) -> Option<(u32, u32)> {
+    let name = path.file_name()?.to_str()?;
     let (bus, device) = name.strip_prefix("spidev")?.split_once('.')?;
     Some((bus.parse().ok()?, device.parse().ok()?))
 }

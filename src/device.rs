@@ -60,6 +60,8 @@ pub struct Device {
     stuck: bool,
     /// The guest that used it last.
     pub last_guest: Option<usize>,
+    /// That guest has left, and the device's mode is still as it used it.
+    pub unsettled: bool,
 }
 
 impl Device {
@@ -101,6 +103,7 @@ impl Device {
             down: false,
             stuck: false,
             last_guest: None,
+            unsettled: false,
         };
         if let DevicePath::Spidev(path) = &config.path {
             let mut spidev = Spidev::open(path)?;
@@ -195,7 +198,9 @@ impl Device {
     /// Puts the device into the mode that it is in between guests: as found, with its lanes.
     /// A failure is left to the next transfer to meet.
     pub fn settle(&mut self) {
-        if let Port::Spidev(spidev) = &mut self.port {
+        if std::mem::take(&mut self.unsettled)
+            && let Port::Spidev(spidev) = &mut self.port
+        {
             let mode = spidev.idle_mode();
             if spidev.mode() != mode {
                 let _ = spidev.set_mode(mode);
@@ -312,6 +317,7 @@ mod tests {
             down: false,
             stuck: false,
             last_guest: None,
+            unsettled: false,
         };
         let head = |mode| TransferHead {
             mode,

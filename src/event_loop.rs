@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::bus::Bus;
 use crate::epoll::Token;
 use crate::fate::{ExitCode, Fatal, SessionError};
 use crate::requestq::{GRACE, Shared, Turn};
@@ -39,6 +40,10 @@ struct Due {
     queued: bool,
     /// Messages may have come in.
     control: bool,
+    /// Number of its last turn.
+    last_turn: u64,
+    /// Number of the turn before which it was put into a queue.
+    queued_at: u64,
 }
 
 /// Everything that the daemon runs on.
@@ -49,9 +54,12 @@ pub struct EventLoop {
     timer: TimerFd,
     /// When the timer will go off.
     armed: Option<Instant>,
-    ready: VecDeque<usize>,
-    /// How many at the front of the queue came with the latest events, in the order of these.
-    fresh: usize,
+    /// Sessions for which something happened, in order: an event, the end of a wait.
+    fresh: VecDeque<usize>,
+    /// Sessions that had a turn and have more to do, in order.
+    again: VecDeque<usize>,
+    /// How many turns there have been.
+    turns: u64,
     /// Sessions with a `wake_at`, in the order in which they began to wait: whoever waits longest
     /// is first where several want the same moment.
     sleepers: VecDeque<usize>,
@@ -81,8 +89,9 @@ impl EventLoop {
         Ok(Self {
             timer,
             armed: None,
-            ready: VecDeque::with_capacity(sessions.len()),
-            fresh: 0,
+            fresh: VecDeque::with_capacity(sessions.len()),
+            again: VecDeque::with_capacity(sessions.len()),
+            turns: 0,
             sleepers: VecDeque::with_capacity(sessions.len()),
             connected: 0,
             due: vec![Due::default(); sessions.len()],
@@ -106,13 +115,12 @@ impl EventLoop {
     fn serve_until_signal(&mut self) -> Result<(), Fatal> {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
-            let timeout = if self.ready.is_empty() { -1 } else { 0 };
+            let timeout = if self.waiting() == 0 { -1 } else { 0 };
             let count = self
                 .shared
                 .poller
                 .wait(timeout, &mut events)
                 .map_err(fatal)?;
-            self.fresh = 0;
             for event in events.iter().take(count) {
                 if let Some(token) = Token::decode(event.data()) {
                     self.mark(token, event.event_set())?;
@@ -131,7 +139,7 @@ impl EventLoop {
             Token::Signal => self.wind_up(),
             Token::Timer => self.expire()?,
             Token::Listener(guest) => self.accept(guest)?,
-            Token::Kick(guest) => self.queue_fresh(index(guest), false),
+            Token::Kick(guest) => self.queue(index(guest), false),
             Token::Connection(guest) => {
                 let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
                 if let Some(session) = self.sessions.get_mut(index(guest))
@@ -139,36 +147,59 @@ impl EventLoop {
                 {
                     session.set_hung_up();
                 }
-                self.queue_fresh(index(guest), true);
+                self.queue(index(guest), true);
             }
         }
         Ok(())
     }
 
-    /// Puts a session at the end of the queue, unless it is in it.
+    /// How many sessions are to have a turn.
+    fn waiting(&self) -> usize {
+        self.fresh.len().saturating_add(self.again.len())
+    }
+
+    /// Something happened for a session: it is to have a turn, unless it is to have one already.
     fn queue(&mut self, number: usize, control: bool) {
-        let Some(due) = self.due.get_mut(number) else {
-            return;
-        };
-        due.control |= control;
-        if !due.queued {
-            due.queued = true;
-            self.ready.push_back(number);
+        if self.is_due(number, control) {
+            self.fresh.push_back(number);
         }
     }
 
-    /// Whoever an event is for goes before those who have had a turn: a message is looked at before
-    /// the next piece of anybody's transfer, a request before the next of a flood. All in the queue
-    /// still have their turn before the next look for events.
-    fn queue_fresh(&mut self, number: usize, control: bool) {
+    /// A session had a turn and has more to do.
+    fn queue_again(&mut self, number: usize, control: bool) {
+        if self.is_due(number, control) {
+            self.again.push_back(number);
+        }
+    }
+
+    /// Notes what a session has to do; whether it must be put into a queue for it.
+    fn is_due(&mut self, number: usize, control: bool) -> bool {
         let Some(due) = self.due.get_mut(number) else {
-            return;
+            return false;
         };
         due.control |= control;
-        if !due.queued {
-            due.queued = true;
-            self.ready.insert(self.fresh.min(self.ready.len()), number);
-            self.fresh = self.fresh.saturating_add(1);
+        if due.queued {
+            return false;
+        }
+        due.queued = true;
+        due.queued_at = self.turns;
+        true
+    }
+
+    /// Whose turn it is. Messages and requests that came in go before the next piece or request of
+    /// those who have had a turn, but none of them twice: who waits in `again` is passed once by
+    /// each of the others.
+    fn next(&mut self) -> Option<usize> {
+        let due = |number: Option<&usize>| self.due.get(*number?);
+        let passed = match (due(self.fresh.front()), due(self.again.front())) {
+            (Some(fresh), Some(again)) => fresh.last_turn > again.queued_at,
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        if passed {
+            self.again.pop_front()
+        } else {
+            self.fresh.pop_front()
         }
     }
 
@@ -198,12 +229,12 @@ impl EventLoop {
         let start = Instant::now();
         let mut last = None;
         let turns = if self.connected > 1 {
-            self.ready.len()
+            self.waiting()
         } else {
             TURNS
         };
         for _ in 0..turns {
-            let Some(number) = self.ready.pop_front() else {
+            let Some(number) = self.next() else {
                 break;
             };
             if last.is_some_and(|last| last != number) {
@@ -211,7 +242,7 @@ impl EventLoop {
             }
             last = Some(number);
             self.turn(number)?;
-            if self.ready.is_empty() {
+            if self.waiting() == 0 {
                 break;
             }
             if start.elapsed() >= TURNS_TIME {
@@ -226,16 +257,18 @@ impl EventLoop {
     }
 
     fn turn(&mut self, number: usize) -> Result<(), Fatal> {
-        let due = self
-            .due
-            .get_mut(number)
-            .map(std::mem::take)
-            .unwrap_or_default();
+        self.turns = self.turns.wrapping_add(1);
+        let Some(due) = self.due.get_mut(number) else {
+            return Ok(());
+        };
+        due.queued = false;
+        due.last_turn = self.turns;
+        let control = std::mem::take(&mut due.control);
         let Some(session) = self.sessions.get_mut(number) else {
             return Ok(());
         };
         let mut turn = Ok(Turn::Again);
-        if due.control {
+        if control {
             turn = session.control(&mut self.shared);
             if let Some(at) = session.deadline() {
                 self.arm(at);
@@ -249,17 +282,23 @@ impl EventLoop {
         if turn.is_ok() {
             turn = session.turn(&mut self.shared);
         }
-        // Those who waited for the bus go before the guest that just had it.
+        // What was kept for this guest it has used or not. Those who waited for a bus go before the
+        // guest that just had it.
+        self.shared
+            .buses
+            .iter_mut()
+            .for_each(|bus| bus.forget_promise(number));
         self.wake_waiters();
         let Some(session) = self.sessions.get_mut(number) else {
             return Ok(());
         };
         match turn {
             Ok(Turn::Idle) => (),
-            Ok(Turn::Again) => self.queue(number, false),
-            Ok(Turn::Control) => self.queue(number, true),
+            Ok(Turn::Again) => self.queue_again(number, false),
+            Ok(Turn::Control) => self.queue_again(number, true),
             Ok(Turn::At(at)) => {
-                if session.wake_at.replace(at).is_none() {
+                session.wake_at = Some(at);
+                if !self.sleepers.contains(&number) {
                     self.sleepers.push_back(number);
                 }
                 self.arm(at);
@@ -267,7 +306,7 @@ impl EventLoop {
             Err(error) => return self.close(number, &error),
         }
         if more_control {
-            self.queue(number, true);
+            self.queue_again(number, true);
         }
         Ok(())
     }
@@ -303,7 +342,7 @@ impl EventLoop {
 
     fn wake_waiters(&mut self) {
         for number in 0..self.shared.buses.len() {
-            while let Some(guest) = self.next_waiter(number) {
+            if let Some(guest) = self.next_waiter(number) {
                 self.queue(guest, false);
             }
         }
@@ -422,6 +461,7 @@ impl EventLoop {
             // Without a listener there is nothing to register, and so nothing to fail.
             let _ = session.close(&SessionError::Disconnected, &mut self.shared);
         }
+        self.shared.buses.iter_mut().for_each(Bus::release_all);
     }
 }
 

@@ -157,7 +157,9 @@ fn check_fds(fd: RawFd) -> Result<(), SessionError> {
     // Room for the fds and a cmsghdr, with the alignment that a cmsghdr needs.
     let mut control = [0u64; 2 + MAX_FDS / 2];
     match peek(fd, &mut [0; HEADER_LEN], &mut control)? {
-        Some((_, true)) => Err(SessionError::Fds("that are too many")),
+        Some((_, true)) => Err(SessionError::Fds(
+            "that are more than 32 or than the process may have",
+        )),
         Some((_, false)) | None => Ok(()),
     }
 }

@@ -7,6 +7,22 @@ use crate::fate::{ExitCode, Fatal};
 use crate::log;
 use crate::seccomp;
 
+/// Raises the number of fds to what the host allows: 64 guests with 32 regions each need more than
+/// the usual 1,024, and one guest's need must not become another's lack.
+pub fn raise_fd_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` has room for the result.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // Where it is refused, what there is has to do.
+        // SAFETY: `limit` is initialised.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
 /// Takes from the process what it needs no longer.
 ///
 /// Should: leave everything on that `mode` does not turn off. Must not: open anything.

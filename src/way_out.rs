@@ -2,8 +2,8 @@
 //! our sockets removed.
 //!
 //! It is written down once at start, as fds and numbers, so that a panic can do it without the
-//! state that may have caused it. Only SIGKILL and the seccomp filter take no way out: what they
-//! leave asserted, the next start releases.
+//! state that may have caused it. Only SIGKILL, the seccomp filter and faults of our own (SIGSEGV,
+//! SIGBUS) take no way out: what they leave asserted, the next start releases.
 
 use std::os::fd::RawFd;
 use std::panic;

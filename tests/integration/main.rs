@@ -23,6 +23,7 @@ mod loopback;
 mod mix;
 mod neighbours;
 mod options;
+mod passing;
 mod requests;
 mod rig_self;
 mod rules;
