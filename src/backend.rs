@@ -9,6 +9,7 @@
 use std::cell::{RefCell, RefMut};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 use vhost::vhost_user::message::{
@@ -23,6 +24,7 @@ use vm_memory::GuestAddress;
 
 use crate::epoll::{Poller, Registered, Token};
 use crate::fate::SessionError;
+use crate::gate;
 use crate::memory::{MAX_REGIONS, Memory, RegionDescription, UserAddress};
 use crate::virtio_spi::Config;
 use crate::vring::{RingAddresses, Vring};
@@ -154,14 +156,15 @@ fn check_eventfd(file: &File) -> Result<()> {
     Err(Error::InvalidOperation("not an eventfd"))
 }
 
-/// As [`check_eventfd`], but for what we write to: user-mode Linux gives a socket, others a pipe.
-/// These are not tried, since their reader would take that for a signal.
+/// As [`check_eventfd`], but for what we write to: user-mode Linux gives one end of a socketpair.
+/// It is not tried, since its reader would take that for a signal. A pipe is refused: whoever holds
+/// its lock would hold up our write, and no signal ends that.
 fn check_signal(file: Option<&File>) -> Result<()> {
     let Some(file) = file else {
         return Ok(());
     };
     match file_type(file)? {
-        libc::S_IFIFO | libc::S_IFSOCK => Ok(()),
+        libc::S_IFSOCK if gate::is_socketpair(file.as_raw_fd()) => Ok(()),
         _ => check_eventfd(file),
     }
 }

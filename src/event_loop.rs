@@ -326,6 +326,9 @@ impl EventLoop {
         if let Some(session) = self.sessions.get_mut(number) {
             let closed = session.close(error, &mut self.shared).map_err(fatal)?;
             self.connected = self.connected.saturating_sub(usize::from(closed));
+            if let Some(at) = session.listen_at {
+                self.arm(at);
+            }
         }
         self.wake_waiters();
         Ok(())

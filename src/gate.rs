@@ -23,6 +23,10 @@ const MAX_FDS: usize = 32;
 /// this is below the smallest send buffer that Linux gives a socket by default (208 KiB).
 const MAX_UNREAD: libc::c_int = 32 * 1024;
 
+/// `struct cmsghdr` of both C libraries.
+const CMSGHDR_LEN: usize = 16;
+const _: () = assert!(size_of::<libc::cmsghdr>() == CMSGHDR_LEN);
+
 const VERSION_MASK: u32 = 0x3;
 const VERSION: u32 = 0x1;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
@@ -104,7 +108,7 @@ pub enum Queued {
 pub fn inspect(fd: RawFd) -> Result<Queued, SessionError> {
     let mut header = [0; HEADER_LEN];
     // Without room for fds none are made, but their presence shows.
-    let Some((peeked, truncated)) = peek(fd, &mut header, &mut [])? else {
+    let Some((peeked, truncated)) = peek(fd, &mut header, 0)? else {
         return Ok(Queued::Nothing);
     };
     if peeked == 0 {
@@ -153,26 +157,37 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
 /// Looks at the fds that are queued: more than the `vhost` crate has room for would make it lose its
 /// place in the stream, and one that may not close at once must not reach it. They may also belong
 /// to the message behind this one: a peek goes on to it.
+///
+/// One more is looked at each time, so that at most one has to be left open.
 fn check_fds(fd: RawFd) -> Result<(), SessionError> {
-    // Room for the fds and a cmsghdr, with the alignment that a cmsghdr needs.
-    let mut control = [0u64; 2 + MAX_FDS / 2];
-    match peek(fd, &mut [0; HEADER_LEN], &mut control)? {
-        Some((_, true)) => Err(SessionError::Fds(
-            "that are more than 32 or than the process may have",
-        )),
-        Some((_, false)) | None => Ok(()),
+    for room in 1..=MAX_FDS {
+        match peek(fd, &mut [0; HEADER_LEN], room)? {
+            Some((_, true)) => (),
+            Some((_, false)) | None => return Ok(()),
+        }
     }
+    Err(SessionError::Fds(
+        "that are more than 32 or than the process may have",
+    ))
 }
 
-/// Copies what is at the front of the queue, and closes the fds that come with it, as far as
-/// `control` has room for them. Gives the number of bytes, 0 at the end of the stream, and whether
+/// Copies what is at the front of the queue, and closes the fds that come with it, up to `room` of
+/// them. Gives the number of bytes, 0 at the end of the stream, and whether
 /// there are fds that it had no room for; `None` if nothing is queued.
 #[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
 fn peek(
     fd: RawFd,
     header: &mut [u8; HEADER_LEN],
-    control: &mut [u64],
+    room: usize,
 ) -> Result<Option<(usize, bool)>, SessionError> {
+    // A cmsghdr, with the alignment that it needs, and the fds.
+    let mut control = [0u64; 2 + MAX_FDS / 2];
+    let control_len = match room {
+        0 => 0,
+        room => room
+            .saturating_mul(size_of::<RawFd>())
+            .saturating_add(CMSGHDR_LEN),
+    };
     let mut part = libc::iovec {
         iov_base: header.as_mut_ptr().cast(),
         iov_len: HEADER_LEN,
@@ -182,7 +197,7 @@ fn peek(
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(control).try_into().unwrap_or_default();
+    message.msg_controllen = control_len.try_into().unwrap_or_default();
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: `message` points to one part and a control buffer, both alive and as long as it says.
     let len = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
@@ -239,8 +254,8 @@ fn close_peeked(message: &libc::msghdr) -> u32 {
 }
 
 /// Whether closing `fd` waits for nobody. A file of a FUSE server does: `close()` sends it a FLUSH
-/// and waits, uninterruptibly, for an answer that may never come. Memory, anonymous inodes, pipes
-/// and sockets have no server; other files are believed if they are on a block device.
+/// and waits, uninterruptibly, for an answer that may never come; so does a network socket that
+/// lingers. Files are believed if they are memory or on a block device.
 fn closes_at_once(fd: RawFd) -> bool {
     // Neither of the two questions asks the file system.
     // SAFETY: F_GET_SEALS takes no pointer.
@@ -258,7 +273,33 @@ fn closes_at_once(fd: RawFd) -> bool {
     // SAFETY: statx succeeded, so it filled it in.
     let stat = unsafe { stat.assume_init() };
     let kind = u32::from(stat.stx_mode) & libc::S_IFMT;
-    [0, libc::S_IFIFO, libc::S_IFSOCK].contains(&kind) || stat.stx_dev_major != 0
+    match kind {
+        0 | libc::S_IFIFO | libc::S_IFCHR => true,
+        libc::S_IFSOCK => is_unix_socket(fd),
+        _ => stat.stx_dev_major != 0,
+    }
+}
+
+fn is_unix_socket(fd: RawFd) -> bool {
+    let mut domain: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or_default();
+    let option = (&raw mut domain).cast();
+    // SAFETY: the option is an int, and `len` says so.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, option, &raw mut len) };
+    result == 0 && domain == libc::AF_UNIX
+}
+
+/// Whether `fd` is one end of a socketpair: a Unix socket whose peer has no name. A front-end's end
+/// of its own connection is none: holding it, we would never see that connection end.
+pub fn is_socketpair(fd: RawFd) -> bool {
+    // SAFETY: all-zero bytes are a valid `sockaddr_un`.
+    let mut peer: libc::sockaddr_un = unsafe { zeroed() };
+    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).unwrap_or_default();
+    // SAFETY: `peer` has room for `len` bytes.
+    let result = unsafe { libc::getpeername(fd, (&raw mut peer).cast(), &raw mut len) };
+    let unnamed = usize::try_from(len).is_ok_and(|len| len == size_of::<libc::sa_family_t>());
+    result == 0 && unnamed && is_unix_socket(fd)
 }
 
 /// `FIONREAD` (bytes to read) or `SIOCOUTQ` (bytes that the peer has not read, the same number as

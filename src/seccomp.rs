@@ -49,6 +49,8 @@ const SIZE_BITS: u32 = 0x3fff << 16;
 const PROT_EXEC: u32 = 4;
 const F_GETFD: u32 = 1;
 const F_GET_SEALS: u32 = 1034;
+const SOL_SOCKET: u32 = 1;
+const SO_DOMAIN: u32 = 39;
 const FIONREAD: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
 
@@ -74,6 +76,12 @@ const RULES: &[Rule] = &[
     any(libc::SYS_recvmsg),
     test(libc::SYS_ioctl, &[equal(1, FIONREAD)]),
     test(libc::SYS_ioctl, &[equal(1, SIOCOUTQ)]),
+    // gate: what the front-end's sockets are
+    test(
+        libc::SYS_getsockopt,
+        &[equal(1, SOL_SOCKET), equal(2, SO_DOMAIN)],
+    ),
+    any(libc::SYS_getpeername),
     // the vhost crate's replies
     any(libc::SYS_sendmsg),
     // session, epoll

@@ -24,6 +24,8 @@ use crate::requestq::{Grant, Requestq, Shared, Turn};
 const SILENCE: Duration = Duration::from_secs(1);
 /// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
 const MAX_FOREIGN: u32 = 16;
+/// How long a socket rests after a front-end's eventfd had blocked.
+const PENALTY: Duration = Duration::from_secs(1);
 /// Messages handled before others get their turn.
 const MESSAGES_PER_TURN: u32 = 16;
 
@@ -296,6 +298,11 @@ impl Session {
                 ));
                 self.stop_listening();
             }
+        }
+        if matches!(error, SessionError::CallBlocked) {
+            // Each such connection costs all guests a tick of the watchdog.
+            self.listen_at = Instant::now().checked_add(PENALTY);
+            return Ok(true);
         }
         self.listen(&shared.poller).map(|()| true)
     }

@@ -230,3 +230,35 @@ fn fds_of_unknown_file_systems_are_left_open_and_end_that_socket_after_a_few() {
     assert!(daemon.fd_count() <= before + 17);
     second.assert_served();
 }
+
+#[test]
+fn urgent_byte_in_place_of_a_body_does_not_hold_up_other_guests() {
+    let (_host, daemon, first, mut second) = two();
+    let header = [24u32, raw::VERSION, 1].map(u32::to_le_bytes).concat();
+    first.raw.send_bytes(&header, &[]).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let (socket, byte) = (first.raw.sock.as_raw_fd(), [1u8]);
+    // SAFETY: one readable byte.
+    let sent = unsafe { libc::send(socket, byte.as_ptr().cast(), 1, libc::MSG_OOB) };
+    assert_eq!(sent, 1, "this kernel has no urgent bytes on Unix sockets");
+    second.assert_served();
+    daemon.stop();
+}
+
+#[test]
+fn connection_given_as_its_own_call_is_refused() {
+    // Whoever holds its own other end never sees it close.
+    let (_host, daemon, first, mut second) = two();
+    drop(first);
+    for request in [raw::SET_VRING_CALL, raw::SET_VRING_ERR] {
+        let front_end = Raw::connect(&daemon.socket(0));
+        let fds = [front_end.sock.as_raw_fd()];
+        let payload = 0u64.to_le_bytes();
+        front_end
+            .send(request, raw::VERSION, &payload, &fds)
+            .unwrap();
+        assert!(front_end.hung_up(PATIENCE));
+        second.assert_served();
+    }
+    Guest::connect(&daemon, 0).assert_served();
+}
