@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::device::Device;
 use crate::fate::TransferError;
+use crate::hold::{Claim, Hold, HoldTerms};
 use crate::memory::Memory;
 use crate::message::Scratch;
 use crate::request::Store;
@@ -36,28 +37,6 @@ pub enum Access {
     Stuck,
 }
 
-/// What a request wants of the bus.
-#[derive(Debug, Clone, Copy)]
-pub struct Claim {
-    /// Number of the guest.
-    pub guest: usize,
-    /// Index of the device on this bus.
-    pub device: usize,
-    /// spidev's mode for it.
-    pub mode: u32,
-    /// It has rx and no tx.
-    pub only_reads: bool,
-}
-
-/// For how long and how a guest may hold chip select.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HoldTerms {
-    /// Longest time without a request, and longest time of all while others wait.
-    pub timeout: Duration,
-    /// The hold is a guess that a read follows: anything else releases, and losing it is no error.
-    pub for_read: bool,
-}
-
 #[derive(Debug)]
 struct Running {
     claim: Claim,
@@ -65,19 +44,6 @@ struct Running {
     transfer: Transfer,
     /// When it began, if it may end in a hold.
     began: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Hold {
-    claim: Claim,
-    terms: HoldTerms,
-    asserted_at: Instant,
-    until: Instant,
-    /// The hold delay of the request that holds is over only then.
-    earliest_release: Option<Instant>,
-    inactive_ns: u32,
-    /// Nothing continues it any more.
-    ending: bool,
 }
 
 /// A controller.
@@ -399,27 +365,5 @@ impl Bus {
             *cut = Some((hold.claim.device, hold.claim.mode));
         }
         self.end_hold();
-    }
-}
-
-impl Hold {
-    fn is_continued_by(&self, claim: &Claim) -> bool {
-        self.claim.device == claim.device
-            && self.claim.mode == claim.mode
-            && (claim.only_reads || !self.terms.for_read)
-    }
-
-    fn is_overdue(&self) -> bool {
-        self.asserted_at.elapsed() >= self.terms.timeout
-    }
-
-    /// Others wait: it ends with the time-out counted from its first assertion.
-    fn bound(&mut self) {
-        let end = self.asserted_at.checked_add(self.terms.timeout);
-        if !self.ending
-            && let Some(end) = end
-        {
-            self.until = self.until.min(end);
-        }
     }
 }

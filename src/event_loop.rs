@@ -24,6 +24,7 @@ use crate::fate::{ExitCode, Fatal, SessionError};
 use crate::requestq::{GRACE, Shared, Turn};
 use crate::session::Session;
 use crate::sigbus;
+use crate::turns::Turns;
 
 const EVENTS: usize = 32;
 /// Most turns of a guest that is alone between two looks for events.
@@ -33,19 +34,6 @@ const TURNS_TIME: Duration = Duration::from_millis(1);
 /// How long a socket rests when the host has no fd for a connection.
 const NO_FD_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a session has to do in its next turn.
-#[derive(Debug, Clone, Copy, Default)]
-struct Due {
-    /// It is in the queue.
-    queued: bool,
-    /// Messages may have come in.
-    control: bool,
-    /// Number of its last turn.
-    last_turn: u64,
-    /// Number of the turn before which it was put into a queue.
-    queued_at: u64,
-}
-
 /// Everything that the daemon runs on.
 pub struct EventLoop {
     sessions: Vec<Session>,
@@ -54,18 +42,12 @@ pub struct EventLoop {
     timer: TimerFd,
     /// When the timer will go off.
     armed: Option<Instant>,
-    /// Sessions for which something happened, in order: an event, the end of a wait.
-    fresh: VecDeque<usize>,
-    /// Sessions that had a turn and have more to do, in order.
-    again: VecDeque<usize>,
-    /// How many turns there have been.
-    turns: u64,
+    turns: Turns,
     /// Sessions with a `wake_at`, in the order in which they began to wait: whoever waits longest
     /// is first where several want the same moment.
     sleepers: VecDeque<usize>,
     /// How many front-ends are connected.
     connected: usize,
-    due: Vec<Due>,
     /// Since a signal asked for the end: when it will come whatever is on the wire.
     ends_at: Option<Instant>,
 }
@@ -89,12 +71,9 @@ impl EventLoop {
         Ok(Self {
             timer,
             armed: None,
-            fresh: VecDeque::with_capacity(sessions.len()),
-            again: VecDeque::with_capacity(sessions.len()),
-            turns: 0,
+            turns: Turns::new(sessions.len()),
             sleepers: VecDeque::with_capacity(sessions.len()),
             connected: 0,
-            due: vec![Due::default(); sessions.len()],
             ends_at: None,
             sessions,
             shared,
@@ -115,7 +94,7 @@ impl EventLoop {
     fn serve_until_signal(&mut self) -> Result<(), Fatal> {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
-            let timeout = if self.waiting() == 0 { -1 } else { 0 };
+            let timeout = if self.turns.is_empty() { -1 } else { 0 };
             let count = self
                 .shared
                 .poller
@@ -139,7 +118,7 @@ impl EventLoop {
             Token::Signal => self.wind_up(),
             Token::Timer => self.expire()?,
             Token::Listener(guest) => self.accept(guest)?,
-            Token::Kick(guest) => self.queue(index(guest), false),
+            Token::Kick(guest) => self.turns.queue(index(guest), false),
             Token::Connection(guest) => {
                 let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
                 if let Some(session) = self.sessions.get_mut(index(guest))
@@ -147,60 +126,10 @@ impl EventLoop {
                 {
                     session.set_hung_up();
                 }
-                self.queue(index(guest), true);
+                self.turns.queue(index(guest), true);
             }
         }
         Ok(())
-    }
-
-    /// How many sessions are to have a turn.
-    fn waiting(&self) -> usize {
-        self.fresh.len().saturating_add(self.again.len())
-    }
-
-    /// Something happened for a session: it is to have a turn, unless it is to have one already.
-    fn queue(&mut self, number: usize, control: bool) {
-        if self.is_due(number, control) {
-            self.fresh.push_back(number);
-        }
-    }
-
-    /// A session had a turn and has more to do.
-    fn queue_again(&mut self, number: usize, control: bool) {
-        if self.is_due(number, control) {
-            self.again.push_back(number);
-        }
-    }
-
-    /// Notes what a session has to do; whether it must be put into a queue for it.
-    fn is_due(&mut self, number: usize, control: bool) -> bool {
-        let Some(due) = self.due.get_mut(number) else {
-            return false;
-        };
-        due.control |= control;
-        if due.queued {
-            return false;
-        }
-        due.queued = true;
-        due.queued_at = self.turns;
-        true
-    }
-
-    /// Whose turn it is. Messages and requests that came in go before the next piece or request of
-    /// those who have had a turn, but none of them twice: who waits in `again` is passed once by
-    /// each of the others.
-    fn next(&mut self) -> Option<usize> {
-        let due = |number: Option<&usize>| self.due.get(*number?);
-        let passed = match (due(self.fresh.front()), due(self.again.front())) {
-            (Some(fresh), Some(again)) => fresh.last_turn > again.queued_at,
-            (Some(_), None) => false,
-            (None, _) => true,
-        };
-        if passed {
-            self.again.pop_front()
-        } else {
-            self.fresh.pop_front()
-        }
     }
 
     fn accept(&mut self, guest: u32) -> Result<(), Fatal> {
@@ -210,7 +139,7 @@ impl EventLoop {
         match session.accept(&self.shared.poller) {
             Ok(accepted) => {
                 self.connected = self.connected.saturating_add(usize::from(accepted));
-                self.queue(index(guest), accepted);
+                self.turns.queue(index(guest), accepted);
             }
             Err(error) => {
                 session.close(&error, &mut self.shared).map_err(fatal)?;
@@ -229,20 +158,20 @@ impl EventLoop {
         let start = Instant::now();
         let mut last = None;
         let turns = if self.connected > 1 {
-            self.waiting()
+            self.turns.len()
         } else {
             TURNS
         };
         for _ in 0..turns {
-            let Some(number) = self.next() else {
+            let Some((number, control)) = self.turns.take() else {
                 break;
             };
             if last.is_some_and(|last| last != number) {
                 self.notify(last)?;
             }
             last = Some(number);
-            self.turn(number)?;
-            if self.waiting() == 0 {
+            self.turn(number, control)?;
+            if self.turns.is_empty() {
                 break;
             }
             if start.elapsed() >= TURNS_TIME {
@@ -256,14 +185,7 @@ impl EventLoop {
         Ok(())
     }
 
-    fn turn(&mut self, number: usize) -> Result<(), Fatal> {
-        self.turns = self.turns.wrapping_add(1);
-        let Some(due) = self.due.get_mut(number) else {
-            return Ok(());
-        };
-        due.queued = false;
-        due.last_turn = self.turns;
-        let control = std::mem::take(&mut due.control);
+    fn turn(&mut self, number: usize, control: bool) -> Result<(), Fatal> {
         let Some(session) = self.sessions.get_mut(number) else {
             return Ok(());
         };
@@ -294,8 +216,8 @@ impl EventLoop {
         };
         match turn {
             Ok(Turn::Idle) => (),
-            Ok(Turn::Again) => self.queue_again(number, false),
-            Ok(Turn::Control) => self.queue_again(number, true),
+            Ok(Turn::Again) => self.turns.queue_again(number, false),
+            Ok(Turn::Control) => self.turns.queue_again(number, true),
             Ok(Turn::At(at)) => {
                 session.wake_at = Some(at);
                 if !self.sleepers.contains(&number) {
@@ -306,7 +228,7 @@ impl EventLoop {
             Err(error) => return self.close(number, &error),
         }
         if more_control {
-            self.queue_again(number, true);
+            self.turns.queue_again(number, true);
         }
         Ok(())
     }
@@ -346,7 +268,7 @@ impl EventLoop {
     fn wake_waiters(&mut self) {
         for number in 0..self.shared.buses.len() {
             if let Some(guest) = self.next_waiter(number) {
-                self.queue(guest, false);
+                self.turns.queue(guest, false);
             }
         }
     }
@@ -407,7 +329,7 @@ impl EventLoop {
             return;
         };
         if session.wake_at.take_if(|at| *at <= now).is_some() {
-            self.queue(number, false);
+            self.turns.queue(number, false);
         } else if let Some(at) = session.wake_at {
             self.sleepers.push_back(number);
             self.arm(at);

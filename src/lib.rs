@@ -34,10 +34,10 @@
 //! | modules | job |
 //! |---|---|
 //! | [`daemon`] | from the command line to all that the loop runs on |
-//! | [`event_loop`] | events, turns, deadlines |
+//! | [`event_loop`], [`turns`] | events, deadlines; whose turn it is |
 //! | [`session`], [`requestq`] | one guest: its socket and messages; its requests |
 //! | [`backend`], [`gate`] | vhost-user messages: what each does; whether one may be read |
-//! | [`bus`], [`transfer`] | who has the controller; one request on its way over the wire |
+//! | [`bus`], [`hold`], [`transfer`] | who has the controller; one request on its way over the wire |
 //! | [`device`], [`loopback`], [`probe`], [`message`], [`spidev`] | chip selects: what they may be asked, how they do it |
 //! | [`request`], [`vring`], [`chain`], [`memory`], [`sigbus`] | requests, rings, guest memory |
 //! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
@@ -79,6 +79,7 @@ pub mod fate;
     reason = "UNSAFETY: recvmsg with MSG_PEEK, which std has no name for"
 )]
 pub mod gate;
+pub mod hold;
 #[allow(
     unsafe_code,
     reason = "UNSAFETY: umask, a connect that does not wait, and the *at calls"
@@ -115,6 +116,7 @@ pub mod signals;
 )]
 pub mod spidev;
 pub mod transfer;
+pub mod turns;
 pub mod virtio_spi;
 #[allow(unsafe_code, reason = "UNSAFETY: a write that may be interrupted")]
 pub mod vring;

@@ -11,10 +11,11 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::backend::Guest;
-use crate::bus::{Access, Bus, Claim, HoldTerms};
+use crate::bus::{Access, Bus};
 use crate::config::HoldPolicy;
 use crate::epoll::Poller;
 use crate::fate::{ParamError, RingError, SessionError, TransferError};
+use crate::hold::{Claim, HoldTerms};
 use crate::log::Limiter;
 use crate::message::Scratch;
 use crate::request::{self, Answer, Request, Store};
