@@ -171,10 +171,7 @@ impl EventLoop {
             }
             last = Some(number);
             self.turn(number, control)?;
-            if self.turns.is_empty() {
-                break;
-            }
-            if start.elapsed() >= TURNS_TIME {
+            if self.turns.is_empty() || start.elapsed() >= TURNS_TIME {
                 break;
             }
         }

@@ -172,8 +172,8 @@ fn check_fds(fd: RawFd) -> Result<(), SessionError> {
 }
 
 /// Copies what is at the front of the queue, and closes the fds that come with it, up to `room` of
-/// them. Gives the number of bytes, 0 at the end of the stream, and whether
-/// there are fds that it had no room for; `None` if nothing is queued.
+/// them. Gives the number of bytes, 0 at the end of the stream, and whether there are fds that it had
+/// no room for; `None` if nothing is queued.
 #[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
 fn peek(
     fd: RawFd,

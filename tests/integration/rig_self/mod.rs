@@ -1,6 +1,7 @@
 //! The rig itself, without any daemon: this test binary runs itself as a program that uses `/dev/spidevX.Y`.
 
 mod lines;
+mod way_out;
 
 use crate::rig::kernel_rules as rules;
 use crate::rig::peer::Memory;
