@@ -42,6 +42,7 @@ Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI contr
       --max-transfer-len=N    longest transfer in bytes (default 4194304)
       --max-transfer-ms=N     longest transfer in milliseconds on the wire (default 10000)
       --seccomp=kill|log|none what happens to a system call that is not allowed (default kill)
+      --print-syscalls        print the system calls that it makes, for a service manager's filter
   -h, --help                  print this text
   -V, --version               print the version
 
@@ -57,6 +58,8 @@ pub enum Command {
     Help,
     /// Print the version.
     Version,
+    /// Print the names of the system calls that the daemon makes.
+    Syscalls,
 }
 
 impl Command {
@@ -71,6 +74,7 @@ impl Command {
             match split(&argument, &mut arguments)? {
                 (Name::Help, _) => return Ok(Self::Help),
                 (Name::Version, _) => return Ok(Self::Version),
+                (Name::PrintSyscalls, _) => return Ok(Self::Syscalls),
                 (name, value) => options.set(name, value)?,
             }
         }
@@ -88,7 +92,7 @@ pub(crate) fn parse_config<T: Into<OsString>>(
 ) -> Result<Config, Fatal> {
     match Command::parse(arguments.into_iter().map(Into::into))? {
         Command::Run(config) => Ok(config),
-        Command::Help | Command::Version => Err(usage("serves nobody")),
+        Command::Help | Command::Version | Command::Syscalls => Err(usage("serves nobody")),
     }
 }
 
@@ -102,12 +106,13 @@ enum Name {
     MaxTransferLen,
     MaxTransferMs,
     Seccomp,
+    PrintSyscalls,
     Help,
     Version,
 }
 
 /// Name, long form, short form.
-const OPTIONS: [(Name, &str, Option<u8>); 10] = [
+const OPTIONS: [(Name, &str, Option<u8>); 11] = [
     (Name::SocketPath, "socket-path", Some(b's')),
     (Name::SocketCount, "socket-count", Some(b'c')),
     (Name::Device, "device", Some(b'l')),
@@ -116,13 +121,14 @@ const OPTIONS: [(Name, &str, Option<u8>); 10] = [
     (Name::MaxTransferLen, "max-transfer-len", None),
     (Name::MaxTransferMs, "max-transfer-ms", None),
     (Name::Seccomp, "seccomp", None),
+    (Name::PrintSyscalls, "print-syscalls", None),
     (Name::Help, "help", Some(b'h')),
     (Name::Version, "version", Some(b'V')),
 ];
 
 impl Name {
     const fn takes_value(self) -> bool {
-        !matches!(self, Self::Help | Self::Version)
+        !matches!(self, Self::PrintSyscalls | Self::Help | Self::Version)
     }
 
     fn long(self) -> &'static str {
@@ -216,7 +222,7 @@ impl Options {
                 };
                 once(&mut self.seccomp, name, mode)
             }
-            Name::Help | Name::Version => Ok(()),
+            Name::PrintSyscalls | Name::Help | Name::Version => Ok(()),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::device::{Device, Port};
 use crate::epoll::Poller;
 use crate::event_loop::EventLoop;
 use crate::fate::{ExitCode, Fatal};
+use crate::gate;
 use crate::listener::{Listener, SocketFile};
 use crate::log;
 use crate::message::Scratch;
@@ -55,14 +56,15 @@ fn failed(error: io::Error) -> Fatal {
     Fatal::os(ExitCode::OsError, "start", &error)
 }
 
-/// Installs what everything else relies on: the handlers of panics, SIGALRM and SIGBUS, and the
+/// Lets go of what was inherited and installs what everything else relies on: the handlers of panics, SIGALRM and SIGBUS, and the
 /// signalfd of the signals that end the daemon.
 ///
 /// # Errors
 /// The host refused a system call.
 pub fn prepare() -> Result<File, Fatal> {
+    sandbox::leave_inherited();
     way_out::install();
-    sandbox::raise_fd_limit();
+    gate::trust_root();
     watchdog::install().map_err(failed)?;
     sigbus::install().map_err(failed)?;
     signals::catch().map_err(failed)

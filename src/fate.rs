@@ -141,8 +141,8 @@ pub enum SessionError {
     Message(u32, &'static str),
     /// It sent fds that do not belong there.
     Fds(&'static str),
-    /// It sent this many fds of files that must not be closed, since that could wait for ever.
-    Foreign(u32),
+    /// It sent an fd that must not be closed, since that could wait for ever.
+    Flush,
     /// Silent for a second in the middle of a message.
     Silent,
     /// It does not read its replies.
@@ -163,12 +163,10 @@ impl fmt::Display for SessionError {
             Self::Disconnected => write!(f, "front-end left"),
             Self::Message(code, why) => write!(f, "message {code}: {why}"),
             Self::Fds(why) => write!(f, "fds {why}"),
-            Self::Foreign(count) => {
-                write!(
-                    f,
-                    "{count} fds of files that are not memory, eventfds, pipes or sockets"
-                )
-            }
+            Self::Flush => write!(
+                f,
+                "fd of a file whose close may wait (FUSE, a network file system): left open"
+            ),
             Self::Silent => write!(f, "silent in the middle of a message"),
             Self::RepliesUnread => write!(f, "front-end does not read its replies"),
             Self::CallBlocked => write!(f, "call eventfd is full and blocking"),

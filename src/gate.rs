@@ -8,8 +8,10 @@
 //! Should: look only. Must not: keep state, or judge what a handler can judge.
 
 use std::io;
-use std::mem::{MaybeUninit, size_of, zeroed};
-use std::os::fd::RawFd;
+use std::mem::{MaybeUninit, forget, size_of, zeroed};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use crate::fate::SessionError;
 
@@ -30,6 +32,9 @@ const _: () = assert!(size_of::<libc::cmsghdr>() == CMSGHDR_LEN);
 const VERSION_MASK: u32 = 0x3;
 const VERSION: u32 = 0x1;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
+
+/// Major and minor number of the file system of `/`.
+static ROOT: OnceLock<(u32, u32)> = OnceLock::new();
 
 /// Request codes of the vhost-user protocol that this daemon serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,14 +106,15 @@ pub enum Queued {
     Message(Request),
 }
 
-/// Looks at what is queued on the connection `fd`.
+/// Looks at what is queued on the connection `fd`. In `held` there are then duplicates of the fds
+/// that come with it: for as long as they are open, no close of the `vhost` crate's is the last.
 ///
 /// # Errors
 /// The front-end left, or what it sends or does not read must end the session.
-pub fn inspect(fd: RawFd) -> Result<Queued, SessionError> {
+pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionError> {
     let mut header = [0; HEADER_LEN];
     // Without room for fds none are made, but their presence shows.
-    let Some((peeked, truncated)) = peek(fd, &mut header, 0)? else {
+    let Some((peeked, with_fds)) = peek(fd, &mut header, 0, held)? else {
         return Ok(Queued::Nothing);
     };
     if peeked == 0 {
@@ -127,8 +133,8 @@ pub fn inspect(fd: RawFd) -> Result<Queued, SessionError> {
     if queued < HEADER_LEN.saturating_add(body_len) {
         return Ok(Queued::Part);
     }
-    if truncated {
-        check_fds(fd)?;
+    if with_fds {
+        check_fds(fd, held)?;
     }
     if count(fd, libc::TIOCOUTQ)? > MAX_UNREAD {
         return Err(SessionError::RepliesUnread);
@@ -155,15 +161,22 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
 }
 
 /// Looks at the fds that are queued: more than the `vhost` crate has room for would make it lose its
-/// place in the stream, and one that may not close at once must not reach it. They may also belong
-/// to the message behind this one: a peek goes on to it.
+/// place in the stream, and one whose close may wait must not reach it. They may also belong to the
+/// message behind this one: a peek goes on to it.
 ///
 /// One more is looked at each time, so that at most one has to be left open.
-fn check_fds(fd: RawFd) -> Result<(), SessionError> {
+fn check_fds(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
     for room in 1..=MAX_FDS {
-        match peek(fd, &mut [0; HEADER_LEN], room)? {
-            Some((_, true)) => (),
-            Some((_, false)) | None => return Ok(()),
+        let Some((_, more)) = peek(fd, &mut [0; HEADER_LEN], room, held)? else {
+            return Ok(());
+        };
+        if held.last().is_some_and(close_may_wait) {
+            // Left open: at the end of the process the wait is nobody's.
+            held.pop().into_iter().for_each(forget);
+            return Err(SessionError::Flush);
+        }
+        if !more {
+            return Ok(());
         }
     }
     Err(SessionError::Fds(
@@ -171,14 +184,15 @@ fn check_fds(fd: RawFd) -> Result<(), SessionError> {
     ))
 }
 
-/// Copies what is at the front of the queue, and closes the fds that come with it, up to `room` of
-/// them. Gives the number of bytes, 0 at the end of the stream, and whether there are fds that it had
-/// no room for; `None` if nothing is queued.
+/// Copies what is at the front of the queue, and duplicates the fds that come with it, up to `room`
+/// of them, in place of those in `held`. Gives the number of bytes, 0 at the end of the stream, and
+/// whether there are fds that it had no room for; `None` if nothing is queued.
 #[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
 fn peek(
     fd: RawFd,
     header: &mut [u8; HEADER_LEN],
     room: usize,
+    held: &mut Vec<OwnedFd>,
 ) -> Result<Option<(usize, bool)>, SessionError> {
     // A cmsghdr, with the alignment that it needs, and the fds.
     let mut control = [0u64; 2 + MAX_FDS / 2];
@@ -209,27 +223,23 @@ fn peek(
             Some(_) | None => Err(SessionError::Host(error)),
         };
     }
-    match close_peeked(&message) {
-        0 => {
-            let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
-            Ok(usize::try_from(len).ok().map(|len| (len, truncated)))
-        }
-        foreign => Err(SessionError::Foreign(foreign)),
-    }
+    take_fds(&message, held);
+    let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
+    Ok(usize::try_from(len).ok().map(|len| (len, truncated)))
 }
 
-/// Peeking made duplicates of the fds that are queued; they are not wanted. Returns how many had to
-/// be left open, since closing them could wait for somebody.
+/// Takes over the fds that came with `message`, in place of those in `held`.
 #[allow(clippy::useless_conversion, reason = "cmsg_len is a u32 in musl")]
-fn close_peeked(message: &libc::msghdr) -> u32 {
+fn take_fds(message: &libc::msghdr, held: &mut Vec<OwnedFd>) {
+    held.clear();
     // SAFETY: `message` was filled in by recvmsg, and its control buffer is alive.
     let first = unsafe { libc::CMSG_FIRSTHDR(message) };
     // SAFETY: null, or points to a cmsghdr in the control buffer, which is aligned for it.
     let Some(header) = (unsafe { first.as_ref() }) else {
-        return 0;
+        return;
     };
     if header.cmsg_level != libc::SOL_SOCKET || header.cmsg_type != libc::SCM_RIGHTS {
-        return 0;
+        return;
     }
     // SAFETY: `first` is a valid cmsghdr.
     let data: *const RawFd = unsafe { libc::CMSG_DATA(first) }.cast();
@@ -237,30 +247,33 @@ fn close_peeked(message: &libc::msghdr) -> u32 {
         .unwrap_or(0)
         .saturating_sub(data.addr().saturating_sub(first.addr()));
     let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
-    let mut foreign = 0u32;
     for index in 0..count.min(MAX_FDS) {
         // SAFETY: the kernel put that many fds there, within the control buffer.
         let at = unsafe { data.add(index) };
         // SAFETY: as above.
         let fd = unsafe { at.read_unaligned() };
-        if closes_at_once(fd) {
-            // SAFETY: recvmsg made this fd for us, and nothing else knows it.
-            unsafe { libc::close(fd) };
-        } else {
-            foreign = foreign.saturating_add(1);
-        }
+        // SAFETY: recvmsg made this fd for us, and nothing else knows it.
+        held.push(unsafe { OwnedFd::from_raw_fd(fd) });
     }
-    foreign
 }
 
-/// Whether closing `fd` waits for nobody. A file of a FUSE server does: `close()` sends it a FLUSH
-/// and waits, uninterruptibly, for an answer that may never come; so does a network socket that
-/// lingers. Files are believed if they are memory or on a block device.
-fn closes_at_once(fd: RawFd) -> bool {
+/// Writes down the file system of `/`, whose files are believed to close without waiting.
+pub fn trust_root() {
+    if let Ok(root) = std::fs::metadata("/") {
+        let _ = ROOT.set((libc::major(root.dev()), libc::minor(root.dev())));
+    }
+}
+
+/// Whether closing `fd` may wait for somebody, even if it is not the last close. With a file of a
+/// FUSE server it does: it sends it a FLUSH and waits, uninterruptibly, for an answer that may never
+/// come. So do network file systems. Believed are memory, block devices, and the host's root (in
+/// a container an overlay, which has no block device).
+fn close_may_wait(fd: &OwnedFd) -> bool {
+    let fd = fd.as_raw_fd();
     // Neither of the two questions asks the file system.
     // SAFETY: F_GET_SEALS takes no pointer.
     if unsafe { libc::fcntl(fd, libc::F_GET_SEALS) } >= 0 {
-        return true;
+        return false;
     }
     let mut stat = MaybeUninit::<libc::statx>::uninit();
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
@@ -268,26 +281,13 @@ fn closes_at_once(fd: RawFd) -> bool {
     let result =
         unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, stat.as_mut_ptr()) };
     if result < 0 {
-        return false;
+        return true;
     }
     // SAFETY: statx succeeded, so it filled it in.
     let stat = unsafe { stat.assume_init() };
-    let kind = u32::from(stat.stx_mode) & libc::S_IFMT;
-    match kind {
-        0 | libc::S_IFIFO | libc::S_IFCHR => true,
-        libc::S_IFSOCK => is_unix_socket(fd),
-        _ => stat.stx_dev_major != 0,
-    }
-}
-
-fn is_unix_socket(fd: RawFd) -> bool {
-    let mut domain: libc::c_int = 0;
-    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or_default();
-    let option = (&raw mut domain).cast();
-    // SAFETY: the option is an int, and `len` says so.
-    let result =
-        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_DOMAIN, option, &raw mut len) };
-    result == 0 && domain == libc::AF_UNIX
+    let device = (stat.stx_dev_major, stat.stx_dev_minor);
+    let is_file = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
+    is_file && device.0 == 0 && Some(&device) != ROOT.get()
 }
 
 /// Whether `fd` is one end of a socketpair: a Unix socket whose peer has no name. A front-end's end
@@ -299,7 +299,8 @@ pub fn is_socketpair(fd: RawFd) -> bool {
     // SAFETY: `peer` has room for `len` bytes.
     let result = unsafe { libc::getpeername(fd, (&raw mut peer).cast(), &raw mut len) };
     let unnamed = usize::try_from(len).is_ok_and(|len| len == size_of::<libc::sa_family_t>());
-    result == 0 && unnamed && is_unix_socket(fd)
+    let is_unix = i32::from(peer.sun_family) == libc::AF_UNIX;
+    result == 0 && unnamed && is_unix
 }
 
 /// `FIONREAD` (bytes to read) or `SIOCOUTQ` (bytes that the peer has not read, the same number as
@@ -331,17 +332,20 @@ mod tests {
     fn inspect_bytes(bytes: &[u8]) -> Result<Queued, SessionError> {
         let (mut front, back) = UnixStream::pair().unwrap();
         front.write_all(bytes).unwrap();
-        inspect(back.as_raw_fd())
+        inspect(back.as_raw_fd(), &mut Vec::new())
     }
 
     #[test]
     fn inspect_whole_message_is_shown_and_left_in_place() {
         let (mut front, back) = UnixStream::pair().unwrap();
-        assert_eq!(inspect(back.as_raw_fd()).unwrap(), Queued::Nothing);
+        assert_eq!(
+            inspect(back.as_raw_fd(), &mut Vec::new()).unwrap(),
+            Queued::Nothing
+        );
         front.write_all(&header(1, 1, 0)).unwrap();
         for _ in 0..2 {
             assert_eq!(
-                inspect(back.as_raw_fd()).unwrap(),
+                inspect(back.as_raw_fd(), &mut Vec::new()).unwrap(),
                 Queued::Message(Request::GetFeatures)
             );
         }
@@ -387,7 +391,7 @@ mod tests {
         let (front, back) = UnixStream::pair().unwrap();
         drop(front);
         assert!(matches!(
-            inspect(back.as_raw_fd()),
+            inspect(back.as_raw_fd(), &mut Vec::new()),
             Err(SessionError::Disconnected)
         ));
     }
@@ -398,7 +402,7 @@ mod tests {
         front.write_all(&header(1, 1, 0)).unwrap();
         back.write_all(&vec![0; 64 * 1024]).unwrap();
         assert!(matches!(
-            inspect(back.as_raw_fd()),
+            inspect(back.as_raw_fd(), &mut Vec::new()),
             Err(SessionError::RepliesUnread)
         ));
     }

@@ -65,6 +65,7 @@
 )]
 
 pub mod backend;
+pub mod bpf;
 pub mod bus;
 pub mod chain;
 pub mod cli;
@@ -74,12 +75,15 @@ pub mod device;
 pub mod epoll;
 pub mod event_loop;
 pub mod fate;
+pub mod garbage;
 #[allow(
     unsafe_code,
     reason = "UNSAFETY: recvmsg with MSG_PEEK, which std has no name for"
 )]
 pub mod gate;
 pub mod hold;
+#[allow(unsafe_code, reason = "UNSAFETY: Landlock's system calls")]
+pub mod landlock;
 #[allow(
     unsafe_code,
     reason = "UNSAFETY: umask, a connect that does not wait, and the *at calls"
@@ -98,7 +102,10 @@ pub mod plan;
 pub mod probe;
 pub mod request;
 pub mod requestq;
-#[allow(unsafe_code, reason = "UNSAFETY: prctl")]
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: prctl, capset, limits, and closing fds"
+)]
 pub mod sandbox;
 #[allow(unsafe_code, reason = "UNSAFETY: the seccomp system call")]
 pub mod seccomp;

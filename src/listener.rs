@@ -96,6 +96,12 @@ impl AsRawFd for Listener {
     }
 }
 
+/// Ends the connection `fd` in both directions, for all who have it.
+pub fn hang_up(fd: RawFd) {
+    // SAFETY: no pointers. It fails where there is no connection any more.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
 /// Waits up to two seconds for another daemon that makes its sockets in the same directory.
 fn lock(directory: &File) -> io::Result<()> {
     for _ in 0..20 {
@@ -187,6 +193,11 @@ impl SocketFile {
         };
         (file.device, file.inode) = file.stat()?;
         Ok(file)
+    }
+
+    /// The fd of the directory that it is in.
+    pub fn directory(&self) -> RawFd {
+        self.directory.as_raw_fd()
     }
 
     fn stat(&self) -> io::Result<(u64, u64)> {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use vhost_device_spi::cli::{Command, HELP};
 use vhost_device_spi::config::Config;
 use vhost_device_spi::fate::Fatal;
+use vhost_device_spi::seccomp::{self, Pins};
 use vhost_device_spi::{daemon, log, sandbox, way_out};
 
 fn main() -> ExitCode {
@@ -28,6 +29,7 @@ fn obey(signals: File) -> Result<(), Fatal> {
             env!("CARGO_PKG_VERSION"),
             "\n"
         )),
+        Command::Syscalls => print(&(seccomp::names().join(" ") + "\n")),
     }
 }
 
@@ -35,7 +37,12 @@ fn serve(config: &Config, signals: File) -> Result<(), Fatal> {
     let hardware = daemon::open(config)?;
     let listeners = daemon::bind(config)?;
     let served = daemon::assemble(config, hardware, listeners, signals).and_then(|event_loop| {
-        sandbox::restrict(config.seccomp)?;
+        let (devices, directories) = way_out::fds();
+        let pins = Pins {
+            devices,
+            directories,
+        };
+        sandbox::restrict(config.seccomp, config.sockets.len(), &pins)?;
         event_loop.run()
     });
     way_out::remove_sockets();

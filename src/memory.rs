@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use vm_memory::{
@@ -18,6 +18,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
+use crate::garbage::Garbage;
 use crate::sigbus::Watch;
 
 /// Most regions that a guest may have.
@@ -86,6 +87,20 @@ pub struct Memory {
     described: Vec<RegionDescription>,
     /// In the order of `described`.
     watches: Vec<Watch>,
+    // Dropped after the regions.
+    garbage: Option<Garbage>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let files: Vec<RawFd> = self.mapped.iter().filter_map(file_of).collect();
+        self.garbage = Garbage::new(&files);
+    }
+}
+
+fn file_of(region: &GuestRegionMmap) -> Option<RawFd> {
+    let file = region.file_offset()?.file();
+    Some(file.as_raw_fd())
 }
 
 /// A slice of guest memory, valid while the table is borrowed.
@@ -130,11 +145,15 @@ impl Memory {
             .iter()
             .position(|r| r.guest == region.guest && r.user == region.user && r.len == region.len)
             .ok_or(MemoryError::Unknown)?;
-        let (mapped, _) = self
+        let (mapped, removed) = self
             .mapped
             .remove_region(region.guest, region.len)
             .map_err(|_| MemoryError::Unknown)?;
+        let file = file_of(&removed);
+        let garbage = Garbage::new(file.as_slice());
         self.mapped = mapped;
+        drop(removed);
+        drop(garbage);
         self.described.swap_remove(index);
         self.watches.swap_remove(index);
         Ok(())

@@ -6,7 +6,7 @@
 //! Invariant: every fd of a front-end belongs to its `Connection`. Called by `event_loop`.
 
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,15 +15,16 @@ use vhost::vhost_user::{self, BackendReqHandler};
 use crate::backend::Backend;
 use crate::epoll::{Poller, Token};
 use crate::fate::SessionError;
+use crate::garbage::Garbage;
 use crate::gate::{self, Queued, Request};
-use crate::listener::Listener;
+use crate::listener::{Listener, hang_up};
 use crate::log;
 use crate::requestq::{Grant, Requestq, Shared, Turn};
 
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
 /// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
-const MAX_FOREIGN: u32 = 16;
+const MAX_LEFT_OPEN: u32 = 16;
 /// How long a socket rests after a front-end's eventfd had blocked.
 const PENALTY: Duration = Duration::from_secs(1);
 /// Messages handled before others get their turn.
@@ -32,9 +33,30 @@ const MESSAGES_PER_TURN: u32 = 16;
 struct Connection {
     handler: BackendReqHandler<Backend>,
     backend: Arc<Backend>,
+    /// Duplicates of the fds that came with the message that is being handled.
+    held: Vec<OwnedFd>,
     /// When the rest of a message must be there.
     deadline: Option<Instant>,
     hung_up: bool,
+}
+
+impl Connection {
+    /// Closes it, without waiting for what that may mean for what the front-end brought or still
+    /// has queued.
+    fn end(self, poller: &Poller) {
+        let fd = self.handler.as_raw_fd();
+        // The last close, which would remove it, is not ours.
+        poller.remove(fd);
+        let fds: Vec<RawFd> = [fd]
+            .into_iter()
+            .chain(self.held.iter().map(AsRawFd::as_raw_fd))
+            .collect();
+        let garbage = Garbage::new(&fds);
+        // The front-end sees the end now, whenever the kernel gets to it.
+        hang_up(fd);
+        drop(self);
+        drop(garbage);
+    }
 }
 
 /// One guest's socket and what is behind it.
@@ -44,7 +66,7 @@ pub struct Session {
     connection: Option<Connection>,
     requestq: Requestq,
     /// Fds of this socket's front-ends that had to be left open.
-    foreign: u32,
+    left_open: u32,
     /// When the next turn is due without an event.
     pub wake_at: Option<Instant>,
     /// When the socket is to listen again, after the host had no fd for a connection.
@@ -68,7 +90,7 @@ impl Session {
             listener: Some(listener),
             connection: None,
             requestq: Requestq::new(index, grant),
-            foreign: 0,
+            left_open: 0,
             wake_at: None,
             listen_at: None,
         };
@@ -122,6 +144,7 @@ impl Session {
         self.connection = Some(Connection {
             handler: BackendReqHandler::from_stream(stream, Arc::clone(&backend)),
             backend,
+            held: Vec::new(),
             deadline: None,
             hung_up: false,
         });
@@ -155,7 +178,8 @@ impl Session {
             let Some(connection) = &mut self.connection else {
                 return Ok(Turn::Idle);
             };
-            let request = match gate::inspect(connection.handler.as_raw_fd())? {
+            let fd = connection.handler.as_raw_fd();
+            let request = match gate::inspect(fd, &mut connection.held)? {
                 Queued::Nothing if !connection.hung_up => return Ok(Turn::Again),
                 Queued::Part if !connection.hung_up => {
                     let deadline = Instant::now().checked_add(SILENCE);
@@ -225,7 +249,10 @@ impl Session {
             } else {
                 SessionError::Vhost(error)
             }
-        })
+        })?;
+        // The fds of a message that was accepted are in use: none of these is the last.
+        connection.held.clear();
+        Ok(())
     }
 
     /// Makes one step: of the request on the way, or to the next one.
@@ -288,10 +315,10 @@ impl Session {
         };
         // It ends anyway: an eventfd that blocks has done so for the last time.
         let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
-        drop(connection);
-        if let SessionError::Foreign(count) = error {
-            self.foreign = self.foreign.saturating_add(*count);
-            if self.foreign > MAX_FOREIGN {
+        connection.end(&shared.poller);
+        if matches!(error, SessionError::Flush) {
+            self.left_open = self.left_open.saturating_add(1);
+            if self.left_open > MAX_LEFT_OPEN {
                 let number = self.number;
                 log::line(format_args!(
                     "guest {number}: too many such fds, not listening any more"

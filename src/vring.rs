@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::{Chain, DESC_LEN};
 use crate::fate::{RingError, SessionError};
+use crate::garbage::Foreign;
 use crate::memory::{Memory, UserAddress};
 
 /// Most descriptors in a ring.
@@ -58,8 +59,8 @@ pub struct Vring {
     /// The driver's kicks are suppressed by the flag in the used ring.
     suppressed: bool,
     unnotified: bool,
-    call: Option<File>,
-    err: Option<File>,
+    call: Option<Foreign>,
+    err: Option<Foreign>,
 }
 
 impl Vring {
@@ -154,12 +155,12 @@ impl Vring {
 
     /// Sets or removes the eventfd that notifies the driver.
     pub fn set_call(&mut self, call: Option<File>) {
-        self.call = call;
+        self.call = call.map(Foreign::new);
     }
 
     /// Sets or removes the eventfd that reports a broken ring.
     pub fn set_err(&mut self, err: Option<File>) {
-        self.err = err;
+        self.err = err.map(Foreign::new);
     }
 
     /// Whether requests may be taken.
@@ -356,7 +357,7 @@ impl Vring {
 ///
 /// Its file description is the front-end's too: it can fill the counter and clear `O_NONBLOCK` at
 /// any time, so the write can block. The watchdog tick (`watchdog`) then interrupts it.
-fn signal(eventfd: &File) -> Result<(), SessionError> {
+fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
     crate::watchdog::arm();
     let one = 1u64.to_ne_bytes();
     // SAFETY: `one` is 8 readable bytes, and the file is open.

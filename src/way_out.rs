@@ -38,6 +38,16 @@ pub fn install() {
     }));
 }
 
+/// The fds that the way out uses: those of the devices, and those of the sockets' directories.
+pub fn fds() -> (Vec<RawFd>, Vec<RawFd>) {
+    let devices = MODES.get().into_iter().flatten().map(|&(fd, _)| fd);
+    let sockets = SOCKETS.get().into_iter().flatten();
+    (
+        devices.collect(),
+        sockets.map(SocketFile::directory).collect(),
+    )
+}
+
 /// Removes the sockets that this process made.
 pub fn remove_sockets() {
     SOCKETS

@@ -1,0 +1,185 @@
+//! The seccomp filter's program: a list of allowed system calls as instructions of classic BPF.
+//!
+//! Pure: numbers in, instructions out (`Documentation/userspace-api/seccomp_filter.rst` in Linux).
+
+use libc::sock_filter;
+
+/// A test on one argument, on its lower 32 bits: `argument & mask == value`. All arguments that are
+/// tested are ints, of which the kernel looks at no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condition {
+    /// Which argument, from 0 on.
+    pub argument: u32,
+    /// Bits that are looked at.
+    pub mask: u32,
+    /// What they must be.
+    pub value: u32,
+}
+
+/// A system call that is allowed if all conditions hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed {
+    /// Its number.
+    pub number: u32,
+    /// Tests on its arguments.
+    pub conditions: Vec<Condition>,
+}
+
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH: u32 = 0xc000_00b7;
+
+/// Numbers from here on are x32's, on x86_64: the same calls by another door.
+const X32_BIT: u32 = 0x4000_0000;
+
+// Offsets in `struct seccomp_data`: number, architecture, instruction pointer, six arguments of
+// 64 bits, little-endian.
+const DATA_NUMBER: u32 = 0;
+const DATA_ARCH: u32 = 4;
+const DATA_ARGUMENTS: u32 = 16;
+
+const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
+const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+
+const fn statement(code: u16, k: u32) -> sock_filter {
+    sock_filter {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    }
+}
+
+const fn jump(code: u16, k: u32, if_true: u8, if_false: u8) -> sock_filter {
+    sock_filter {
+        code,
+        jt: if_true,
+        jf: if_false,
+        k,
+    }
+}
+
+/// The program that allows what is `allowed`; `otherwise` is what becomes of every other call.
+pub fn program(allowed: &[Allowed], otherwise: u32) -> Vec<sock_filter> {
+    let mut program = vec![
+        statement(LOAD, DATA_ARCH),
+        jump(JUMP_EQUAL, AUDIT_ARCH, 1, 0),
+        statement(RETURN, otherwise),
+        statement(LOAD, DATA_NUMBER),
+        jump(JUMP_AT_LEAST, X32_BIT, 0, 1),
+        statement(RETURN, otherwise),
+    ];
+    for call in allowed {
+        push(&mut program, call);
+    }
+    program.push(statement(RETURN, otherwise));
+    program
+}
+
+/// One call: each condition that fails jumps behind it, where the number is loaded anew for the
+/// next.
+fn push(program: &mut Vec<sock_filter>, call: &Allowed) {
+    // Three instructions for each condition, the return, and the number loaded anew.
+    let tests_len = u8::try_from(call.conditions.len())
+        .unwrap_or(u8::MAX)
+        .saturating_mul(3);
+    let reload = u8::from(tests_len > 0);
+    let behind = tests_len.saturating_add(1).saturating_add(reload);
+    program.push(jump(JUMP_EQUAL, call.number, 0, behind));
+    let mut left = tests_len;
+    for condition in &call.conditions {
+        left = left.saturating_sub(3);
+        let offset = DATA_ARGUMENTS.saturating_add(condition.argument.saturating_mul(8));
+        program.push(statement(LOAD, offset));
+        program.push(statement(AND, condition.mask));
+        program.push(jump(JUMP_EQUAL, condition.value, 0, left.saturating_add(1)));
+    }
+    program.push(statement(RETURN, libc::SECCOMP_RET_ALLOW));
+    if reload > 0 {
+        program.push(statement(LOAD, DATA_NUMBER));
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const DENY: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+
+    /// Runs a filter as the kernel would, on the instructions that it uses.
+    fn run(program: &[sock_filter], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
+        let mut data = Vec::new();
+        data.extend(number.to_le_bytes());
+        data.extend(arch.to_le_bytes());
+        data.extend([0; 8]);
+        data.extend(arguments.iter().flat_map(|a| a.to_le_bytes()));
+        let (mut at, mut accumulator) = (0, 0u32);
+        loop {
+            let i = program[at];
+            at += 1;
+            let taken = match i.code {
+                LOAD => {
+                    let k = i.k as usize;
+                    accumulator = u32::from_le_bytes(data[k..k + 4].try_into().unwrap());
+                    continue;
+                }
+                AND => {
+                    accumulator &= i.k;
+                    continue;
+                }
+                RETURN => return i.k,
+                JUMP_EQUAL => accumulator == i.k,
+                JUMP_AT_LEAST => accumulator >= i.k,
+                code => panic!("instruction {code:#x}"),
+            };
+            at += usize::from(if taken { i.jt } else { i.jf });
+        }
+    }
+
+    /// Whether a call of this architecture gets through.
+    pub(crate) fn allows(allowed: &[Allowed], number: u32, arguments: [u64; 6]) -> bool {
+        let program = program(allowed, DENY);
+        run(&program, AUDIT_ARCH, number, arguments) == libc::SECCOMP_RET_ALLOW
+    }
+
+    fn call(number: u32, conditions: &[(u32, u32, u32)]) -> Allowed {
+        let conditions = conditions
+            .iter()
+            .map(|&(argument, mask, value)| Condition {
+                argument,
+                mask,
+                value,
+            })
+            .collect();
+        Allowed { number, conditions }
+    }
+
+    #[test]
+    fn program_wants_every_condition_of_one_alternative() {
+        let allowed = [
+            call(7, &[(0, u32::MAX, 1), (5, 0xf0, 0x20)]),
+            call(7, &[(0, u32::MAX, 2)]),
+            call(9, &[]),
+        ];
+        let seven = |first, last| allows(&allowed, 7, [first, 0, 0, 0, 0, last]);
+        assert!(seven(1, 0x2f));
+        assert!(!seven(1, 0x30));
+        assert!(seven(2, 0x30));
+        assert!(!seven(3, 0x2f));
+        assert!(allows(&allowed, 9, [u64::MAX; 6]));
+        assert!(!allows(&allowed, 8, [0; 6]));
+    }
+
+    #[test]
+    fn program_refuses_other_architectures_and_x32() {
+        let program = program(&[call(3, &[])], DENY);
+        let run = |arch, number| run(&program, arch, number, [0; 6]);
+        assert_eq!(run(AUDIT_ARCH, 3), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(run(0x4000_0003, 3), DENY);
+        assert_eq!(run(AUDIT_ARCH, 3 | X32_BIT), DENY);
+    }
+}
