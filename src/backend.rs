@@ -8,9 +8,7 @@
 
 use std::cell::{RefCell, RefMut};
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, ErrorKind, Write};
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -24,7 +22,7 @@ use vm_memory::GuestAddress;
 
 use crate::epoll::{Poller, Registered, Token};
 use crate::fate::SessionError;
-use crate::gate;
+use crate::kind;
 use crate::memory::{MAX_REGIONS, Memory, RegionDescription, UserAddress};
 use crate::virtio_spi::Config;
 use crate::vring::{RingAddresses, Vring};
@@ -147,33 +145,44 @@ fn accepted(accepted: bool) -> Result<()> {
 /// Refuses what is no eventfd: anonymous inodes have no file type, and of those only an eventfd
 /// takes a write of zero.
 fn check_eventfd(file: &File) -> Result<()> {
+    if file_type(file)? != 0 {
+        return Err(NO_EVENTFD);
+    }
     let mut writer = file;
     // Of a counter at its very end even the zero has to wait.
     watchdog::arm();
-    if file_type(file)? == 0 && matches!(writer.write(&0u64.to_ne_bytes()), Ok(8)) {
-        return Ok(());
+    match writer.write(&0u64.to_ne_bytes()) {
+        Ok(8) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Err(Error::ReqHandlerError(error)),
+        Ok(_) | Err(_) => Err(NO_EVENTFD),
     }
-    Err(Error::InvalidOperation("not an eventfd"))
 }
 
 /// As [`check_eventfd`], but for what we write to: user-mode Linux gives one end of a socketpair.
 /// It is not tried, since its reader would take that for a signal. A pipe is refused: whoever holds
 /// its lock would hold up our write, and no signal ends that.
-fn check_signal(file: Option<&File>) -> Result<()> {
-    let Some(file) = file else {
-        return Ok(());
+fn check_signal(file: Option<File>) -> Result<Option<File>> {
+    let Some(mut file) = file else {
+        return Ok(None);
     };
-    match file_type(file)? {
-        libc::S_IFSOCK if gate::is_socketpair(file.as_raw_fd()) => Ok(()),
-        _ => check_eventfd(file),
+    if file_type(&file)? == libc::S_IFSOCK {
+        let accepted;
+        (accepted, file) = kind::is_socketpair(file);
+        return if accepted {
+            Ok(Some(file))
+        } else {
+            Err(NO_EVENTFD)
+        };
     }
+    check_eventfd(&file)?;
+    Ok(Some(file))
 }
 
 fn file_type(file: &File) -> Result<u32> {
-    let metadata = file.metadata().map_err(Error::ReqHandlerError)?;
-    Ok(metadata.mode() & libc::S_IFMT)
+    kind::file_type(file).map_err(Error::ReqHandlerError)
 }
 
+const NO_EVENTFD: Error = Error::InvalidOperation("not an eventfd");
 const NOT_OFFERED: Error = Error::InvalidOperation("not offered");
 
 impl VhostUserBackendReqHandler for Backend {
@@ -301,16 +310,14 @@ impl VhostUserBackendReqHandler for Backend {
 
     fn set_vring_call(&self, index: u8, file: Option<File>) -> Result<()> {
         self.change_ring(index.into(), |guest| {
-            check_signal(file.as_ref())?;
-            guest.vring.set_call(file);
+            guest.vring.set_call(check_signal(file)?);
             Ok(())
         })
     }
 
     fn set_vring_err(&self, index: u8, file: Option<File>) -> Result<()> {
         self.change_ring(index.into(), |guest| {
-            check_signal(file.as_ref())?;
-            guest.vring.set_err(file);
+            guest.vring.set_err(check_signal(file)?);
             Ok(())
         })
     }

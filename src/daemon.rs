@@ -14,7 +14,7 @@ use crate::device::{Device, Port};
 use crate::epoll::Poller;
 use crate::event_loop::EventLoop;
 use crate::fate::{ExitCode, Fatal};
-use crate::gate;
+use crate::kind;
 use crate::listener::{Listener, SocketFile};
 use crate::log;
 use crate::message::Scratch;
@@ -64,7 +64,7 @@ fn failed(error: io::Error) -> Fatal {
 pub fn prepare() -> Result<File, Fatal> {
     sandbox::leave_inherited();
     way_out::install();
-    gate::trust_root();
+    kind::trust_root();
     watchdog::install().map_err(failed)?;
     sigbus::install().map_err(failed)?;
     signals::catch().map_err(failed)

@@ -11,6 +11,7 @@
 //! This cannot help where every close waits, not the last one alone: see `gate`.
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
@@ -56,6 +57,14 @@ impl Foreign {
     pub fn new(file: File) -> Self {
         let garbage = None;
         Self { file, garbage }
+    }
+
+    /// Writes once, even if that is interrupted.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&self.file).write(bytes)
     }
 }
 

@@ -8,12 +8,11 @@
 //! Should: look only. Must not: keep state, or judge what a handler can judge.
 
 use std::io;
-use std::mem::{MaybeUninit, forget, size_of, zeroed};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
-use std::sync::OnceLock;
+use std::mem::{forget, size_of, zeroed};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use crate::fate::SessionError;
+use crate::kind;
 
 /// `vhost_user_msg_header`: request code, flags, size of the body, all u32.
 const HEADER_LEN: usize = 12;
@@ -25,16 +24,15 @@ const MAX_FDS: usize = 32;
 /// this is below the smallest send buffer that Linux gives a socket by default (208 KiB).
 const MAX_UNREAD: libc::c_int = 32 * 1024;
 
-/// `struct cmsghdr` of both C libraries.
+/// `struct cmsghdr` of both C libraries: a length (of 8 bytes, or 4 and padding), level, type.
 const CMSGHDR_LEN: usize = 16;
+/// A cmsghdr and the fds, in u32.
+const CONTROL_LEN: usize = CMSGHDR_LEN / 4 + MAX_FDS;
 const _: () = assert!(size_of::<libc::cmsghdr>() == CMSGHDR_LEN);
 
 const VERSION_MASK: u32 = 0x3;
 const VERSION: u32 = 0x1;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
-
-/// Major and minor number of the file system of `/`.
-static ROOT: OnceLock<(u32, u32)> = OnceLock::new();
 
 /// Request codes of the vhost-user protocol that this daemon serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +168,7 @@ fn check_fds(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
         let Some((_, more)) = peek(fd, &mut [0; HEADER_LEN], room, held)? else {
             return Ok(());
         };
-        if held.last().is_some_and(close_may_wait) {
+        if held.last().is_some_and(kind::close_may_wait) {
             // Left open: at the end of the process the wait is nobody's.
             held.pop().into_iter().for_each(forget);
             return Err(SessionError::Flush);
@@ -194,8 +192,7 @@ fn peek(
     room: usize,
     held: &mut Vec<OwnedFd>,
 ) -> Result<Option<(usize, bool)>, SessionError> {
-    // A cmsghdr, with the alignment that it needs, and the fds.
-    let mut control = [0u64; 2 + MAX_FDS / 2];
+    let mut control = [0; CONTROL_LEN];
     let control_len = match room {
         0 => 0,
         room => room
@@ -223,84 +220,27 @@ fn peek(
             Some(_) | None => Err(SessionError::Host(error)),
         };
     }
-    take_fds(&message, held);
+    held.clear();
+    // SAFETY: recvmsg made these fds for us, and nothing else knows them.
+    held.extend(fds_in(&control).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
     let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
     Ok(usize::try_from(len).ok().map(|len| (len, truncated)))
 }
 
-/// Takes over the fds that came with `message`, in place of those in `held`.
-#[allow(clippy::useless_conversion, reason = "cmsg_len is a u32 in musl")]
-fn take_fds(message: &libc::msghdr, held: &mut Vec<OwnedFd>) {
-    held.clear();
-    // SAFETY: `message` was filled in by recvmsg, and its control buffer is alive.
-    let first = unsafe { libc::CMSG_FIRSTHDR(message) };
-    // SAFETY: null, or points to a cmsghdr in the control buffer, which is aligned for it.
-    let Some(header) = (unsafe { first.as_ref() }) else {
-        return;
+/// The fds in a control buffer that recvmsg filled: `struct cmsghdr` (a length, of which the lower
+/// half is enough, level, type), and as many ints as the length says. Where there are none the
+/// length is 0.
+fn fds_in(control: &[u32; CONTROL_LEN]) -> impl Iterator<Item = RawFd> {
+    let [len, _, level, kind, fds @ ..] = control;
+    let ours = [*level, *kind].map(u32::cast_signed) == [libc::SOL_SOCKET, libc::SCM_RIGHTS];
+    let bytes = usize::try_from(*len).unwrap_or(0);
+    let bytes = if ours {
+        bytes.saturating_sub(CMSGHDR_LEN)
+    } else {
+        0
     };
-    if header.cmsg_level != libc::SOL_SOCKET || header.cmsg_type != libc::SCM_RIGHTS {
-        return;
-    }
-    // SAFETY: `first` is a valid cmsghdr.
-    let data: *const RawFd = unsafe { libc::CMSG_DATA(first) }.cast();
-    let bytes = usize::try_from(header.cmsg_len)
-        .unwrap_or(0)
-        .saturating_sub(data.addr().saturating_sub(first.addr()));
     let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
-    for index in 0..count.min(MAX_FDS) {
-        // SAFETY: the kernel put that many fds there, within the control buffer.
-        let at = unsafe { data.add(index) };
-        // SAFETY: as above.
-        let fd = unsafe { at.read_unaligned() };
-        // SAFETY: recvmsg made this fd for us, and nothing else knows it.
-        held.push(unsafe { OwnedFd::from_raw_fd(fd) });
-    }
-}
-
-/// Writes down the file system of `/`, whose files are believed to close without waiting.
-pub fn trust_root() {
-    if let Ok(root) = std::fs::metadata("/") {
-        let _ = ROOT.set((libc::major(root.dev()), libc::minor(root.dev())));
-    }
-}
-
-/// Whether closing `fd` may wait for somebody, even if it is not the last close. With a file of a
-/// FUSE server it does: it sends it a FLUSH and waits, uninterruptibly, for an answer that may never
-/// come. So do network file systems. Believed are memory, block devices, and the host's root (in
-/// a container an overlay, which has no block device).
-fn close_may_wait(fd: &OwnedFd) -> bool {
-    let fd = fd.as_raw_fd();
-    // Neither of the two questions asks the file system.
-    // SAFETY: F_GET_SEALS takes no pointer.
-    if unsafe { libc::fcntl(fd, libc::F_GET_SEALS) } >= 0 {
-        return false;
-    }
-    let mut stat = MaybeUninit::<libc::statx>::uninit();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    // SAFETY: the path is a C string, and the result has room for a `statx`.
-    let result =
-        unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, stat.as_mut_ptr()) };
-    if result < 0 {
-        return true;
-    }
-    // SAFETY: statx succeeded, so it filled it in.
-    let stat = unsafe { stat.assume_init() };
-    let device = (stat.stx_dev_major, stat.stx_dev_minor);
-    let is_file = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
-    is_file && device.0 == 0 && Some(&device) != ROOT.get()
-}
-
-/// Whether `fd` is one end of a socketpair: a Unix socket whose peer has no name. A front-end's end
-/// of its own connection is none: holding it, we would never see that connection end.
-pub fn is_socketpair(fd: RawFd) -> bool {
-    // SAFETY: all-zero bytes are a valid `sockaddr_un`.
-    let mut peer: libc::sockaddr_un = unsafe { zeroed() };
-    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).unwrap_or_default();
-    // SAFETY: `peer` has room for `len` bytes.
-    let result = unsafe { libc::getpeername(fd, (&raw mut peer).cast(), &raw mut len) };
-    let unnamed = usize::try_from(len).is_ok_and(|len| len == size_of::<libc::sa_family_t>());
-    let is_unix = i32::from(peer.sun_family) == libc::AF_UNIX;
-    result == 0 && unnamed && is_unix
+    fds.iter().take(count).map(|fd| fd.cast_signed())
 }
 
 /// `FIONREAD` (bytes to read) or `SIOCOUTQ` (bytes that the peer has not read, the same number as

@@ -82,20 +82,18 @@ pub mod garbage;
 )]
 pub mod gate;
 pub mod hold;
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: fcntl, statx and fstatfs as std does not make them"
+)]
+pub mod kind;
 #[allow(unsafe_code, reason = "UNSAFETY: Landlock's system calls")]
 pub mod landlock;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: umask, a connect that does not wait, and the *at calls"
-)]
+#[allow(unsafe_code, reason = "UNSAFETY: umask, shutdown, and the *at calls")]
 pub mod listener;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: poll and a write that may be interrupted"
-)]
+#[allow(unsafe_code, reason = "UNSAFETY: poll")]
 pub mod log;
 pub mod loopback;
-#[allow(unsafe_code, reason = "UNSAFETY: one fcntl without pointers")]
 pub mod memory;
 pub mod message;
 pub mod plan;
@@ -115,7 +113,7 @@ pub mod session;
     reason = "UNSAFETY: a signal handler that maps memory in place of guest memory"
 )]
 pub mod sigbus;
-#[allow(unsafe_code, reason = "UNSAFETY: signal masks and signalfd")]
+#[allow(unsafe_code, reason = "UNSAFETY: signal and signalfd")]
 pub mod signals;
 #[allow(
     unsafe_code,
@@ -125,8 +123,7 @@ pub mod spidev;
 pub mod transfer;
 pub mod turns;
 pub mod virtio_spi;
-#[allow(unsafe_code, reason = "UNSAFETY: a write that may be interrupted")]
 pub mod vring;
-#[allow(unsafe_code, reason = "UNSAFETY: a signal handler and its timer")]
+#[allow(unsafe_code, reason = "UNSAFETY: setitimer")]
 pub mod watchdog;
 pub mod way_out;

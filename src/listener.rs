@@ -6,11 +6,11 @@
 use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::mem::{MaybeUninit, size_of, zeroed};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use crate::fate::{ExitCode, Fatal};
 
 /// Permissions of a socket, taken from the mask since `bind()` has no mode.
 const UMASK: libc::mode_t = 0o177;
+
+/// Bytes of a path that fit into a `sockaddr_un` before its terminating zero.
+const MAX_PATH_LEN: usize = 107;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -45,12 +48,10 @@ impl Listener {
         let cannot = |error: io::Error| Fatal::os(ExitCode::CantCreate, &shown, &error);
         let (parent, name) = split(path)
             .ok_or_else(|| Fatal::new(ExitCode::CantCreate, format!("{shown}: names no file")))?;
-        // SAFETY: all-zero bytes are a valid `sockaddr_un`.
-        let room = unsafe { zeroed::<libc::sockaddr_un>() }.sun_path.len();
         let len = path.as_os_str().len();
-        if len >= room {
-            let most = room.saturating_sub(1);
-            let why = format!("path of {len} bytes is too long for a socket, at most {most}");
+        if len > MAX_PATH_LEN {
+            let why =
+                format!("path of {len} bytes is too long for a socket, at most {MAX_PATH_LEN}");
             return Err(Fatal::new(ExitCode::CantCreate, format!("{shown}: {why}")));
         }
         let directory = OpenOptions::new()
@@ -78,15 +79,9 @@ impl Listener {
     /// # Errors
     /// The kernel's; `WouldBlock` if none waits.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let (address, len) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: no address is asked for.
-        let fd = unsafe { libc::accept4(self.as_raw_fd(), address, len, flags) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: accept4() gave this fd to us alone.
-        Ok(unsafe { UnixStream::from_raw_fd(fd) })
+        let (stream, _) = self.socket.accept()?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
     }
 }
 
@@ -132,12 +127,13 @@ fn clear_the_way(path: &Path, shown: &str) -> Result<(), Fatal> {
         let why = "is there already and is not a socket";
         return Err(Fatal::new(ExitCode::CantCreate, format!("{shown}: {why}")));
     }
-    match connect(path) {
-        // Nobody listens.
-        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
+    // A datagram socket finds out whether somebody has the path without waiting for anybody, and
+    // without getting through to a stream socket (EPROTOTYPE).
+    match UnixDatagram::unbound().and_then(|probe| probe.connect(path)) {
+        // Nobody has.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         // It went away just now.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // Somebody does: a full queue of connections is a sign of life.
         Ok(()) | Err(_) => {
             let error = io::Error::from_raw_os_error(libc::EADDRINUSE);
             let message = format!("{shown}: {error}");
@@ -145,31 +141,6 @@ fn clear_the_way(path: &Path, shown: &str) -> Result<(), Fatal> {
         }
     }
     std::fs::remove_file(path).map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e))
-}
-
-/// Connects without waiting, to find out whether somebody listens.
-fn connect(path: &Path) -> io::Result<()> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: socket() gave this fd to us alone.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: all-zero bytes are a valid `sockaddr_un`.
-    let mut address: libc::sockaddr_un = unsafe { zeroed() };
-    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).unwrap_or_default();
-    for (slot, byte) in address.sun_path.iter_mut().zip(path.as_os_str().as_bytes()) {
-        *slot = libc::c_char::from_ne_bytes([*byte]);
-    }
-    let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).unwrap_or_default();
-    // SAFETY: `address` is initialised and `len` bytes long, and ends with a zero.
-    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {

@@ -4,6 +4,7 @@
 //! front-end can cause goes through a [`Limiter`] of its own, which counts what it drops.
 
 use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use crate::watchdog;
@@ -51,8 +52,8 @@ pub fn line(text: fmt::Arguments<'_>) {
     }
     // Somebody else may fill it before us: then the watchdog ends the wait.
     watchdog::arm();
-    // SAFETY: `len` bytes of the line are initialised. Any failure costs the line alone.
-    unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len) };
+    // Once, whatever comes of it: a failure costs the line alone.
+    let _ = io::stderr().write(line.bytes.get(..line.len).unwrap_or_default());
 }
 
 fn is_writable() -> bool {

@@ -9,7 +9,6 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use vm_memory::{
 };
 
 use crate::garbage::Garbage;
+use crate::kind;
 use crate::sigbus::Watch;
 
 /// Most regions that a guest may have.
@@ -27,8 +27,6 @@ pub const MAX_REGIONS: usize = 32;
 /// an arm64 process with 39-bit addresses.
 const MAX_TOTAL_LEN: u64 = 1 << 38;
 const PAGE_LEN: u64 = 4096;
-/// As in `linux/magic.h`; the C libraries do not agree on its type.
-const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// An address in the front-end's own address space, as vhost-user messages name rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -240,17 +238,16 @@ impl Memory {
     }
 }
 
-/// Checks that `file` is memory and long enough.
-///
-/// `F_GET_SEALS` succeeds on shmem and hugetlbfs alone and never asks the file system: nothing else
-/// is asked of a file of a FUSE server that does not answer.
+/// Checks that `file` is memory, has pages of which the region is made, and is long enough.
 fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError> {
-    // SAFETY: F_GET_SEALS takes no pointer, and `file` is open.
-    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    if seals < 0 {
+    // Nothing else may be asked of a file of a FUSE server that does not answer.
+    if !kind::is_memory(file) {
         return Err(MemoryError::NotMemory);
     }
-    if !fits_pages(region, file)? {
+    // A part of a huge page could be mapped, but neither unmapped nor, after SIGBUS, replaced.
+    let page_len = kind::huge_page_len(file).map_err(MemoryError::Host)?;
+    let numbers = [region.len, region.file_offset];
+    if page_len.is_some_and(|len| !numbers.iter().all(|n| n.is_multiple_of(len))) {
         return Err(MemoryError::Shape);
     }
     let file_len = file.metadata().map_err(MemoryError::Host)?.len();
@@ -261,25 +258,8 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError
     Ok(())
 }
 
-/// Whether the region is made of whole pages of `file`. On hugetlbfs anything else could be mapped,
-/// but neither unmapped nor, after SIGBUS, replaced.
-fn fits_pages(region: &RegionDescription, file: &File) -> Result<bool, MemoryError> {
-    let mut stat = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: `file` is open, and the result has room for a `statfs`.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) } < 0 {
-        return Err(MemoryError::Host(io::Error::last_os_error()));
-    }
-    // SAFETY: fstatfs succeeded, so it filled it in.
-    let stat = unsafe { stat.assume_init() };
-    if u64::try_from(stat.f_type) != Ok(HUGETLBFS_MAGIC) {
-        return Ok(true);
-    }
-    let page_len = u64::try_from(stat.f_bsize).unwrap_or(u64::MAX);
-    let numbers = [region.len, region.file_offset];
-    Ok(numbers.iter().all(|n| n.is_multiple_of(page_len)))
-}
-
 #[cfg(test)]
+#[allow(unsafe_code, reason = "memfd_create, which std has no name for")]
 mod tests {
     use super::*;
     use std::os::fd::FromRawFd;

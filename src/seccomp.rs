@@ -90,8 +90,8 @@ const F_GETFD: u32 = 1;
 const F_GET_SEALS: u32 = 1034;
 const AT_EMPTY_PATH: u32 = 0x1000;
 const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
-/// `SOCK_CLOEXEC | SOCK_NONBLOCK`
-const ACCEPT_FLAGS: u32 = 0o2_004_000;
+const SOCK_CLOEXEC: u32 = 0o2_000_000;
+const FIONBIO: u32 = 0x5421;
 /// `SOCK_STREAM | SOCK_CLOEXEC`
 const PAIR_TYPE: u32 = 0o2_000_001;
 const AF_UNIX: u32 = 1;
@@ -134,7 +134,8 @@ rules! {
     SYS_clock_gettime   [is(0, CLOCK_MONOTONIC)]                        "event_loop::serve";
 
     // A front-end's connection and messages.
-    SYS_accept4         [is(3, ACCEPT_FLAGS)]                           "listener::accept";
+    SYS_accept4         [is(3, SOCK_CLOEXEC)]                           "listener::accept";
+    SYS_ioctl           [is(1, FIONBIO)]                                "listener::accept";
     SYS_epoll_ctl       []                                              "epoll::add";
     SYS_recvmsg         []                                              "gate::peek";
     SYS_ioctl           [is(1, FIONREAD)]                               "gate::count";
@@ -145,12 +146,12 @@ rules! {
     SYS_close           []                                              "session::end";
 
     // What its fds are, and its memory.
-    SYS_fcntl           [is(1, F_GET_SEALS)]                            "memory::check_file";
-    SYS_statx           [masked(2, AT_EMPTY_PATH, AT_EMPTY_PATH)]       "gate::close_may_wait";
+    SYS_fcntl           [is(1, F_GET_SEALS)]                            "kind::is_memory";
+    SYS_statx           [masked(2, AT_EMPTY_PATH, AT_EMPTY_PATH)]       "kind::close_may_wait";
     #[cfg(target_env = "musl")]
-    SYS_fstat           []                                              "backend::file_type";
-    SYS_fstatfs         []                                              "memory::fits_pages";
-    SYS_getpeername     []                                              "gate::is_socketpair";
+    SYS_fstat           []                                              "kind::file_type";
+    SYS_fstatfs         []                                              "kind::huge_page_len";
+    SYS_getpeername     []                                              "kind::is_socketpair";
     SYS_mmap            [NOT_EXECUTABLE]                                "memory::add";
     SYS_munmap          []                                              "memory::remove";
 

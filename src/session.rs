@@ -20,13 +20,16 @@ use crate::gate::{self, Queued, Request};
 use crate::listener::{Listener, hang_up};
 use crate::log;
 use crate::requestq::{Grant, Requestq, Shared, Turn};
+use crate::watchdog;
 
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
 /// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
 const MAX_LEFT_OPEN: u32 = 16;
-/// How long a socket rests after a front-end's eventfd had blocked.
+/// How long a socket rests after a front-end's eventfd had blocked, for the first time; each
+/// further time it is twice as long, up to `MAX_PENALTY`.
 const PENALTY: Duration = Duration::from_secs(1);
+const MAX_PENALTY: Duration = Duration::from_secs(64);
 /// Messages handled before others get their turn.
 const MESSAGES_PER_TURN: u32 = 16;
 
@@ -67,6 +70,8 @@ pub struct Session {
     requestq: Requestq,
     /// Fds of this socket's front-ends that had to be left open.
     left_open: u32,
+    /// How long the socket rests when its front-end's eventfd blocks again.
+    penalty: Duration,
     /// When the next turn is due without an event.
     pub wake_at: Option<Instant>,
     /// When the socket is to listen again, after the host had no fd for a connection.
@@ -91,6 +96,7 @@ impl Session {
             connection: None,
             requestq: Requestq::new(index, grant),
             left_open: 0,
+            penalty: PENALTY,
             wake_at: None,
             listen_at: None,
         };
@@ -243,13 +249,7 @@ impl Session {
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
-        connection.handler.handle_request().map_err(|error| {
-            if matches!(error, vhost_user::Error::Disconnected) {
-                SessionError::Disconnected
-            } else {
-                SessionError::Vhost(error)
-            }
-        })?;
+        connection.handler.handle_request().map_err(fate)?;
         // The fds of a message that was accepted are in use: none of these is the last.
         connection.held.clear();
         Ok(())
@@ -328,9 +328,24 @@ impl Session {
         }
         if matches!(error, SessionError::CallBlocked) {
             // Each such connection costs all guests a tick of the watchdog.
-            self.listen_at = Instant::now().checked_add(PENALTY);
+            watchdog::hasten();
+            self.listen_at = Instant::now().checked_add(self.penalty);
+            self.penalty = self.penalty.saturating_mul(2).min(MAX_PENALTY);
             return Ok(true);
         }
         self.listen(&shared.poller).map(|()| true)
     }
+}
+
+/// What an error of the `vhost` crate means for the connection.
+fn fate(error: vhost_user::Error) -> SessionError {
+    if matches!(error, vhost_user::Error::Disconnected) {
+        return SessionError::Disconnected;
+    }
+    if let vhost_user::Error::ReqHandlerError(cause) = &error
+        && cause.kind() == ErrorKind::Interrupted
+    {
+        return SessionError::CallBlocked;
+    }
+    SessionError::Vhost(error)
 }

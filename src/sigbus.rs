@@ -11,6 +11,8 @@ use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use vmm_sys_util::signal::register_signal_handler;
+
 use crate::config::MAX_GUESTS;
 use crate::memory::MAX_REGIONS;
 
@@ -78,22 +80,8 @@ pub fn take_hit() -> bool {
 /// # Errors
 /// The kernel's.
 pub fn install() -> io::Result<()> {
-    // SAFETY: all-zero bytes are a valid `sigaction`: no handler, empty mask, no flags.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigbus;
-    #[expect(
-        clippy::as_conversions,
-        reason = "sigaction takes the handler as a number"
-    )]
-    let handler = handler as libc::sighandler_t;
-    action.sa_sigaction = handler;
-    action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: `action` is initialised; its handler makes no calls that a handler may not make.
-    let result = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    register_signal_handler(libc::SIGBUS, on_sigbus)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
 extern "C" fn on_sigbus(

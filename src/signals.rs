@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::FromRawFd;
-use std::ptr;
+
+use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
 const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
@@ -19,25 +19,17 @@ pub fn catch() -> io::Result<File> {
         // reaches no signalfd.
         // SAFETY: SIG_DFL is a valid disposition of these signals.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
+        match block_signal(signal) {
+            Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => (),
+            Err(error) => return Err(other(&error)),
+        }
     }
-    let ending = set(&ENDING);
-    let alarm = set(&[libc::SIGALRM]);
-    // SAFETY: the set is initialised, and no old one is asked for.
-    let blocked = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const ending, ptr::null_mut()) };
-    // SAFETY: as above.
-    let unblocked =
-        unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const alarm, ptr::null_mut()) };
-    if blocked < 0 || unblocked < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    unblock_signal(libc::SIGALRM).map_err(|error| other(&error))?;
+    let ending =
+        create_sigset(&ENDING).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
     // SAFETY: the set is initialised, and -1 asks for a new fd.
-    let fd = unsafe {
-        libc::signalfd(
-            -1,
-            &raw const ending,
-            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
-        )
-    };
+    let fd = unsafe { libc::signalfd(-1, &raw const ending, flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -45,15 +37,6 @@ pub fn catch() -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-fn set(signals: &[libc::c_int]) -> libc::sigset_t {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: it is initialised now.
-    let mut set = unsafe { set.assume_init() };
-    for &signal in signals {
-        // SAFETY: the set is initialised and the signal exists.
-        unsafe { libc::sigaddset(&raw mut set, signal) };
-    }
-    set
+fn other(error: &Error) -> io::Error {
+    io::Error::other(format!("{error:?}"))
 }

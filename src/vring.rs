@@ -8,7 +8,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueT};
@@ -18,6 +17,7 @@ use crate::chain::{Chain, DESC_LEN};
 use crate::fate::{RingError, SessionError};
 use crate::garbage::Foreign;
 use crate::memory::{Memory, UserAddress};
+use crate::watchdog;
 
 /// Most descriptors in a ring.
 pub const MAX_SIZE: u16 = 1024;
@@ -358,14 +358,10 @@ impl Vring {
 /// Its file description is the front-end's too: it can fill the counter and clear `O_NONBLOCK` at
 /// any time, so the write can block. The watchdog tick (`watchdog`) then interrupts it.
 fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
-    crate::watchdog::arm();
-    let one = 1u64.to_ne_bytes();
-    // SAFETY: `one` is 8 readable bytes, and the file is open.
-    let written = unsafe { libc::write(eventfd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-    if written >= 0 {
+    watchdog::arm();
+    let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {
         return Ok(());
-    }
-    let error = io::Error::last_os_error();
+    };
     match error.raw_os_error() {
         // A full counter is a notification that is still to be read.
         Some(libc::EAGAIN) => Ok(()),

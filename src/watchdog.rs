@@ -4,18 +4,25 @@
 //! moment: the front-end's call and err eventfds, and stderr. Asking whether a write would block
 //! before making it is a race. So while such writes happen, SIGALRM comes every `TICK_MS`, with
 //! a handler that does nothing but be there: a write that waits returns `EINTR`. Without writes
-//! the timer disarms itself after one tick, so an idle daemon never wakes up.
+//! the timer disarms itself after one tick, so an idle daemon never wakes up. Once a write was
+//! caught waiting, ticks come every `HASTY_MS`: where one front-end is hostile more may be, and
+//! all 64 together must not cost a second.
 //!
 //! Measured alternative: `io_submit()` with `IOCB_FLAG_RESFD` never blocks, at three times the cost
 //! of the write.
 
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-/// Milliseconds between ticks: the longest that one guest's write can block.
-pub const TICK_MS: u32 = 100;
+use vmm_sys_util::signal::register_signal_handler;
 
+/// Milliseconds between ticks: the longest that the first write can block.
+const TICK_MS: u32 = 100;
+/// Milliseconds between ticks after that.
+const HASTY_MS: u32 = 10;
+
+static INTERVAL_MS: AtomicU32 = AtomicU32::new(TICK_MS);
 static ARMED: AtomicBool = AtomicBool::new(false);
 static USED: AtomicBool = AtomicBool::new(false);
 
@@ -24,34 +31,31 @@ static USED: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// The host refused it.
 pub fn install() -> io::Result<()> {
-    // SAFETY: all-zero bytes are a valid `sigaction`: no handler, empty mask, no flags.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // No SA_RESTART: the interrupted write must return.
-    let handler: extern "C" fn(libc::c_int) = on_tick;
-    #[expect(
-        clippy::as_conversions,
-        reason = "sigaction takes the handler as a number"
-    )]
-    let handler = handler as libc::sighandler_t;
-    action.sa_sigaction = handler;
-    // SAFETY: `action` is initialised, and its handler only does what a signal handler may.
-    let result = unsafe { libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    // Without SA_RESTART: the interrupted write must return.
+    register_signal_handler(libc::SIGALRM, on_tick)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
 /// Makes sure that ticks come from now on; to be called before each write that could block.
 pub fn arm() {
     USED.store(true, Ordering::Relaxed);
     if !ARMED.swap(true, Ordering::Relaxed) {
-        set_timer(TICK_MS);
+        set_timer(INTERVAL_MS.load(Ordering::Relaxed));
     }
 }
 
+/// Shortens the ticks for good: a write was caught waiting.
+pub fn hasten() {
+    INTERVAL_MS.store(HASTY_MS, Ordering::Relaxed);
+    set_timer(HASTY_MS);
+}
+
 /// One atomic swap and at most one system call: safe at any point of the program.
-extern "C" fn on_tick(_signal: libc::c_int) {
+extern "C" fn on_tick(
+    _signal: libc::c_int,
+    _info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
     // A write that was armed since the last tick may be waiting: keep ticking.
     if !USED.swap(false, Ordering::Relaxed) {
         ARMED.store(false, Ordering::Relaxed);

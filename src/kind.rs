@@ -1,0 +1,89 @@
+//! What kind of file a front-end's fd is, found out without waiting: nothing here asks the file
+//! system behind it, which may be a front-end's own FUSE server.
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+
+/// As in `linux/magic.h`; the C libraries do not agree on its type.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// Major and minor number of the file system of `/`.
+static ROOT: OnceLock<(u32, u32)> = OnceLock::new();
+
+/// Writes down the file system of `/`, whose files are believed to close without waiting.
+pub fn trust_root() {
+    if let Ok(root) = std::fs::metadata("/") {
+        let _ = ROOT.set((libc::major(root.dev()), libc::minor(root.dev())));
+    }
+}
+
+/// Whether closing `fd` may wait for somebody, even if it is not the last close. With a file of a
+/// FUSE server it does: it sends it a FLUSH and waits, uninterruptibly, for an answer that may never
+/// come. So do network file systems. Believed are memory, block devices, and the host's root (in
+/// a container an overlay, which has no block device).
+pub fn close_may_wait(fd: &OwnedFd) -> bool {
+    if is_memory(fd) {
+        return false;
+    }
+    let mut stat = MaybeUninit::<libc::statx>::uninit();
+    let (fd, flags) = (
+        fd.as_raw_fd(),
+        libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC,
+    );
+    // SAFETY: the path is a C string, and the result has room for a `statx`.
+    let result =
+        unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, stat.as_mut_ptr()) };
+    if result < 0 {
+        return true;
+    }
+    // SAFETY: statx succeeded, so it filled it in.
+    let stat = unsafe { stat.assume_init() };
+    let device = (stat.stx_dev_major, stat.stx_dev_minor);
+    let is_file = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
+    is_file && device.0 == 0 && Some(&device) != ROOT.get()
+}
+
+/// Whether `fd` is a file that lives in memory: `F_GET_SEALS` succeeds on shmem (memfd, tmpfs) and
+/// hugetlbfs alone.
+pub fn is_memory(fd: &impl AsRawFd) -> bool {
+    // SAFETY: F_GET_SEALS takes no pointer.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) >= 0 }
+}
+
+/// Bytes of a page of `file`, which lives in memory, if they are huge pages of hugetlbfs.
+///
+/// # Errors
+/// The kernel's.
+pub fn huge_page_len(file: &File) -> io::Result<Option<u64>> {
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `file` is open, and the result has room for a `statfs`.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: fstatfs succeeded, so it filled it in.
+    let stat = unsafe { stat.assume_init() };
+    let is_huge = u64::try_from(stat.f_type) == Ok(HUGETLBFS_MAGIC);
+    Ok(is_huge.then(|| u64::try_from(stat.f_bsize).unwrap_or(u64::MAX)))
+}
+
+/// The file type of `file`, `S_IFSOCK` and the like; 0 for an anonymous inode, such as an eventfd.
+///
+/// # Errors
+/// The kernel's.
+pub fn file_type(file: &File) -> io::Result<u32> {
+    Ok(file.metadata()?.mode() & libc::S_IFMT)
+}
+
+/// Whether `file` is one end of a socketpair: a Unix socket whose peer has no name; and `file`
+/// again. A front-end's end of its own connection is none: holding it, we would never see that
+/// connection end.
+pub fn is_socketpair(file: File) -> (bool, File) {
+    let socket = UnixStream::from(OwnedFd::from(file));
+    let unnamed = socket.peer_addr().is_ok_and(|peer| peer.is_unnamed());
+    (unnamed, File::from(OwnedFd::from(socket)))
+}
