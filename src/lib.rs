@@ -17,17 +17,12 @@
 //!
 //! # Trust
 //!
-//! | who | is trusted with | and not with |
-//! |---|---|---|
-//! | administrator (command line, devices) | everything | typing without mistakes |
-//! | front-end (VMM) | its guest's memory | the daemon's time, fds, memory; other guests |
-//! | guest driver | its own requests | anything else, its front-end included |
-//!
-//! Messages pass the [`gate`] before the `vhost` crate reads them and calls [`backend`]; shared
-//! memory passes [`memory`], and [`sigbus`] catches what its owner takes away later; requests pass
-//! [`request`] and [`virtio_spi`]. What goes wrong has one of the fates in [`fate`]. Before the
-//! first byte from a front-end is read, [`sandbox`] gives up every system call that [`seccomp`]
-//! does not list.
+//! Nobody's input is believed: [`threats`] says who is trusted with what, which attacks were tried,
+//! and what is not defended. Messages pass the [`gate`] before the `vhost` crate reads them and
+//! calls [`backend`]; shared memory passes [`memory`], and [`sigbus`] catches what its owner takes
+//! away later; what a front-end leaves behind goes to [`garbage`]; requests pass [`request`] and
+//! [`virtio_spi`]. What goes wrong has one of the fates in [`fate`]. Before the first byte from a
+//! front-end is read, [`sandbox`] takes from the process all that it needs no longer.
 //!
 //! # Modules, top to bottom: each uses only those below it
 //!
@@ -36,12 +31,12 @@
 //! | [`daemon`] | from the command line to all that the loop runs on |
 //! | [`event_loop`], [`turns`] | events, deadlines; whose turn it is |
 //! | [`session`], [`requestq`] | one guest: its socket and messages; its requests |
-//! | [`backend`], [`gate`] | vhost-user messages: what each does; whether one may be read |
+//! | [`backend`], [`gate`], [`kind`], [`garbage`] | vhost-user messages: what each does; whether one may be read; what its fds are, and their end |
 //! | [`bus`], [`hold`], [`transfer`] | who has the controller; one request on its way over the wire |
 //! | [`device`], [`loopback`], [`probe`], [`message`], [`spidev`] | chip selects: what they may be asked, how they do it |
 //! | [`request`], [`vring`], [`chain`], [`memory`], [`sigbus`] | requests, rings, guest memory |
 //! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
-//! | [`sandbox`], [`seccomp`], [`way_out`], [`signals`] | confinement and the end |
+//! | [`sandbox`], [`landlock`], [`seccomp`], [`bpf`], [`way_out`], [`signals`] | confinement and the end |
 //! | [`listener`], [`epoll`], [`watchdog`], [`log`], [`cli`], [`config`], [`fate`] | sockets, fds, time, text |
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
@@ -120,6 +115,7 @@ pub mod signals;
     reason = "UNSAFETY: the SPI ioctls, whose transfers point into guest memory"
 )]
 pub mod spidev;
+pub mod threats;
 pub mod transfer;
 pub mod turns;
 pub mod virtio_spi;

@@ -1,4 +1,5 @@
-//! `tests/RULES.md`, so that it cannot rot: whatever it names exists and is run.
+//! `tests/RULES.md` and the threat model, so that they cannot rot: whatever they name exists and is
+//! run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -56,23 +57,43 @@ fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// The rows of all tables: the rule, and what shows it.
+/// The rows of the tables that say what shows a rule: the rule, and that. In Rust files the tables
+/// are in the module's documentation.
 fn rows(text: &str) -> Vec<(String, Vec<&str>)> {
-    let table = text.lines().filter(|line| line.starts_with('|'));
-    table
-        .filter(|line| !line.starts_with("|---") && !line.contains("| shown by |"))
-        .map(|line| {
+    let mut found = Vec::new();
+    let mut wanted = false;
+    for line in text.lines() {
+        let line = line.trim_start_matches("//! ");
+        if line.contains("| shown by |") {
+            wanted = true;
+        } else if !line.starts_with('|') {
+            wanted = false;
+        } else if wanted && !line.starts_with("|---") {
             let (rule, shown) = line.trim_end_matches('|').rsplit_once('|').unwrap();
-            (rule.to_owned(), quoted(shown))
-        })
-        .collect()
+            found.push((rule.to_owned(), quoted(shown)));
+        }
+    }
+    found
 }
 
 #[test]
 fn rules_table_names_tests_that_exist_only() {
-    let text = fs::read_to_string(Path::new(ROOT).join("tests/RULES.md")).unwrap();
+    check("tests/RULES.md", 80);
+}
+
+#[test]
+fn threats_name_tests_that_exist_only() {
+    check("src/threats.rs", 20);
+}
+
+fn check(file: &str, at_least: usize) {
+    let text = fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
     let (rows, tests) = (rows(&text), tests());
-    assert!(rows.len() > 80, "{} rows: is it read rightly?", rows.len());
+    assert!(
+        rows.len() > at_least,
+        "{} rows: is it read rightly?",
+        rows.len()
+    );
     let mut wrong = Vec::new();
     for (rule, shown) in &rows {
         if shown.is_empty() {

@@ -1,0 +1,83 @@
+//! The threat model: what is at stake, who is trusted with what, what was tried against it, and
+//! what is not defended.
+//!
+//! # Assets
+//!
+//! The devices on the bus and what is sent to them; every other guest's requests, their answers and
+//! the time they take; the host. In this order: a device that hears a command nobody gave is worse
+//! than a guest that waits.
+//!
+//! # Who is trusted with what
+//!
+//! | who | is trusted with | and not with |
+//! |---|---|---|
+//! | administrator (command line, devices, who may connect) | everything | typing without mistakes |
+//! | host kernel | everything | - |
+//! | front-end (VMM) | its guest's memory and devices | the daemon's time, fds and memory; other guests; the host |
+//! | guest driver | the devices of its guest, within their limits | anything else, its front-end included |
+//! | other programs of the host | nothing: they cannot connect (mode 0600) | - |
+//!
+//! # Attacks by a front-end
+//!
+//! | attack | defence | shown by |
+//! |---|---|---|
+//! | half a message and silence; a body that never comes; an urgent byte | `gate` lets the `vhost` crate read whole messages only; after a second of silence the connection ends | `session_silent_in_the_middle_of_a_message_is_dropped_after_a_second`, `urgent_byte_in_place_of_a_body_does_not_hold_up_other_guests` |
+//! | a reply queue never read | no message is handled while 32 KiB are unread | `inspect_unread_replies_end_the_session` |
+//! | sizes beyond 4,096, unknown or reply-flagged messages, wrong versions | `gate` allows what is listed | `message_unknown_or_malformed_ends_that_session_only`, `inspect_header_that_is_not_allowed_ends_the_session` |
+//! | messages without end | 16 a turn, then others and the transfer on the way have theirs | `messages_in_a_flood_do_not_keep_a_transfer_from_ending`, `transfer_goes_on_while_two_front_ends_flood_messages_in_turn` |
+//! | too many fds; files whose close waits for their owner (FUSE) | counted and looked at one by one before they are received; such a file is left open, and after 16 the socket with it | `fds_of_unknown_file_systems_are_left_open_and_end_that_socket_after_a_few` |
+//! | files whose last close takes long or for ever: a dead guest's memory, a pipe whose lock is held, a lingering socket, any of them queued inside another socket | `garbage`: the kernel makes the last close in a worker of its own | `garbage_is_closed_by_the_kernel`, `foreign_file_is_closed_in_the_end` |
+//! | a call eventfd that is full and blocks | `watchdog` interrupts the write; the connection ends and its socket rests, each time twice as long | `call_eventfd_full_and_blocking_does_not_hold_up_other_guests`, `eventfd_beyond_its_end_does_not_hold_up_other_guests` |
+//! | its own connection as call | only eventfds and ends of socketpairs are taken | `connection_given_as_its_own_call_is_refused` |
+//! | memory that shrinks at any moment | `sigbus` puts other memory in its place, and the session ends | `guest_whose_memory_file_shrinks_ends_alone` |
+//! | memory that is no memory, too long, overlapping, wrapping or in part of a huge page | `memory` refuses what could later fault, stall or alias | `mem_regions_overlapping_or_beyond_their_file_are_refused`, `memory_of_part_of_a_huge_page_is_refused` |
+//! | rings unaligned, outside of memory, of any size | checked when they are set and again when the ring starts | `vring_addresses_outside_memory_or_unaligned_end_at_most_the_session`, `vring_sizes_up_to_1024_are_taken_and_others_refused` |
+//! | leaving in the middle of a transfer, or ten thousand times | everything of a connection ends with it, chip select first | `session_left_in_the_middle_of_a_long_transfer_releases_chip_select_and_serves_the_next`, `session_reconnected_1000_times_leaves_fds_and_memory_equal` |
+//! | all fds of the process | each guest's are bounded, and the sum is what the process may have; short of that, the socket rests and tries again | `fds_may_be_as_many_as_the_guests_can_need`, `socket_without_an_fd_for_a_connection_listens_again_when_there_is_one` |
+//!
+//! # Attacks by a guest driver
+//!
+//! | attack | defence | shown by |
+//! |---|---|---|
+//! | an avail index that jumps, heads beyond the ring | the ring is broken: it stops, and its err fd is signalled | `vring_indices_wrap_at_65536` |
+//! | descriptors that loop, wrap, point outside, nest, or were not negotiated | each is read once, at most 1,024 of them; a chain that cannot be believed is completed with length 0 | `indirect_table_of_1024_is_a_whole_chain`, `request_with_readable_after_writable_is_not_carried_out` |
+//! | bytes that change while they are read | head and descriptors are copied once; payload is the guest's own affair | `request_payload_pointers_are_the_guests_memory` |
+//! | requests of gigabytes or years | refused above `--max-transfer-len` and `--max-transfer-ms`, no memory is taken for them; one ioctl is at most 100 ms on the wire | `time_of_each_message_at_a_low_speed_is_at_most_100_ms`, `time_of_one_word_above_100_ms_is_param_err` |
+//! | a flood of requests, valid or not | one request a turn, nobody is passed twice; log lines are limited and counted | `turns_of_three_flooding_guests_are_taken_request_by_request`, `inactive_delays_in_a_flood_delay_another_guest_by_one_request` |
+//! | chip select held for ever | only while nobody else waits, then `--cs-hold-timeout-ms`; other devices of the bus are never selected beside it | `guest_that_waits_for_the_bus_keeps_its_place_before_later_ones` |
+//! | a polarity that selects the device against everyone | refused unless the administrator allows it | `head_cs_high_on_an_active_low_device_is_param_err` |
+//!
+//! # The surroundings
+//!
+//! | what | defence | shown by |
+//! |---|---|---|
+//! | stderr full, closed, a stopped terminal | a line is written whole if there is room for it, or not at all | `process_stderr_full_broken_or_closed_neither_blocks_nor_ends_it` |
+//! | a signal in the middle of a transfer | it ends in order: chip select released, modes restored, sockets removed | `process_told_to_end_does_not_finish_a_long_transfer_and_releases_chip_select` |
+//! | a device that fails or is unplugged | `TRANS_ERR`; a line that cannot be released blocks its controller until it can | `line_that_could_not_be_released_is_tried_again_at_the_end` |
+//!
+//! # How long one guest can make another wait
+//!
+//! On the same controller: until the other's turn comes, each guest before it with one request of
+//! at most `--max-transfer-ms` and a hold of at most `--cs-hold-timeout-ms`; these are the
+//! administrator's to set. With the bus free, or on another controller: 100 ms of wire time for each
+//! other controller (one ioctl each; a controller that hangs adds what its driver allows, by
+//! `spi_transfer_wait()` in Linux as much again and 200 ms), and once in the daemon's life 100 ms
+//! for a write that blocks, after that 10 ms for each socket whose front-end does this, with rests
+//! from 1 to 64 seconds in between.
+//!
+//! # Not defended
+//!
+//! - A front-end against its own guest, or a guest against its front-end: they share memory.
+//! - Other users of the same controller: drivers of the host and other programs. The kernel has no
+//!   lock on a bus for user space; see "Chip select" in the README.
+//! - A device against its host: what it answers is passed on.
+//! - A host under memory pressure that has to fetch a guest's pages from a disk while we read them;
+//!   huge pages of 1 GiB that are cleared at our first touch.
+//! - Somebody who holds up the kernel's collector of Unix sockets for the whole host can keep dead
+//!   guests' memory from being freed.
+//! - What an ioctl on the wire can observe of another guest by its duration.
+//!
+//! # Not offered
+//!
+//! Live migration (no dirty logging, no inflight region), an IOMMU, postcopy, packed rings, more
+//! than one queue.
