@@ -360,7 +360,7 @@ impl EventLoop {
         // Which signal it was makes no difference.
         let _ = self.signals.read(&mut siginfo);
         for session in &mut self.sessions {
-            session.stop_listening();
+            session.stop_listening(&self.shared.poller);
             session.wind_up(&mut self.shared);
         }
         let now = Instant::now();
@@ -379,7 +379,7 @@ impl EventLoop {
     /// Ends every session; the devices go back to how they were found as they are closed.
     fn end(mut self) {
         for session in &mut self.sessions {
-            session.stop_listening();
+            session.stop_listening(&self.shared.poller);
             // Without a listener there is nothing to register, and so nothing to fail.
             let _ = session.close(&SessionError::Disconnected, &mut self.shared);
         }

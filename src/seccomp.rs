@@ -143,7 +143,7 @@ rules! {
     SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "session::handle";
     SYS_shutdown        [is(1, SHUT_RDWR)]                              "listener::hang_up";
     SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "garbage::new";
-    SYS_close           []                                              "session::end";
+    SYS_close           []                                              "session::put_away";
 
     // What its fds are, and its memory.
     SYS_fcntl           [is(1, F_GET_SEALS)]                            "kind::is_memory";
@@ -187,7 +187,7 @@ rules! {
     SYS_rt_sigaction    [is(0, SIGBUS)]                                 "sigbus::on_sigbus";
 
     // Debug builds check each fd that they close.
-    SYS_fcntl           [is(1, F_GETFD)]                                "session::end";
+    SYS_fcntl           [is(1, F_GETFD)]                                "session::put_away";
 }
 
 /// What the daemon and the C library's loader need before the filter is there, in addition.

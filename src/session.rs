@@ -43,23 +43,18 @@ struct Connection {
     hung_up: bool,
 }
 
-impl Connection {
-    /// Closes it, without waiting for what that may mean for what the front-end brought or still
-    /// has queued.
-    fn end(self, poller: &Poller) {
-        let fd = self.handler.as_raw_fd();
-        // The last close, which would remove it, is not ours.
-        poller.remove(fd);
-        let fds: Vec<RawFd> = [fd]
-            .into_iter()
-            .chain(self.held.iter().map(AsRawFd::as_raw_fd))
-            .collect();
-        let garbage = Garbage::new(&fds);
-        // The front-end sees the end now, whenever the kernel gets to it.
-        hang_up(fd);
-        drop(self);
-        drop(garbage);
-    }
+/// Ends `socket`, closing `owner`, which has it, without waiting for what that may mean for what a
+/// front-end brought (`held`) or still has queued.
+fn put_away(owner: impl Sized, socket: RawFd, held: Vec<OwnedFd>, poller: &Poller) {
+    // The last close, which would remove it, is not ours.
+    poller.remove(socket);
+    let others = held.iter().map(AsRawFd::as_raw_fd);
+    let fds: Vec<RawFd> = [socket].into_iter().chain(others).collect();
+    let garbage = Garbage::new(&fds);
+    // The other side sees the end now, whenever the kernel gets to it.
+    hang_up(socket);
+    drop((owner, held));
+    drop(garbage);
 }
 
 /// One guest's socket and what is behind it.
@@ -158,9 +153,12 @@ impl Session {
     }
 
     /// Stops listening for good.
-    pub fn stop_listening(&mut self) {
-        self.listener = None;
+    pub fn stop_listening(&mut self, poller: &Poller) {
         self.listen_at = None;
+        if let Some(listener) = self.listener.take() {
+            let fd = listener.as_raw_fd();
+            put_away(listener, fd, Vec::new(), poller);
+        }
     }
 
     /// When a message must be complete.
@@ -310,12 +308,14 @@ impl Session {
             self.requestq.log(format_args!("connection ended: {error}"));
         }
         self.wake_at = None;
-        let Some(connection) = self.connection.take() else {
+        let Some(mut connection) = self.connection.take() else {
             return Ok(false);
         };
         // It ends anyway: an eventfd that blocks has done so for the last time.
         let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
-        connection.end(&shared.poller);
+        let held = std::mem::take(&mut connection.held);
+        let socket = connection.handler.as_raw_fd();
+        put_away(connection, socket, held, &shared.poller);
         if matches!(error, SessionError::Flush) {
             self.left_open = self.left_open.saturating_add(1);
             if self.left_open > MAX_LEFT_OPEN {
@@ -323,7 +323,7 @@ impl Session {
                 log::line(format_args!(
                     "guest {number}: too many such fds, not listening any more"
                 ));
-                self.stop_listening();
+                self.stop_listening(&shared.poller);
             }
         }
         if matches!(error, SessionError::CallBlocked) {
