@@ -8,6 +8,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::config::{
     Config, DeviceConfig, DevicePath, HoldPolicy, MAX_GUESTS, SeccompMode, TransferConfig,
@@ -16,6 +17,7 @@ use crate::fate::{ExitCode, Fatal};
 use crate::virtio_spi::MAX_CHIP_SELECTS;
 
 const MAX_HOLD_MS: u64 = 60_000;
+const MAX_POLL_US: u64 = 100_000;
 
 /// The text of `--help`.
 pub const HELP: &str = "\
@@ -41,6 +43,7 @@ Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI contr
       --cs-hold-timeout-ms=N  how long a chip select may be held (default 100; write-read: 1)
       --max-transfer-len=N    longest transfer in bytes (default 4194304)
       --max-transfer-ms=N     longest transfer in milliseconds on the wire (default 10000)
+      --poll-us=N             how long to watch for the next request before sleeping (default 0)
       --seccomp=kill|log|none what happens to a system call that is not allowed (default kill)
       --print-syscalls        print the system calls that it makes, for a service manager's filter
   -h, --help                  print this text
@@ -105,6 +108,7 @@ enum Name {
     CsHoldTimeout,
     MaxTransferLen,
     MaxTransferMs,
+    Poll,
     Seccomp,
     PrintSyscalls,
     Help,
@@ -112,7 +116,7 @@ enum Name {
 }
 
 /// Name, long form, short form.
-const OPTIONS: [(Name, &str, Option<u8>); 11] = [
+const OPTIONS: [(Name, &str, Option<u8>); 12] = [
     (Name::SocketPath, "socket-path", Some(b's')),
     (Name::SocketCount, "socket-count", Some(b'c')),
     (Name::Device, "device", Some(b'l')),
@@ -120,6 +124,7 @@ const OPTIONS: [(Name, &str, Option<u8>); 11] = [
     (Name::CsHoldTimeout, "cs-hold-timeout-ms", None),
     (Name::MaxTransferLen, "max-transfer-len", None),
     (Name::MaxTransferMs, "max-transfer-ms", None),
+    (Name::Poll, "poll-us", None),
     (Name::Seccomp, "seccomp", None),
     (Name::PrintSyscalls, "print-syscalls", None),
     (Name::Help, "help", Some(b'h')),
@@ -182,6 +187,7 @@ struct Options {
     hold_timeout_ms: Option<u64>,
     max_len: Option<u64>,
     max_ms: Option<u64>,
+    poll_us: Option<u64>,
     seccomp: Option<SeccompMode>,
 }
 
@@ -212,6 +218,10 @@ impl Options {
             Name::MaxTransferMs => {
                 let ms = number(name, &value, 1, 86_400_000)?;
                 once(&mut self.max_ms, name, ms)
+            }
+            Name::Poll => {
+                let us = number(name, &value, 0, MAX_POLL_US)?;
+                once(&mut self.poll_us, name, us)
             }
             Name::Seccomp => {
                 let mode = match value.as_bytes() {
@@ -271,6 +281,7 @@ impl Options {
                 max_len: self.max_len.unwrap_or(4 << 20),
                 max_ms: self.max_ms.unwrap_or(10_000),
             },
+            poll: Duration::from_micros(self.poll_us.unwrap_or(0)),
             seccomp: self.seccomp.unwrap_or(SeccompMode::Kill),
         })
     }

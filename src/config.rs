@@ -22,6 +22,8 @@ pub struct Config {
     pub hold_timeout_ms: Option<u64>,
     /// Bounds of a transfer.
     pub transfers: TransferConfig,
+    /// How long a ring is watched for the next request after one was served.
+    pub poll: Duration,
     /// What the seccomp filter does.
     pub seccomp: SeccompMode,
 }

@@ -263,6 +263,7 @@ fn grant(config: &Config, hardware: &Hardware, number: u32) -> Grant {
         chip_selects,
         policy,
         hold_timeout: config.hold_timeout(policy),
+        poll: config.poll,
     }
 }
 

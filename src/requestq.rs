@@ -40,6 +40,8 @@ pub struct Grant {
     pub policy: HoldPolicy,
     /// How long it may hold chip select.
     pub hold_timeout: Duration,
+    /// How long its ring is watched for the next request after one was served.
+    pub poll: Duration,
 }
 
 /// What all guests share.
@@ -97,6 +99,10 @@ pub struct Requestq {
     stopping: bool,
     /// No new request begins any more.
     ended: bool,
+    /// A request was there since the driver was last asked to kick.
+    served: bool,
+    /// Since when there is none.
+    empty_since: Option<Instant>,
 }
 
 impl Requestq {
@@ -110,6 +116,8 @@ impl Requestq {
             holding: None,
             stopping: false,
             ended: false,
+            served: false,
+            empty_since: None,
         }
     }
 
@@ -160,6 +168,8 @@ impl Requestq {
         if pending == 0 {
             return self.ran_empty(guest, shared);
         }
+        self.served = true;
+        self.empty_since = None;
         if pending > 1 {
             vring.suppress_kicks(memory);
         }
@@ -224,6 +234,11 @@ impl Requestq {
             self.release(shared);
         }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
+        if self.is_watching() {
+            vring.suppress_kicks(memory);
+            vring.notify(memory).map_err(Stop::Session)?;
+            return Ok(Turn::Again);
+        }
         if vring.rearm(memory).map_err(Stop::Ring)? {
             return Ok(Turn::Again);
         }
@@ -231,6 +246,18 @@ impl Requestq {
             .needs_polling()
             .then(|| Instant::now().checked_add(POLL));
         Ok(poll.flatten().map_or(Turn::Idle, Turn::At))
+    }
+
+    /// Whether the ring, which is empty, is to be looked at again at once: for a while after the
+    /// last request, if the administrator wants that. Then the driver need not kick, nor the daemon
+    /// wake up.
+    fn is_watching(&mut self) -> bool {
+        if !self.served || self.grant.poll.is_zero() {
+            return false;
+        }
+        let since = *self.empty_since.get_or_insert_with(Instant::now);
+        self.served = since.elapsed() < self.grant.poll;
+        self.served
     }
 
     /// Judges a request against the chip select it names.

@@ -24,6 +24,7 @@ mod mix;
 mod neighbours;
 mod options;
 mod passing;
+mod polling;
 mod requests;
 mod rig_self;
 mod rules;
