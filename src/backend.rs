@@ -10,7 +10,6 @@ use std::cell::{RefCell, RefMut};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -93,6 +92,14 @@ impl Backend {
         self.guest.borrow_mut()
     }
 
+    /// Gives up all that the front-end brought.
+    pub fn clear(&self) {
+        let mut guest = self.guest.borrow_mut();
+        guest.kick = None;
+        guest.vring.reset();
+        guest.memory = Memory::default();
+    }
+
     /// Changes the guest, then lets its ring run or not according to its new state.
     fn change<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
         let mut guest = self.guest.borrow_mut();
@@ -170,8 +177,8 @@ fn check_signal(file: Option<&File>) -> Result<()> {
 }
 
 fn file_type(file: &File) -> Result<u32> {
-    let metadata = file.metadata().map_err(Error::ReqHandlerError)?;
-    Ok(metadata.mode() & libc::S_IFMT)
+    let (kind, _) = gate::file_type(file.as_raw_fd()).map_err(Error::ReqHandlerError)?;
+    Ok(kind)
 }
 
 const NOT_OFFERED: Error = Error::InvalidOperation("not offered");

@@ -18,7 +18,7 @@ use crate::fate::SessionError;
 /// `vhost_user_msg_header`: request code, flags, size of the body, all u32.
 const HEADER_LEN: usize = 12;
 /// Most bytes of a body, as the `vhost` crate has it: a GET_CONFIG of the whole config space.
-const MAX_BODY_LEN: u32 = 4096;
+const MAX_BODY_LEN: usize = 4096;
 /// Most fds with a message: one for each region of a memory table.
 const MAX_FDS: usize = 32;
 /// Bytes of replies that may be unread when another message is handled. Even after a longest reply
@@ -130,10 +130,12 @@ pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionErro
         };
     }
     let (request, body_len) = check(&header)?;
-    if queued < HEADER_LEN.saturating_add(body_len) {
+    let len = HEADER_LEN.saturating_add(body_len);
+    if queued < len {
         return Ok(Queued::Part);
     }
     if with_fds {
+        check_place(fd, len, held)?;
         check_fds(fd, held)?;
     }
     if count(fd, libc::TIOCOUTQ)? > MAX_UNREAD {
@@ -153,11 +155,22 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
     if flags & VERSION_MASK != VERSION || flags & !(VERSION_MASK | FLAG_NEED_REPLY) != 0 {
         return Err(SessionError::Message(code, "wrong version or flags"));
     }
-    if size > MAX_BODY_LEN {
+    let body_len = usize::try_from(size).unwrap_or(usize::MAX);
+    if body_len > MAX_BODY_LEN {
         return Err(SessionError::Message(code, "body too long"));
     }
-    let body_len = usize::try_from(size).unwrap_or(usize::MAX);
     Ok((request, body_len))
+}
+
+/// Refuses a message of `len` bytes with fds in front of its end: a peek stops behind the bytes that
+/// the first fds came with. Others would be closed unseen, when the rest is read.
+fn check_place(fd: RawFd, len: usize, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
+    let mut message = [0; HEADER_LEN + MAX_BODY_LEN];
+    let message = message.get_mut(..len).unwrap_or_default();
+    match peek(fd, message, 0, held)? {
+        Some((peeked, _)) if peeked < len => Err(SessionError::Fds("in the middle of a message")),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Looks at the fds that are queued: more than the `vhost` crate has room for would make it lose its
@@ -184,13 +197,13 @@ fn check_fds(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
     ))
 }
 
-/// Copies what is at the front of the queue, and duplicates the fds that come with it, up to `room`
+/// Copies what is at the front of the queue into `bytes`, and duplicates the fds that come with it, up to `room`
 /// of them, in place of those in `held`. Gives the number of bytes, 0 at the end of the stream, and
 /// whether there are fds that it had no room for; `None` if nothing is queued.
 #[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
 fn peek(
     fd: RawFd,
-    header: &mut [u8; HEADER_LEN],
+    bytes: &mut [u8],
     room: usize,
     held: &mut Vec<OwnedFd>,
 ) -> Result<Option<(usize, bool)>, SessionError> {
@@ -203,8 +216,8 @@ fn peek(
             .saturating_add(CMSGHDR_LEN),
     };
     let mut part = libc::iovec {
-        iov_base: header.as_mut_ptr().cast(),
-        iov_len: HEADER_LEN,
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
     };
     // SAFETY: all-zero bytes are a valid `msghdr`.
     let mut message: libc::msghdr = unsafe { zeroed() };
@@ -275,32 +288,53 @@ fn close_may_wait(fd: &OwnedFd) -> bool {
     if unsafe { libc::fcntl(fd, libc::F_GET_SEALS) } >= 0 {
         return false;
     }
+    let Ok((kind, device)) = file_type(fd) else {
+        return true;
+    };
+    kind == libc::S_IFREG && device.0 == 0 && Some(&device) != ROOT.get()
+}
+
+/// The type of the file `fd`, one of `S_IFMT`, and the device number of its file system, which is
+/// not asked: that of a FUSE server might not answer.
+///
+/// # Errors
+/// The kernel's.
+pub fn file_type(fd: RawFd) -> io::Result<(u32, (u32, u32))> {
     let mut stat = MaybeUninit::<libc::statx>::uninit();
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
     // SAFETY: the path is a C string, and the result has room for a `statx`.
     let result =
         unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, stat.as_mut_ptr()) };
     if result < 0 {
-        return true;
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: statx succeeded, so it filled it in.
     let stat = unsafe { stat.assume_init() };
     let device = (stat.stx_dev_major, stat.stx_dev_minor);
-    let is_file = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
-    is_file && device.0 == 0 && Some(&device) != ROOT.get()
+    Ok((u32::from(stat.stx_mode) & libc::S_IFMT, device))
 }
 
 /// Whether `fd` is one end of a socketpair: a Unix socket whose peer has no name. A front-end's end
 /// of its own connection is none: holding it, we would never see that connection end.
+///
+/// Whose socket it is comes first: asking one of TCP for its peer waits for its lock.
 pub fn is_socketpair(fd: RawFd) -> bool {
+    let mut domain: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of_val(&domain)).unwrap_or_default();
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_DOMAIN);
+    // SAFETY: `domain` has room for `len` bytes.
+    let result =
+        unsafe { libc::getsockopt(fd, level, option, (&raw mut domain).cast(), &raw mut len) };
+    if result < 0 || domain != libc::AF_UNIX {
+        return false;
+    }
     // SAFETY: all-zero bytes are a valid `sockaddr_un`.
     let mut peer: libc::sockaddr_un = unsafe { zeroed() };
     let mut len = libc::socklen_t::try_from(size_of_val(&peer)).unwrap_or_default();
     // SAFETY: `peer` has room for `len` bytes.
     let result = unsafe { libc::getpeername(fd, (&raw mut peer).cast(), &raw mut len) };
     let unnamed = usize::try_from(len).is_ok_and(|len| len == size_of::<libc::sa_family_t>());
-    let is_unix = i32::from(peer.sun_family) == libc::AF_UNIX;
-    result == 0 && unnamed && is_unix
+    result == 0 && unnamed
 }
 
 /// `FIONREAD` (bytes to read) or `SIOCOUTQ` (bytes that the peer has not read, the same number as

@@ -96,6 +96,8 @@ const ACCEPT_FLAGS: u32 = 0o2_004_000;
 const PAIR_TYPE: u32 = 0o2_000_001;
 const AF_UNIX: u32 = 1;
 const SHUT_RDWR: u32 = 2;
+const SOL_SOCKET: u32 = 1;
+const SO_DOMAIN: u32 = 39;
 const MSG_NOSIGNAL: u32 = 0x4000;
 const CLOCK_MONOTONIC: u32 = 1;
 const ITIMER_REAL: u32 = 0;
@@ -141,15 +143,16 @@ rules! {
     SYS_ioctl           [is(1, SIOCOUTQ)]                               "gate::count";
     SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "session::handle";
     SYS_shutdown        [is(1, SHUT_RDWR)]                              "listener::hang_up";
-    SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "garbage::new";
+    SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "garbage::collect";
     SYS_close           []                                              "session::end";
 
     // What its fds are, and its memory.
     SYS_fcntl           [is(1, F_GET_SEALS)]                            "memory::check_file";
     SYS_statx           [masked(2, AT_EMPTY_PATH, AT_EMPTY_PATH)]       "gate::close_may_wait";
     #[cfg(target_env = "musl")]
-    SYS_fstat           []                                              "backend::file_type";
+    SYS_fstat           []                                              "memory::check_file";
     SYS_fstatfs         []                                              "memory::fits_pages";
+    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "gate::is_socketpair";
     SYS_getpeername     []                                              "gate::is_socketpair";
     SYS_mmap            [NOT_EXECUTABLE]                                "memory::add";
     SYS_munmap          []                                              "memory::remove";
