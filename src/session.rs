@@ -6,7 +6,7 @@
 //! Invariant: every fd of a front-end belongs to its `Connection`. Called by `event_loop`.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use vhost::vhost_user::{self, BackendReqHandler};
 use crate::backend::Backend;
 use crate::epoll::{Poller, Token};
 use crate::fate::SessionError;
-use crate::garbage::Garbage;
+use crate::garbage;
 use crate::gate::{self, Queued, Request};
 use crate::listener::{Listener, hang_up};
 use crate::log;
@@ -25,8 +25,12 @@ use crate::requestq::{Grant, Requestq, Shared, Turn};
 const SILENCE: Duration = Duration::from_secs(1);
 /// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
 const MAX_LEFT_OPEN: u32 = 16;
+/// Things of a guest that the kernel need not have taken before its messages are refused.
+const MAX_LEFT: usize = 32;
 /// How long a socket rests after a front-end's eventfd had blocked.
 const PENALTY: Duration = Duration::from_secs(1);
+/// How long a socket rests where the host lacks something.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Messages handled before others get their turn.
 const MESSAGES_PER_TURN: u32 = 16;
 
@@ -47,21 +51,36 @@ impl Connection {
         let fd = self.handler.as_raw_fd();
         // The last close, which would remove it, is not ours.
         poller.remove(fd);
-        let fds: Vec<RawFd> = [fd]
-            .into_iter()
-            .chain(self.held.iter().map(AsRawFd::as_raw_fd))
-            .collect();
-        let garbage = Garbage::new(&fds);
         // The front-end sees the end now, whenever the kernel gets to it.
         hang_up(fd);
-        drop(self);
-        drop(garbage);
+        self.backend.clear();
+        garbage::throw_away(self.handler);
+        self.held.into_iter().for_each(garbage::throw_away);
+        garbage::collect();
+    }
+}
+
+/// How long a socket rests after a connection ended with `error`.
+fn rest(error: &SessionError) -> Option<Duration> {
+    match error {
+        // Each such connection costs all guests a tick of the watchdog.
+        SessionError::CallBlocked => Some(PENALTY),
+        SessionError::Host(_) | SessionError::Uncollected => Some(PAUSE),
+        SessionError::Disconnected
+        | SessionError::Message(..)
+        | SessionError::Fds(_)
+        | SessionError::Flush
+        | SessionError::Silent
+        | SessionError::RepliesUnread
+        | SessionError::Truncated
+        | SessionError::Vhost(_) => None,
     }
 }
 
 /// One guest's socket and what is behind it.
 pub struct Session {
     number: u32,
+    index: usize,
     listener: Option<Listener>,
     connection: Option<Connection>,
     requestq: Requestq,
@@ -69,7 +88,7 @@ pub struct Session {
     left_open: u32,
     /// When the next turn is due without an event.
     pub wake_at: Option<Instant>,
-    /// When the socket is to listen again, after the host had no fd for a connection.
+    /// When the socket, which rests, is to listen again.
     pub listen_at: Option<Instant>,
 }
 
@@ -85,8 +104,10 @@ impl Session {
         poller: &Poller,
     ) -> std::io::Result<Self> {
         let index = usize::try_from(number).unwrap_or(usize::MAX);
+        poller.add_listener(listener.as_raw_fd(), Token::Listener(number))?;
         let session = Self {
             number,
+            index,
             listener: Some(listener),
             connection: None,
             requestq: Requestq::new(index, grant),
@@ -94,18 +115,15 @@ impl Session {
             wake_at: None,
             listen_at: None,
         };
-        session.listen(poller)?;
+        session.listen(poller, true);
         Ok(session)
     }
 
-    /// Waits for a front-end.
-    ///
-    /// # Errors
-    /// The kernel refused the registration.
-    pub fn listen(&self, poller: &Poller) -> std::io::Result<()> {
-        match &self.listener {
-            Some(listener) => poller.add_level(listener.as_raw_fd(), Token::Listener(self.number)),
-            None => Ok(()),
+    /// Waits for a front-end, or does not.
+    pub fn listen(&self, poller: &Poller, listening: bool) {
+        if let Some(listener) = &self.listener {
+            let token = Token::Listener(self.number);
+            poller.set_listening(listener.as_raw_fd(), token, listening);
         }
     }
 
@@ -113,12 +131,15 @@ impl Session {
     /// one.
     ///
     /// # Errors
-    /// The host could not take the connection; the socket does not listen until
-    /// [`Session::listen`].
+    /// The host could not take the connection: [`Session::close`] has the socket rest.
     pub fn accept(&mut self, poller: &Poller) -> Result<bool, SessionError> {
         let Some(listener) = self.listener.as_ref().filter(|_| self.connection.is_none()) else {
             return Ok(false);
         };
+        // What the last one brought is still ours.
+        if garbage::left_by(self.index) > 0 {
+            return Err(SessionError::Uncollected);
+        }
         let accepted = listener.accept();
         if let Err(error) = &accepted
             && [
@@ -130,11 +151,14 @@ impl Session {
         {
             return Ok(false);
         }
-        poller.remove(listener.as_raw_fd());
         let stream = accepted.map_err(SessionError::Host)?;
-        poller
-            .add_edge(stream.as_raw_fd(), Token::Connection(self.number))
-            .map_err(SessionError::Host)?;
+        self.listen(poller, false);
+        let token = Token::Connection(self.number);
+        if let Err(error) = poller.add_edge(stream.as_raw_fd(), token) {
+            hang_up(stream.as_raw_fd());
+            garbage::throw_away(stream);
+            return Err(SessionError::Host(error));
+        }
         let backend = Backend::new(self.number, self.requestq.grant.config, poller.clone())?;
         #[expect(
             clippy::arc_with_non_send_sync,
@@ -151,10 +175,15 @@ impl Session {
         Ok(true)
     }
 
-    /// Stops listening for good.
-    pub fn stop_listening(&mut self) {
-        self.listener = None;
+    /// Stops listening for good. Those who wait in vain may have sent files already.
+    pub fn stop_listening(&mut self, poller: &Poller) {
+        garbage::set_owner(self.index);
         self.listen_at = None;
+        if let Some(listener) = self.listener.take() {
+            poller.remove(listener.as_raw_fd());
+            hang_up(listener.as_raw_fd());
+            garbage::throw_away(listener);
+        }
     }
 
     /// When a message must be complete.
@@ -174,6 +203,7 @@ impl Session {
     /// # Errors
     /// The connection must end.
     pub fn control(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
+        garbage::set_owner(self.index);
         for _ in 0..MESSAGES_PER_TURN {
             let Some(connection) = &mut self.connection else {
                 return Ok(Turn::Idle);
@@ -250,9 +280,13 @@ impl Session {
                 SessionError::Vhost(error)
             }
         })?;
-        // The fds of a message that was accepted are in use: none of these is the last.
-        connection.held.clear();
-        Ok(())
+        // Those that an accepted message should not have had were closed by the `vhost` crate:
+        // these are the last.
+        connection.held.drain(..).for_each(garbage::throw_away);
+        if garbage::collect() || garbage::left_by(self.index) <= MAX_LEFT {
+            return Ok(());
+        }
+        Err(SessionError::Uncollected)
     }
 
     /// Makes one step: of the request on the way, or to the next one.
@@ -300,18 +334,18 @@ impl Session {
         self.requestq.is_active()
     }
 
-    /// Ends the connection, if there is one, because of `error`, and listens again. Returns whether
-    /// there was one.
-    ///
-    /// # Errors
-    /// The kernel refused the registration.
-    pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> std::io::Result<bool> {
+    /// Ends the connection, if there is one, because of `error`, and listens again, at once or after
+    /// a rest. Returns whether there was one.
+    pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> bool {
+        garbage::set_owner(self.index);
         if !matches!(error, SessionError::Disconnected) {
             self.requestq.log(format_args!("connection ended: {error}"));
         }
         self.wake_at = None;
+        self.listen_at = rest(error).and_then(|rest| Instant::now().checked_add(rest));
+        self.listen(&shared.poller, self.listen_at.is_none());
         let Some(connection) = self.connection.take() else {
-            return Ok(false);
+            return false;
         };
         // It ends anyway: an eventfd that blocks has done so for the last time.
         let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
@@ -323,14 +357,9 @@ impl Session {
                 log::line(format_args!(
                     "guest {number}: too many such fds, not listening any more"
                 ));
-                self.stop_listening();
+                self.stop_listening(&shared.poller);
             }
         }
-        if matches!(error, SessionError::CallBlocked) {
-            // Each such connection costs all guests a tick of the watchdog.
-            self.listen_at = Instant::now().checked_add(PENALTY);
-            return Ok(true);
-        }
-        self.listen(&shared.poller).map(|()| true)
+        true
     }
 }

@@ -23,6 +23,7 @@ pub mod request;
 pub mod ring;
 pub mod setup;
 mod spidev;
+pub mod stall;
 pub mod sys;
 mod ticker;
 pub mod virtio;
