@@ -11,6 +11,7 @@
 pub mod ask;
 pub mod daemon;
 pub mod frontend;
+pub mod fuse;
 pub mod host;
 pub mod kernel_rules;
 pub mod memory;

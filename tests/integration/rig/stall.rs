@@ -5,16 +5,33 @@ use super::sys;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::thread::{JoinHandle, sleep};
-use std::time::Duration;
+use std::thread::JoinHandle;
 
 const PAGE_LEN: usize = 4096;
 const API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
+const ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
 const REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
+
+/// What is to be given to the daemon. The test's own close of it may turn out to be the last, and would wait as well.
+pub struct Given(Option<OwnedFd>);
+
+impl AsRawFd for Given {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        let fd = self.0.take();
+        std::thread::spawn(move || drop(fd));
+    }
+}
 
 /// A thread that waits inside of a system call, for as long as this lives.
 pub struct Stall {
-    faults: Option<OwnedFd>,
+    faults: OwnedFd,
+    page: usize,
     thread: Option<JoinHandle<()>>,
     /// What the thread's call is about.
     _kept: Vec<OwnedFd>,
@@ -22,8 +39,9 @@ pub struct Stall {
 
 impl Drop for Stall {
     fn drop(&mut self) {
-        // Without it the page is an ordinary one.
-        self.faults = None;
+        // `struct uffdio_zeropage`. Closing the userfaultfd would do, but a child of another test may have it too.
+        let mut fill = [self.page as u64, PAGE_LEN as u64, 0, 0];
+        unsafe { libc::ioctl(self.faults.as_raw_fd(), ZEROPAGE, fill.as_mut_ptr()) };
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
@@ -40,14 +58,15 @@ impl Stall {
         let read = std::fs::File::from(faults.try_clone().expect("dup")).read(&mut event);
         assert_eq!(read.expect("a page fault"), 32);
         Self {
-            faults: Some(faults),
+            faults,
+            page,
             thread: Some(thread),
             _kept: kept,
         }
     }
 
     /// The reading end of a pipe whose lock a writer holds: its last close waits.
-    pub fn pipe() -> (Self, OwnedFd) {
+    pub fn pipe() -> (Self, Given) {
         let mut fds = [0; 2];
         sys::check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }.into()).expect("pipe");
         let [reader, writer] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
@@ -55,11 +74,11 @@ impl Stall {
         let stall = Self::new(vec![writer], move |page| {
             unsafe { libc::write(fd, page, PAGE_LEN) };
         });
-        (stall, reader)
+        (stall, Given(Some(reader)))
     }
 
     /// A connected TCP socket whose lock a sender holds: everything about it waits.
-    pub fn tcp() -> (Self, OwnedFd) {
+    pub fn tcp() -> (Self, Given) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port of the loopback");
         let here = TcpStream::connect(listener.local_addr().unwrap()).expect("connect");
         let (there, _) = listener.accept().expect("accept");
@@ -68,11 +87,11 @@ impl Stall {
         let stall = Self::new(vec![here.into(), there.into()], move |page| {
             unsafe { libc::send(fd, page, PAGE_LEN, libc::MSG_NOSIGNAL) };
         });
-        (stall, given)
+        (stall, Given(Some(given)))
     }
 
     /// An eventfd that an epoll set watches whose lock a waiter holds: its last close waits.
-    pub fn eventfd() -> (Self, OwnedFd) {
+    pub fn eventfd() -> (Self, Given) {
         let fd = unsafe { libc::eventfd(1, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         let eventfd = unsafe { OwnedFd::from_raw_fd(fd) };
         let fd = sys::check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }.into());
@@ -87,7 +106,7 @@ impl Stall {
         let stall = Self::new(vec![epoll], move |page| {
             unsafe { libc::epoll_wait(set, page.cast(), 1, -1) };
         });
-        (stall, eventfd)
+        (stall, Given(Some(eventfd)))
     }
 }
 
@@ -108,7 +127,5 @@ fn absent_page() -> (OwnedFd, usize) {
     let started = unsafe { libc::ioctl(faults.as_raw_fd(), API, api.as_mut_ptr()) };
     let added = unsafe { libc::ioctl(faults.as_raw_fd(), REGISTER, register.as_mut_ptr()) };
     assert_eq!((started, added), (0, 0), "userfaultfd");
-    // The thread has the fault; then it is in the middle of its call.
-    sleep(Duration::ZERO);
     (faults, page.expose_provenance())
 }
