@@ -12,8 +12,9 @@
 //! Linux 6.9 it does so in whoever closes, which is what would happen without this.
 //!
 //! The kernel counts such files for each user, and refuses more than the process may have open
-//! (`ETOOMANYREFS`): a front-end of the same user can bring that about. Then what was thrown away
-//! stays open until the kernel takes it, and the session that has too much of it ends.
+//! (`ETOOMANYREFS`): a front-end of the same user can bring that about. Then memory is closed here,
+//! which takes long but comes to an end; all else stays open until the kernel takes it, and a
+//! session that has too much of it ends.
 //!
 //! This cannot help where every close waits, not the last one alone: see `gate`.
 
@@ -28,8 +29,14 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 /// Most files that are collected at once: with the receiver, fewer than the 253 of one message.
 const BATCH: usize = 128;
 
-/// Something that a front-end brought, and the number of its guest.
-type Thing = (usize, Box<dyn AsRawFd>);
+/// Something that a front-end brought.
+struct Thing {
+    /// The number of its guest.
+    owner: usize,
+    /// Its last close comes to an end, whatever the front-end does.
+    ends: bool,
+    file: Box<dyn AsRawFd>,
+}
 
 thread_local! {
     static LEFT: RefCell<Vec<Thing>> = const { RefCell::new(Vec::new()) };
@@ -43,12 +50,22 @@ pub fn set_owner(number: usize) {
 
 /// Gives up `thing` without closing it.
 pub fn throw_away(thing: impl AsRawFd + 'static) {
-    LEFT.with_borrow_mut(|left| left.push((OWNER.get(), Box::new(thing))));
+    push(Box::new(thing), false);
+}
+
+/// As [`throw_away`], for a file that is memory.
+pub fn throw_away_memory(file: File) {
+    push(Box::new(file), true);
+}
+
+fn push(file: Box<dyn AsRawFd>, ends: bool) {
+    let owner = OWNER.get();
+    LEFT.with_borrow_mut(|left| left.push(Thing { owner, ends, file }));
 }
 
 /// How many things of guest `number` the kernel did not take yet.
 pub fn left_by(number: usize) -> usize {
-    LEFT.with_borrow(|left| left.iter().filter(|(owner, _)| *owner == number).count())
+    LEFT.with_borrow(|left| left.iter().filter(|thing| thing.owner == number).count())
 }
 
 /// Hands what was thrown away to the kernel. Returns whether it took everything; if not, it is to
@@ -62,13 +79,14 @@ pub fn collect() -> bool {
         if batch.is_empty() {
             return true;
         }
-        let fds: Vec<RawFd> = batch.iter().map(|(_, thing)| thing.as_raw_fd()).collect();
+        let fds: Vec<RawFd> = batch.iter().map(|thing| thing.file.as_raw_fd()).collect();
         match Garbage::new(&fds) {
             Ok(garbage) => {
                 drop(batch);
                 drop(garbage);
             }
             Err(_) => {
+                batch.retain(|thing| !thing.ends);
                 LEFT.with_borrow_mut(|left| left.append(&mut batch));
                 return false;
             }

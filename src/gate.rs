@@ -284,14 +284,19 @@ pub fn trust_root() {
 fn close_may_wait(fd: &OwnedFd) -> bool {
     let fd = fd.as_raw_fd();
     // Neither of the two questions asks the file system.
-    // SAFETY: F_GET_SEALS takes no pointer.
-    if unsafe { libc::fcntl(fd, libc::F_GET_SEALS) } >= 0 {
+    if is_memory(fd) {
         return false;
     }
     let Ok((kind, device)) = file_type(fd) else {
         return true;
     };
     kind == libc::S_IFREG && device.0 == 0 && Some(&device) != ROOT.get()
+}
+
+/// Whether `fd` is a memfd, or a file on tmpfs or hugetlbfs.
+pub fn is_memory(fd: RawFd) -> bool {
+    // SAFETY: F_GET_SEALS takes no pointer.
+    unsafe { libc::fcntl(fd, libc::F_GET_SEALS) >= 0 }
 }
 
 /// The type of the file `fd`, one of `S_IFMT`, and the device number of its file system, which is
@@ -335,6 +340,11 @@ pub fn is_socketpair(fd: RawFd) -> bool {
     let result = unsafe { libc::getpeername(fd, (&raw mut peer).cast(), &raw mut len) };
     let unnamed = usize::try_from(len).is_ok_and(|len| len == size_of::<libc::sa_family_t>());
     result == 0 && unnamed
+}
+
+/// Whether nothing is queued on the connection `fd`: fds never come without a byte.
+pub fn is_drained(fd: RawFd) -> bool {
+    count(fd, libc::FIONREAD).is_ok_and(|queued| queued == 0)
 }
 
 /// `FIONREAD` (bytes to read) or `SIOCOUTQ` (bytes that the peer has not read, the same number as

@@ -18,7 +18,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
-use crate::garbage::throw_away;
+use crate::garbage::throw_away_memory;
 use crate::sigbus::Watch;
 
 /// Most regions that a guest may have.
@@ -103,7 +103,9 @@ fn file_of(region: &GuestRegionMmap) -> Option<Arc<File>> {
 
 /// Throws away the file of a region, which was the last to share it.
 fn throw_away_unmapped(file: Arc<File>) {
-    Arc::into_inner(file).into_iter().for_each(throw_away);
+    Arc::into_inner(file)
+        .into_iter()
+        .for_each(throw_away_memory);
 }
 
 /// A slice of guest memory, valid while the table is borrowed.

@@ -25,7 +25,7 @@ use crate::requestq::{Grant, Requestq, Shared, Turn};
 const SILENCE: Duration = Duration::from_secs(1);
 /// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
 const MAX_LEFT_OPEN: u32 = 16;
-/// Things of a guest that the kernel need not have taken before its messages are refused.
+/// Things of a guest that may wait for the kernel to take them before the guest is refused.
 const MAX_LEFT: usize = 32;
 /// How long a socket rests after a front-end's eventfd had blocked.
 const PENALTY: Duration = Duration::from_secs(1);
@@ -54,9 +54,20 @@ impl Connection {
         // The front-end sees the end now, whenever the kernel gets to it.
         hang_up(fd);
         self.backend.clear();
-        garbage::throw_away(self.handler);
-        self.held.into_iter().for_each(garbage::throw_away);
+        // With nothing in its queue, which takes nothing any more, its close is quick.
+        if !gate::is_drained(fd) {
+            garbage::throw_away(self.handler);
+        }
+        self.held.into_iter().for_each(throw_away);
         garbage::collect();
+    }
+}
+
+fn throw_away(fd: OwnedFd) {
+    if gate::is_memory(fd.as_raw_fd()) {
+        garbage::throw_away_memory(fd.into());
+    } else {
+        garbage::throw_away(fd);
     }
 }
 
@@ -136,8 +147,8 @@ impl Session {
         let Some(listener) = self.listener.as_ref().filter(|_| self.connection.is_none()) else {
             return Ok(false);
         };
-        // What the last one brought is still ours.
-        if garbage::left_by(self.index) > 0 {
+        // What the last ones brought is still ours.
+        if garbage::left_by(self.index) > MAX_LEFT {
             return Err(SessionError::Uncollected);
         }
         let accepted = listener.accept();
@@ -282,7 +293,7 @@ impl Session {
         })?;
         // Those that an accepted message should not have had were closed by the `vhost` crate:
         // these are the last.
-        connection.held.drain(..).for_each(garbage::throw_away);
+        connection.held.drain(..).for_each(throw_away);
         if garbage::collect() || garbage::left_by(self.index) <= MAX_LEFT {
             return Ok(());
         }
