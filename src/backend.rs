@@ -91,6 +91,14 @@ impl Backend {
         self.guest.borrow_mut()
     }
 
+    /// Gives up all that the front-end brought.
+    pub fn clear(&self) {
+        let mut guest = self.guest.borrow_mut();
+        guest.kick = None;
+        guest.vring.reset();
+        guest.memory = Memory::default();
+    }
+
     /// Changes the guest, then lets its ring run or not according to its new state.
     fn change<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
         let mut guest = self.guest.borrow_mut();
@@ -179,7 +187,8 @@ fn check_signal(file: Option<File>) -> Result<Option<File>> {
 }
 
 fn file_type(file: &File) -> Result<u32> {
-    kind::file_type(file).map_err(Error::ReqHandlerError)
+    let (kind, _) = kind::file_type(file).map_err(Error::ReqHandlerError)?;
+    Ok(kind)
 }
 
 const NO_EVENTFD: Error = Error::InvalidOperation("not an eventfd");

@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::garbage::Foreign;
+
 /// Who an event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
@@ -82,12 +84,26 @@ impl Poller {
         self.add(fd, token, events)
     }
 
-    /// Adds `fd` for reading, level-triggered: events until it was read.
+    /// Adds `fd`, of which [`Poller::set_listening`] says whether it is listened to.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn add_level(&self, fd: RawFd, token: Token) -> io::Result<()> {
-        self.add(fd, token, EventSet::IN)
+    pub fn add_listener(&self, fd: RawFd, token: Token) -> io::Result<()> {
+        self.add(fd, token, EventSet::empty())
+    }
+
+    /// Has `fd`, which was added, give events until it was read, or none. Taking it out of the set
+    /// and putting it back could fail: the kernel limits what a user has in all its sets, and a
+    /// front-end may be of the same user.
+    pub fn set_listening(&self, fd: RawFd, token: Token, listening: bool) {
+        let events = if listening {
+            EventSet::IN
+        } else {
+            EventSet::empty()
+        };
+        let event = EpollEvent::new(events, token.encode());
+        // It can only fail for an fd that is not in the set.
+        let _ = self.0.ctl(ControlOperation::Modify, fd, event);
     }
 
     fn add(&self, fd: RawFd, token: Token, events: EventSet) -> io::Result<()> {
@@ -109,7 +125,7 @@ impl Poller {
 #[derive(Debug)]
 pub struct Registered {
     poller: Poller,
-    file: File,
+    file: Foreign,
 }
 
 impl Registered {
@@ -121,7 +137,7 @@ impl Registered {
         poller.add_edge(file.as_raw_fd(), token)?;
         Ok(Self {
             poller: poller.clone(),
-            file,
+            file: Foreign::new(file),
         })
     }
 }

@@ -21,6 +21,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::bus::Bus;
 use crate::epoll::Token;
 use crate::fate::{ExitCode, Fatal, SessionError};
+use crate::garbage;
 use crate::requestq::{GRACE, Shared, Turn};
 use crate::session::Session;
 use crate::sigbus;
@@ -31,8 +32,8 @@ const EVENTS: usize = 32;
 const TURNS: usize = 64;
 /// Most time between two looks for events, in which no further turn begins.
 const TURNS_TIME: Duration = Duration::from_millis(1);
-/// How long a socket rests when the host has no fd for a connection.
-const NO_FD_PAUSE: Duration = Duration::from_millis(100);
+/// How long until the kernel is asked again to take what it did not take.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Everything that the daemon runs on.
 pub struct EventLoop {
@@ -102,22 +103,27 @@ impl EventLoop {
                 .map_err(fatal)?;
             for event in events.iter().take(count) {
                 if let Some(token) = Token::decode(event.data()) {
-                    self.mark(token, event.event_set())?;
+                    self.mark(token, event.event_set());
                 }
             }
-            self.serve()?;
+            self.serve();
             self.keep_deadlines();
+            if !garbage::collect()
+                && let Some(at) = Instant::now().checked_add(RETRY)
+            {
+                self.arm(at);
+            }
             if self.is_over() {
                 return Ok(());
             }
         }
     }
 
-    fn mark(&mut self, token: Token, events: EventSet) -> Result<(), Fatal> {
+    fn mark(&mut self, token: Token, events: EventSet) {
         match token {
             Token::Signal => self.wind_up(),
-            Token::Timer => self.expire()?,
-            Token::Listener(guest) => self.accept(guest)?,
+            Token::Timer => self.expire(),
+            Token::Listener(guest) => self.accept(guest),
             Token::Kick(guest) => self.turns.queue(index(guest), false),
             Token::Connection(guest) => {
                 let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
@@ -129,31 +135,23 @@ impl EventLoop {
                 self.turns.queue(index(guest), true);
             }
         }
-        Ok(())
     }
 
-    fn accept(&mut self, guest: u32) -> Result<(), Fatal> {
+    fn accept(&mut self, guest: u32) {
         let Some(session) = self.sessions.get_mut(index(guest)) else {
-            return Ok(());
+            return;
         };
         match session.accept(&self.shared.poller) {
             Ok(accepted) => {
                 self.connected = self.connected.saturating_add(usize::from(accepted));
                 self.turns.queue(index(guest), accepted);
             }
-            Err(error) => {
-                session.close(&error, &mut self.shared).map_err(fatal)?;
-                session.listen_at = Instant::now().checked_add(NO_FD_PAUSE);
-                if let Some(at) = session.listen_at {
-                    self.arm(at);
-                }
-            }
+            Err(error) => self.close(index(guest), &error),
         }
-        Ok(())
     }
 
     /// Gives turns, until nobody has anything to do or it is time to look for events.
-    fn serve(&mut self) -> Result<(), Fatal> {
+    fn serve(&mut self) {
         // Before the first turn: a long one is followed by a look for events.
         let start = Instant::now();
         let mut last = None;
@@ -167,24 +165,23 @@ impl EventLoop {
                 break;
             };
             if last.is_some_and(|last| last != number) {
-                self.notify(last)?;
+                self.notify(last);
             }
             last = Some(number);
-            self.turn(number, control)?;
+            self.turn(number, control);
             if self.turns.is_empty() || start.elapsed() >= TURNS_TIME {
                 break;
             }
         }
-        self.notify(last)?;
+        self.notify(last);
         if sigbus::take_hit() {
-            self.close_truncated()?;
+            self.close_truncated();
         }
-        Ok(())
     }
 
-    fn turn(&mut self, number: usize, control: bool) -> Result<(), Fatal> {
+    fn turn(&mut self, number: usize, control: bool) {
         let Some(session) = self.sessions.get_mut(number) else {
-            return Ok(());
+            return;
         };
         let mut turn = Ok(Turn::Again);
         if control {
@@ -194,7 +191,7 @@ impl EventLoop {
             }
         }
         let Some(session) = self.sessions.get_mut(number) else {
-            return Ok(());
+            return;
         };
         // A flood of messages must not keep the transfer from going on, and with it the bus.
         let more_control = matches!(turn, Ok(Turn::Control));
@@ -209,7 +206,7 @@ impl EventLoop {
             .for_each(|bus| bus.forget_promise(number));
         self.wake_waiters();
         let Some(session) = self.sessions.get_mut(number) else {
-            return Ok(());
+            return;
         };
         match turn {
             Ok(Turn::Idle) => (),
@@ -227,39 +224,35 @@ impl EventLoop {
         if more_control {
             self.turns.queue_again(number, true);
         }
-        Ok(())
     }
 
-    fn notify(&mut self, number: Option<usize>) -> Result<(), Fatal> {
+    fn notify(&mut self, number: Option<usize>) {
         let Some(number) = number else {
-            return Ok(());
+            return;
         };
         let notified = self.sessions.get_mut(number).map(Session::notify);
-        match notified {
-            Some(Err(error)) => self.close(number, &error),
-            Some(Ok(())) | None => Ok(()),
+        if let Some(Err(error)) = notified {
+            self.close(number, &error);
         }
     }
 
-    fn close(&mut self, number: usize, error: &SessionError) -> Result<(), Fatal> {
+    fn close(&mut self, number: usize, error: &SessionError) {
         if let Some(session) = self.sessions.get_mut(number) {
-            let closed = session.close(error, &mut self.shared).map_err(fatal)?;
+            let closed = session.close(error, &mut self.shared);
             self.connected = self.connected.saturating_sub(usize::from(closed));
             if let Some(at) = session.listen_at {
                 self.arm(at);
             }
         }
         self.wake_waiters();
-        Ok(())
     }
 
-    fn close_truncated(&mut self) -> Result<(), Fatal> {
+    fn close_truncated(&mut self) {
         for number in 0..self.sessions.len() {
             if self.sessions.get(number).is_some_and(Session::is_truncated) {
-                self.close(number, &SessionError::Truncated)?;
+                self.close(number, &SessionError::Truncated);
             }
         }
-        Ok(())
     }
 
     fn wake_waiters(&mut self) {
@@ -297,11 +290,11 @@ impl EventLoop {
     }
 
     /// The timer went off: whoever's moment has come gets its due, and the next moment is set.
-    fn expire(&mut self) -> Result<(), Fatal> {
+    fn expire(&mut self) {
         self.armed = None;
         let now = Instant::now();
         for number in 0..self.sessions.len() {
-            self.expire_session(number, now)?;
+            self.expire_session(number, now);
         }
         for _ in 0..self.sleepers.len() {
             self.wake_sleeper(now);
@@ -313,7 +306,6 @@ impl EventLoop {
         if let Some(at) = self.ends_at {
             self.arm(at);
         }
-        Ok(())
     }
 
     /// Takes the first sleeper, who gets its turn, goes on sleeping at the end of the queue, or was
@@ -333,24 +325,23 @@ impl EventLoop {
         }
     }
 
-    fn expire_session(&mut self, number: usize, now: Instant) -> Result<(), Fatal> {
+    fn expire_session(&mut self, number: usize, now: Instant) {
         let Some(session) = self.sessions.get_mut(number) else {
-            return Ok(());
+            return;
         };
         if session.deadline().is_some_and(|at| at <= now) {
-            self.close(number, &SessionError::Silent)?;
+            self.close(number, &SessionError::Silent);
         }
         let Some(session) = self.sessions.get_mut(number) else {
-            return Ok(());
+            return;
         };
         if session.listen_at.take_if(|at| *at <= now).is_some() {
-            session.listen(&self.shared.poller).map_err(fatal)?;
+            session.listen(&self.shared.poller, true);
         }
         let next = [session.deadline(), session.listen_at];
         for at in next.into_iter().flatten() {
             self.arm(at);
         }
-        Ok(())
     }
 
     /// A signal asks for the end: nobody new is let in, and what is on the wire may come to its
@@ -380,8 +371,7 @@ impl EventLoop {
     fn end(mut self) {
         for session in &mut self.sessions {
             session.stop_listening(&self.shared.poller);
-            // Without a listener there is nothing to register, and so nothing to fail.
-            let _ = session.close(&SessionError::Disconnected, &mut self.shared);
+            session.close(&SessionError::Disconnected, &mut self.shared);
         }
         self.shared.buses.iter_mut().for_each(Bus::release_all);
     }

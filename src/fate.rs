@@ -143,6 +143,8 @@ pub enum SessionError {
     Fds(&'static str),
     /// It sent an fd that must not be closed, since that could wait for ever.
     Flush,
+    /// The kernel does not take what it brought, to close it: too many files are in flight.
+    Uncollected,
     /// Silent for a second in the middle of a message.
     Silent,
     /// It does not read its replies.
@@ -167,6 +169,7 @@ impl fmt::Display for SessionError {
                 f,
                 "fd of a file whose close may wait (FUSE, a network file system): left open"
             ),
+            Self::Uncollected => write!(f, "too many files of this user are in flight"),
             Self::Silent => write!(f, "silent in the middle of a message"),
             Self::RepliesUnread => write!(f, "front-end does not read its replies"),
             Self::CallBlocked => write!(f, "call eventfd is full and blocking"),

@@ -17,7 +17,7 @@ use crate::kind;
 /// `vhost_user_msg_header`: request code, flags, size of the body, all u32.
 const HEADER_LEN: usize = 12;
 /// Most bytes of a body, as the `vhost` crate has it: a GET_CONFIG of the whole config space.
-const MAX_BODY_LEN: u32 = 4096;
+const MAX_BODY_LEN: usize = 4096;
 /// Most fds with a message: one for each region of a memory table.
 const MAX_FDS: usize = 32;
 /// Bytes of replies that may be unread when another message is handled. Even after a longest reply
@@ -128,10 +128,12 @@ pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionErro
         };
     }
     let (request, body_len) = check(&header)?;
-    if queued < HEADER_LEN.saturating_add(body_len) {
+    let len = HEADER_LEN.saturating_add(body_len);
+    if queued < len {
         return Ok(Queued::Part);
     }
     if with_fds {
+        check_place(fd, len, held)?;
         check_fds(fd, held)?;
     }
     if count(fd, libc::TIOCOUTQ)? > MAX_UNREAD {
@@ -151,11 +153,22 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
     if flags & VERSION_MASK != VERSION || flags & !(VERSION_MASK | FLAG_NEED_REPLY) != 0 {
         return Err(SessionError::Message(code, "wrong version or flags"));
     }
-    if size > MAX_BODY_LEN {
+    let body_len = usize::try_from(size).unwrap_or(usize::MAX);
+    if body_len > MAX_BODY_LEN {
         return Err(SessionError::Message(code, "body too long"));
     }
-    let body_len = usize::try_from(size).unwrap_or(usize::MAX);
     Ok((request, body_len))
+}
+
+/// Refuses a message of `len` bytes with fds in front of its end: a peek stops behind the bytes that
+/// the first fds came with. Others would be closed unseen, when the rest is read.
+fn check_place(fd: RawFd, len: usize, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
+    let mut message = [0; HEADER_LEN + MAX_BODY_LEN];
+    let message = message.get_mut(..len).unwrap_or_default();
+    match peek(fd, message, 0, held)? {
+        Some((peeked, _)) if peeked < len => Err(SessionError::Fds("in the middle of a message")),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Looks at the fds that are queued: more than the `vhost` crate has room for would make it lose its
@@ -182,13 +195,13 @@ fn check_fds(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
     ))
 }
 
-/// Copies what is at the front of the queue, and duplicates the fds that come with it, up to `room`
+/// Copies what is at the front of the queue into `bytes`, and duplicates the fds that come with it, up to `room`
 /// of them, in place of those in `held`. Gives the number of bytes, 0 at the end of the stream, and
 /// whether there are fds that it had no room for; `None` if nothing is queued.
 #[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
 fn peek(
     fd: RawFd,
-    header: &mut [u8; HEADER_LEN],
+    bytes: &mut [u8],
     room: usize,
     held: &mut Vec<OwnedFd>,
 ) -> Result<Option<(usize, bool)>, SessionError> {
@@ -200,8 +213,8 @@ fn peek(
             .saturating_add(CMSGHDR_LEN),
     };
     let mut part = libc::iovec {
-        iov_base: header.as_mut_ptr().cast(),
-        iov_len: HEADER_LEN,
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
     };
     // SAFETY: all-zero bytes are a valid `msghdr`.
     let mut message: libc::msghdr = unsafe { zeroed() };
@@ -241,6 +254,11 @@ fn fds_in(control: &[u32; CONTROL_LEN]) -> impl Iterator<Item = RawFd> {
     };
     let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
     fds.iter().take(count).map(|fd| fd.cast_signed())
+}
+
+/// Whether nothing is queued on the connection `fd`: fds never come without a byte.
+pub fn is_drained(fd: RawFd) -> bool {
+    count(fd, libc::FIONREAD).is_ok_and(|queued| queued == 0)
 }
 
 /// `FIONREAD` (bytes to read) or `SIOCOUTQ` (bytes that the peer has not read, the same number as

@@ -30,22 +30,31 @@ pub fn close_may_wait(fd: &OwnedFd) -> bool {
     if is_memory(fd) {
         return false;
     }
-    let mut stat = MaybeUninit::<libc::statx>::uninit();
-    let (fd, flags) = (
-        fd.as_raw_fd(),
-        libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC,
-    );
-    // SAFETY: the path is a C string, and the result has room for a `statx`.
-    let result =
-        unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, stat.as_mut_ptr()) };
-    if result < 0 {
+    let Ok((kind, device)) = file_type(fd) else {
         return true;
+    };
+    kind == libc::S_IFREG && device.0 == 0 && Some(&device) != ROOT.get()
+}
+
+/// The file type of `fd`, `S_IFSOCK` and the like, or 0 for an anonymous inode such as an eventfd;
+/// and the device number of its file system.
+///
+/// # Errors
+/// The kernel's.
+pub fn file_type(fd: &impl AsRawFd) -> io::Result<(u32, (u32, u32))> {
+    let mut stat = MaybeUninit::<libc::statx>::uninit();
+    // Without the last flag a FUSE server would be asked.
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let (fd, path, wanted) = (fd.as_raw_fd(), c"".as_ptr(), libc::STATX_TYPE);
+    // SAFETY: the path is a C string, and the result has room for a `statx`.
+    let result = unsafe { libc::statx(fd, path, flags, wanted, stat.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: statx succeeded, so it filled it in.
     let stat = unsafe { stat.assume_init() };
     let device = (stat.stx_dev_major, stat.stx_dev_minor);
-    let is_file = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
-    is_file && device.0 == 0 && Some(&device) != ROOT.get()
+    Ok((u32::from(stat.stx_mode) & libc::S_IFMT, device))
 }
 
 /// Whether `fd` is a file that lives in memory: `F_GET_SEALS` succeeds on shmem (memfd, tmpfs) and
@@ -71,19 +80,25 @@ pub fn huge_page_len(file: &File) -> io::Result<Option<u64>> {
     Ok(is_huge.then(|| u64::try_from(stat.f_bsize).unwrap_or(u64::MAX)))
 }
 
-/// The file type of `file`, `S_IFSOCK` and the like; 0 for an anonymous inode, such as an eventfd.
-///
-/// # Errors
-/// The kernel's.
-pub fn file_type(file: &File) -> io::Result<u32> {
-    Ok(file.metadata()?.mode() & libc::S_IFMT)
-}
-
 /// Whether `file` is one end of a socketpair: a Unix socket whose peer has no name; and `file`
 /// again. A front-end's end of its own connection is none: holding it, we would never see that
 /// connection end.
 pub fn is_socketpair(file: File) -> (bool, File) {
+    // Whose socket it is comes first: asking one of TCP for its peer waits for its lock.
+    if !is_unix_socket(&file) {
+        return (false, file);
+    }
     let socket = UnixStream::from(OwnedFd::from(file));
     let unnamed = socket.peer_addr().is_ok_and(|peer| peer.is_unnamed());
     (unnamed, File::from(OwnedFd::from(socket)))
+}
+
+fn is_unix_socket(file: &File) -> bool {
+    let mut domain: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of_val(&domain)).unwrap_or_default();
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_DOMAIN);
+    let (fd, value) = (file.as_raw_fd(), (&raw mut domain).cast());
+    // SAFETY: `domain` has room for `len` bytes.
+    let result = unsafe { libc::getsockopt(fd, level, option, value, &raw mut len) };
+    result == 0 && domain == libc::AF_UNIX
 }

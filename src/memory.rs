@@ -9,7 +9,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use vm_memory::{
@@ -17,7 +16,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 
-use crate::garbage::Garbage;
+use crate::garbage::throw_away_memory;
 use crate::kind;
 use crate::sigbus::Watch;
 
@@ -85,20 +84,25 @@ pub struct Memory {
     described: Vec<RegionDescription>,
     /// In the order of `described`.
     watches: Vec<Watch>,
-    // Dropped after the regions.
-    garbage: Option<Garbage>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        let files: Vec<RawFd> = self.mapped.iter().filter_map(file_of).collect();
-        self.garbage = Garbage::new(&files);
+        let files: Vec<Arc<File>> = self.mapped.iter().filter_map(file_of).collect();
+        self.mapped = GuestMemoryMmap::default();
+        files.into_iter().for_each(throw_away_unmapped);
     }
 }
 
-fn file_of(region: &GuestRegionMmap) -> Option<RawFd> {
-    let file = region.file_offset()?.file();
-    Some(file.as_raw_fd())
+fn file_of(region: &GuestRegionMmap) -> Option<Arc<File>> {
+    Some(Arc::clone(region.file_offset()?.arc()))
+}
+
+/// Throws away the file of a region, which was the last to share it.
+fn throw_away_unmapped(file: Arc<File>) {
+    Arc::into_inner(file)
+        .into_iter()
+        .for_each(throw_away_memory);
 }
 
 /// A slice of guest memory, valid while the table is borrowed.
@@ -148,10 +152,9 @@ impl Memory {
             .remove_region(region.guest, region.len)
             .map_err(|_| MemoryError::Unknown)?;
         let file = file_of(&removed);
-        let garbage = Garbage::new(file.as_slice());
         self.mapped = mapped;
         drop(removed);
-        drop(garbage);
+        file.into_iter().for_each(throw_away_unmapped);
         self.described.swap_remove(index);
         self.watches.swap_remove(index);
         Ok(())

@@ -96,6 +96,8 @@ const FIONBIO: u32 = 0x5421;
 const PAIR_TYPE: u32 = 0o2_000_001;
 const AF_UNIX: u32 = 1;
 const SHUT_RDWR: u32 = 2;
+const SOL_SOCKET: u32 = 1;
+const SO_DOMAIN: u32 = 39;
 const MSG_NOSIGNAL: u32 = 0x4000;
 const CLOCK_MONOTONIC: u32 = 1;
 const ITIMER_REAL: u32 = 0;
@@ -142,15 +144,16 @@ rules! {
     SYS_ioctl           [is(1, SIOCOUTQ)]                               "gate::count";
     SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "session::handle";
     SYS_shutdown        [is(1, SHUT_RDWR)]                              "listener::hang_up";
-    SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "garbage::new";
-    SYS_close           []                                              "session::put_away";
+    SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "garbage::collect";
+    SYS_close           []                                              "garbage::collect";
 
     // What its fds are, and its memory.
     SYS_fcntl           [is(1, F_GET_SEALS)]                            "kind::is_memory";
-    SYS_statx           [masked(2, AT_EMPTY_PATH, AT_EMPTY_PATH)]       "kind::close_may_wait";
+    SYS_statx           [masked(2, AT_EMPTY_PATH, AT_EMPTY_PATH)]       "kind::file_type";
     #[cfg(target_env = "musl")]
-    SYS_fstat           []                                              "kind::file_type";
+    SYS_fstat           []                                              "memory::check_file";
     SYS_fstatfs         []                                              "kind::huge_page_len";
+    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "kind::is_socketpair";
     SYS_getpeername     []                                              "kind::is_socketpair";
     SYS_mmap            [NOT_EXECUTABLE]                                "memory::add";
     SYS_munmap          []                                              "memory::remove";
@@ -166,6 +169,9 @@ rules! {
     // Lines on stderr.
     #[cfg(target_arch = "x86_64")]
     SYS_poll            [is(1, 1), is(2, 0)]                            "log::is_writable";
+    // A poll that finds nothing while a stop or a freeze is pending goes on by this.
+    #[cfg(target_arch = "x86_64")]
+    SYS_restart_syscall []                                              "log::is_writable";
     #[cfg(not(target_arch = "x86_64"))]
     SYS_ppoll           [is(1, 1)]                                      "log::is_writable";
 
@@ -187,7 +193,7 @@ rules! {
     SYS_rt_sigaction    [is(0, SIGBUS)]                                 "sigbus::on_sigbus";
 
     // Debug builds check each fd that they close.
-    SYS_fcntl           [is(1, F_GETFD)]                                "session::put_away";
+    SYS_fcntl           [is(1, F_GETFD)]                                "garbage::collect";
 }
 
 /// What the daemon and the C library's loader need before the filter is there, in addition.

@@ -6,7 +6,7 @@
 //! Invariant: every fd of a front-end belongs to its `Connection`. Called by `event_loop`.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,9 @@ use vhost::vhost_user::{self, BackendReqHandler};
 use crate::backend::Backend;
 use crate::epoll::{Poller, Token};
 use crate::fate::SessionError;
-use crate::garbage::Garbage;
+use crate::garbage;
 use crate::gate::{self, Queued, Request};
+use crate::kind;
 use crate::listener::{Listener, hang_up};
 use crate::log;
 use crate::requestq::{Grant, Requestq, Shared, Turn};
@@ -26,10 +27,14 @@ use crate::watchdog;
 const SILENCE: Duration = Duration::from_secs(1);
 /// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
 const MAX_LEFT_OPEN: u32 = 16;
+/// Things of a guest that may wait for the kernel to take them before the guest is refused.
+const MAX_LEFT: usize = 32;
 /// How long a socket rests after a front-end's eventfd had blocked, for the first time; each
 /// further time it is twice as long, up to `MAX_PENALTY`.
 const PENALTY: Duration = Duration::from_secs(1);
 const MAX_PENALTY: Duration = Duration::from_secs(64);
+/// How long a socket rests where the host lacks something.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Messages handled before others get their turn.
 const MESSAGES_PER_TURN: u32 = 16;
 
@@ -43,23 +48,37 @@ struct Connection {
     hung_up: bool,
 }
 
-/// Ends `socket`, closing `owner`, which has it, without waiting for what that may mean for what a
-/// front-end brought (`held`) or still has queued.
-fn put_away(owner: impl Sized, socket: RawFd, held: Vec<OwnedFd>, poller: &Poller) {
-    // The last close, which would remove it, is not ours.
-    poller.remove(socket);
-    let others = held.iter().map(AsRawFd::as_raw_fd);
-    let fds: Vec<RawFd> = [socket].into_iter().chain(others).collect();
-    let garbage = Garbage::new(&fds);
-    // The other side sees the end now, whenever the kernel gets to it.
-    hang_up(socket);
-    drop((owner, held));
-    drop(garbage);
+impl Connection {
+    /// Closes it, without waiting for what that may mean for what the front-end brought or still
+    /// has queued.
+    fn end(self, poller: &Poller) {
+        let fd = self.handler.as_raw_fd();
+        // The last close, which would remove it, is not ours.
+        poller.remove(fd);
+        // The front-end sees the end now, whenever the kernel gets to it.
+        hang_up(fd);
+        self.backend.clear();
+        // With nothing in its queue, which takes nothing any more, its close is quick.
+        if !gate::is_drained(fd) {
+            garbage::throw_away(self.handler);
+        }
+        self.held.into_iter().for_each(throw_away);
+        garbage::collect();
+    }
+}
+
+fn throw_away(fd: OwnedFd) {
+    if kind::is_memory(&fd) {
+        garbage::throw_away_memory(fd.into());
+    } else {
+        garbage::throw_away(fd);
+    }
 }
 
 /// One guest's socket and what is behind it.
 pub struct Session {
     number: u32,
+    index: usize,
     listener: Option<Listener>,
     connection: Option<Connection>,
     requestq: Requestq,
@@ -69,7 +88,7 @@ pub struct Session {
     penalty: Duration,
     /// When the next turn is due without an event.
     pub wake_at: Option<Instant>,
-    /// When the socket is to listen again, after the host had no fd for a connection.
+    /// When the socket, which rests, is to listen again.
     pub listen_at: Option<Instant>,
 }
 
@@ -85,8 +104,10 @@ impl Session {
         poller: &Poller,
     ) -> std::io::Result<Self> {
         let index = usize::try_from(number).unwrap_or(usize::MAX);
+        poller.add_listener(listener.as_raw_fd(), Token::Listener(number))?;
         let session = Self {
             number,
+            index,
             listener: Some(listener),
             connection: None,
             requestq: Requestq::new(index, grant),
@@ -95,18 +116,15 @@ impl Session {
             wake_at: None,
             listen_at: None,
         };
-        session.listen(poller)?;
+        session.listen(poller, true);
         Ok(session)
     }
 
-    /// Waits for a front-end.
-    ///
-    /// # Errors
-    /// The kernel refused the registration.
-    pub fn listen(&self, poller: &Poller) -> std::io::Result<()> {
-        match &self.listener {
-            Some(listener) => poller.add_level(listener.as_raw_fd(), Token::Listener(self.number)),
-            None => Ok(()),
+    /// Waits for a front-end, or does not.
+    pub fn listen(&self, poller: &Poller, listening: bool) {
+        if let Some(listener) = &self.listener {
+            let token = Token::Listener(self.number);
+            poller.set_listening(listener.as_raw_fd(), token, listening);
         }
     }
 
@@ -114,12 +132,15 @@ impl Session {
     /// one.
     ///
     /// # Errors
-    /// The host could not take the connection; the socket does not listen until
-    /// [`Session::listen`].
+    /// The host could not take the connection: [`Session::close`] has the socket rest.
     pub fn accept(&mut self, poller: &Poller) -> Result<bool, SessionError> {
         let Some(listener) = self.listener.as_ref().filter(|_| self.connection.is_none()) else {
             return Ok(false);
         };
+        // What the last ones brought is still ours.
+        if garbage::left_by(self.index) > MAX_LEFT {
+            return Err(SessionError::Uncollected);
+        }
         let accepted = listener.accept();
         if let Err(error) = &accepted
             && [
@@ -131,11 +152,14 @@ impl Session {
         {
             return Ok(false);
         }
-        poller.remove(listener.as_raw_fd());
         let stream = accepted.map_err(SessionError::Host)?;
-        poller
-            .add_edge(stream.as_raw_fd(), Token::Connection(self.number))
-            .map_err(SessionError::Host)?;
+        self.listen(poller, false);
+        let token = Token::Connection(self.number);
+        if let Err(error) = poller.add_edge(stream.as_raw_fd(), token) {
+            hang_up(stream.as_raw_fd());
+            garbage::throw_away(stream);
+            return Err(SessionError::Host(error));
+        }
         let backend = Backend::new(self.number, self.requestq.grant.config, poller.clone())?;
         #[expect(
             clippy::arc_with_non_send_sync,
@@ -152,12 +176,14 @@ impl Session {
         Ok(true)
     }
 
-    /// Stops listening for good.
+    /// Stops listening for good. Those who wait in vain may have sent files already.
     pub fn stop_listening(&mut self, poller: &Poller) {
+        garbage::set_owner(self.index);
         self.listen_at = None;
         if let Some(listener) = self.listener.take() {
-            let fd = listener.as_raw_fd();
-            put_away(listener, fd, Vec::new(), poller);
+            poller.remove(listener.as_raw_fd());
+            hang_up(listener.as_raw_fd());
+            garbage::throw_away(listener);
         }
     }
 
@@ -178,6 +204,7 @@ impl Session {
     /// # Errors
     /// The connection must end.
     pub fn control(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
+        garbage::set_owner(self.index);
         for _ in 0..MESSAGES_PER_TURN {
             let Some(connection) = &mut self.connection else {
                 return Ok(Turn::Idle);
@@ -248,9 +275,13 @@ impl Session {
             return Ok(());
         };
         connection.handler.handle_request().map_err(fate)?;
-        // The fds of a message that was accepted are in use: none of these is the last.
-        connection.held.clear();
-        Ok(())
+        // Those that an accepted message should not have had were closed by the `vhost` crate:
+        // these are the last.
+        connection.held.drain(..).for_each(throw_away);
+        if garbage::collect() || garbage::left_by(self.index) <= MAX_LEFT {
+            return Ok(());
+        }
+        Err(SessionError::Uncollected)
     }
 
     /// Makes one step: of the request on the way, or to the next one.
@@ -298,24 +329,24 @@ impl Session {
         self.requestq.is_active()
     }
 
-    /// Ends the connection, if there is one, because of `error`, and listens again. Returns whether
-    /// there was one.
-    ///
-    /// # Errors
-    /// The kernel refused the registration.
-    pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> std::io::Result<bool> {
+    /// Ends the connection, if there is one, because of `error`, and listens again, at once or after
+    /// a rest. Returns whether there was one.
+    pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> bool {
+        garbage::set_owner(self.index);
         if !matches!(error, SessionError::Disconnected) {
             self.requestq.log(format_args!("connection ended: {error}"));
         }
         self.wake_at = None;
-        let Some(mut connection) = self.connection.take() else {
-            return Ok(false);
+        self.listen_at = self
+            .rest(error)
+            .and_then(|rest| Instant::now().checked_add(rest));
+        self.listen(&shared.poller, self.listen_at.is_none());
+        let Some(connection) = self.connection.take() else {
+            return false;
         };
         // It ends anyway: an eventfd that blocks has done so for the last time.
         let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
-        let held = std::mem::take(&mut connection.held);
-        let socket = connection.handler.as_raw_fd();
-        put_away(connection, socket, held, &shared.poller);
+        connection.end(&shared.poller);
         if matches!(error, SessionError::Flush) {
             self.left_open = self.left_open.saturating_add(1);
             if self.left_open > MAX_LEFT_OPEN {
@@ -326,14 +357,29 @@ impl Session {
                 self.stop_listening(&shared.poller);
             }
         }
-        if matches!(error, SessionError::CallBlocked) {
-            // Each such connection costs all guests a tick of the watchdog.
-            watchdog::hasten();
-            self.listen_at = Instant::now().checked_add(self.penalty);
-            self.penalty = self.penalty.saturating_mul(2).min(MAX_PENALTY);
-            return Ok(true);
+        true
+    }
+
+    /// How long the socket rests after a connection ended with `error`.
+    fn rest(&mut self, error: &SessionError) -> Option<Duration> {
+        match error {
+            SessionError::CallBlocked => {
+                // Each such connection costs all guests a tick of the watchdog.
+                watchdog::hasten();
+                let rest = self.penalty;
+                self.penalty = rest.saturating_mul(2).min(MAX_PENALTY);
+                Some(rest)
+            }
+            SessionError::Host(_) | SessionError::Uncollected => Some(PAUSE),
+            SessionError::Disconnected
+            | SessionError::Message(..)
+            | SessionError::Fds(_)
+            | SessionError::Flush
+            | SessionError::Silent
+            | SessionError::RepliesUnread
+            | SessionError::Truncated
+            | SessionError::Vhost(_) => None,
         }
-        self.listen(&shared.poller).map(|()| true)
     }
 }
 

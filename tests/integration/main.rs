@@ -8,6 +8,7 @@ mod rig;
 
 mod allocations;
 mod cli;
+mod closing;
 mod config;
 mod delays;
 mod errors;

@@ -11,6 +11,7 @@
 pub mod ask;
 pub mod daemon;
 pub mod frontend;
+pub mod fuse;
 pub mod host;
 pub mod kernel_rules;
 pub mod memory;
@@ -23,6 +24,7 @@ pub mod request;
 pub mod ring;
 pub mod setup;
 mod spidev;
+pub mod stall;
 pub mod sys;
 mod ticker;
 pub mod virtio;
