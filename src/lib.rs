@@ -42,7 +42,7 @@
 //! | [`request`], [`vring`], [`chain`], [`memory`], [`sigbus`] | requests, rings, guest memory |
 //! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
 //! | [`sandbox`], [`seccomp`], [`way_out`], [`signals`] | confinement and the end |
-//! | [`listener`], [`epoll`], [`watchdog`], [`log`], [`cli`], [`config`], [`fate`] | sockets, fds, time, text |
+//! | [`listener`], [`epoll`], [`garbage`], [`watchdog`], [`log`], [`cli`], [`config`], [`fate`] | sockets, fds, time, text |
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
 #![cfg_attr(
