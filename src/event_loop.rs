@@ -33,7 +33,7 @@ const TURNS: usize = 64;
 /// Most time between two looks for events, in which no further turn begins.
 const TURNS_TIME: Duration = Duration::from_millis(1);
 /// How long until the kernel is asked again to take what it did not take.
-const RETRY: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Everything that the daemon runs on.
 pub struct EventLoop {
@@ -108,14 +108,23 @@ impl EventLoop {
             }
             self.serve();
             self.keep_deadlines();
-            if !garbage::collect()
-                && let Some(at) = Instant::now().checked_add(RETRY)
-            {
-                self.arm(at);
-            }
+            self.collect();
             if self.is_over() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Has the kernel take what was thrown away, now or a little later.
+    fn collect(&mut self) {
+        if garbage::collect() {
+            for (number, session) in self.sessions.iter_mut().enumerate() {
+                if session.take_held_up() {
+                    self.turns.queue(number, true);
+                }
+            }
+        } else if let Some(at) = Instant::now().checked_add(RETRY) {
+            self.arm(at);
         }
     }
 

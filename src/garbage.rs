@@ -13,8 +13,8 @@
 //!
 //! The kernel counts such files for each user, and refuses more than the process may have open
 //! (`ETOOMANYREFS`): a front-end of the same user can bring that about. Then memory is closed here,
-//! which takes long but comes to an end; all else stays open until the kernel takes it, and a
-//! session that has too much of it ends.
+//! which takes long but comes to an end; all else stays open until the kernel takes it, and
+//! the messages of a session that has much of it wait.
 //!
 //! This cannot help where every close waits, not the last one alone: see `gate`.
 

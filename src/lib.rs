@@ -31,13 +31,13 @@
 //! | [`daemon`] | from the command line to all that the loop runs on |
 //! | [`event_loop`], [`turns`] | events, deadlines; whose turn it is |
 //! | [`session`], [`requestq`] | one guest: its socket and messages; its requests |
-//! | [`backend`], [`gate`], [`kind`], [`garbage`] | vhost-user messages: what each does; whether one may be read; what its fds are, and their end |
+//! | [`backend`], [`gate`] | vhost-user messages: what each does; whether one may be read |
 //! | [`bus`], [`hold`], [`transfer`] | who has the controller; one request on its way over the wire |
 //! | [`device`], [`loopback`], [`probe`], [`message`], [`spidev`] | chip selects: what they may be asked, how they do it |
 //! | [`request`], [`vring`], [`chain`], [`memory`], [`sigbus`] | requests, rings, guest memory |
 //! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
 //! | [`sandbox`], [`landlock`], [`seccomp`], [`bpf`], [`way_out`], [`signals`] | confinement and the end |
-//! | [`listener`], [`epoll`], [`watchdog`], [`log`], [`cli`], [`config`], [`fate`] | sockets, fds, time, text |
+//! | [`listener`], [`epoll`], [`garbage`], [`kind`], [`watchdog`], [`log`], [`cli`], [`config`], [`fate`] | sockets, fds and their end, time, text |
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
 #![cfg_attr(

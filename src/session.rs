@@ -27,7 +27,7 @@ use crate::watchdog;
 const SILENCE: Duration = Duration::from_secs(1);
 /// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
 const MAX_LEFT_OPEN: u32 = 16;
-/// Things of a guest that may wait for the kernel to take them before the guest is refused.
+/// Things of a guest that may wait for the kernel to take them before its messages wait as well.
 const MAX_LEFT: usize = 32;
 /// How long a socket rests after a front-end's eventfd had blocked, for the first time; each
 /// further time it is twice as long, up to `MAX_PENALTY`.
@@ -82,6 +82,8 @@ pub struct Session {
     listener: Option<Listener>,
     connection: Option<Connection>,
     requestq: Requestq,
+    /// Its messages wait for the kernel to take what was thrown away.
+    held_up: bool,
     /// Fds of this socket's front-ends that had to be left open.
     left_open: u32,
     /// How long the socket rests when its front-end's eventfd blocks again.
@@ -111,6 +113,7 @@ impl Session {
             listener: Some(listener),
             connection: None,
             requestq: Requestq::new(index, grant),
+            held_up: false,
             left_open: 0,
             penalty: PENALTY,
             wake_at: None,
@@ -206,6 +209,10 @@ impl Session {
     pub fn control(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
         garbage::set_owner(self.index);
         for _ in 0..MESSAGES_PER_TURN {
+            if garbage::left_by(self.index) > MAX_LEFT {
+                self.held_up = true;
+                return Ok(Turn::Again);
+            }
             let Some(connection) = &mut self.connection else {
                 return Ok(Turn::Idle);
             };
@@ -278,10 +285,8 @@ impl Session {
         // Those that an accepted message should not have had were closed by the `vhost` crate:
         // these are the last.
         connection.held.drain(..).for_each(throw_away);
-        if garbage::collect() || garbage::left_by(self.index) <= MAX_LEFT {
-            return Ok(());
-        }
-        Err(SessionError::Uncollected)
+        garbage::collect();
+        Ok(())
     }
 
     /// Makes one step: of the request on the way, or to the next one.
@@ -293,6 +298,11 @@ impl Session {
             Some(connection) => self.requestq.turn(&mut connection.backend.guest(), shared),
             None => Ok(Turn::Idle),
         }
+    }
+
+    /// Whether messages waited for the kernel to take what was thrown away.
+    pub fn take_held_up(&mut self) -> bool {
+        std::mem::take(&mut self.held_up)
     }
 
     /// Whether the guest's memory was truncated.
