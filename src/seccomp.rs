@@ -163,9 +163,6 @@ rules! {
     SYS_madvise         []                                              "session::accept";
 
     // Lines on stderr.
-    #[cfg(target_arch = "x86_64")]
-    SYS_poll            [is(1, 1), is(2, 0)]                            "log::is_writable";
-    #[cfg(not(target_arch = "x86_64"))]
     SYS_ppoll           [is(1, 1)]                                      "log::is_writable";
 
     // The end.
@@ -233,6 +230,8 @@ const STARTUP: &[&str] = &[
     "arch_prctl",
     #[cfg(target_arch = "x86_64")]
     "open",
+    #[cfg(target_arch = "x86_64")]
+    "poll",
     #[cfg(target_arch = "x86_64")]
     "readlink",
     #[cfg(target_arch = "x86_64")]
