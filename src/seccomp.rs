@@ -193,6 +193,7 @@ const STARTUP: &[&str] = &[
     "clock_nanosleep",
     "close_range",
     "connect",
+    "dup",
     "epoll_create1",
     "execve",
     "flock",
