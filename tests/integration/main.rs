@@ -9,6 +9,7 @@ mod rig;
 mod allocations;
 mod cli;
 mod config;
+mod confinement;
 mod delays;
 mod errors;
 mod guests;
