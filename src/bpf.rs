@@ -4,8 +4,10 @@
 
 use libc::sock_filter;
 
-/// A test on one argument, on its lower 32 bits: `argument & mask == value`. All arguments that are
-/// tested are ints, of which the kernel looks at no more.
+/// A test on one argument, on its lower 32 bits: `argument & mask == value`. The arguments that are
+/// tested are ints, of which the kernel looks at no more. Two are longer: `mmap()`'s protection,
+/// whose bits are all in the lower half, and `read()`'s count, whose upper half makes no file
+/// readable that is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Condition {
     /// Which argument, from 0 on.

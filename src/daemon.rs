@@ -194,7 +194,7 @@ pub fn bind(config: &Config) -> Result<Vec<Listener>, Fatal> {
                 files.push(file);
             }
             Err(error) => {
-                files.iter().for_each(SocketFile::remove);
+                way_out::remove(&files);
                 return Err(error);
             }
         }

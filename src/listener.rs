@@ -34,6 +34,7 @@ pub struct Listener {
 pub struct SocketFile {
     directory: OwnedFd,
     name: CString,
+    path: PathBuf,
     device: u64,
     inode: u64,
 }
@@ -63,7 +64,7 @@ impl Listener {
         clear_the_way(path, &shown)?;
         let socket = bind(path).map_err(cannot)?;
         socket.set_nonblocking(true).map_err(cannot)?;
-        let file = SocketFile::new(directory, name).map_err(cannot)?;
+        let file = SocketFile::new(directory, name, path).map_err(cannot)?;
         let path = path.to_owned();
         Ok((Self { socket, path }, file))
     }
@@ -153,12 +154,13 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 impl SocketFile {
-    fn new(directory: File, name: CString) -> io::Result<Self> {
+    fn new(directory: File, name: CString, path: &Path) -> io::Result<Self> {
         directory.unlock()?;
         let directory = OwnedFd::from(directory);
         let mut file = Self {
             directory,
             name,
+            path: path.to_owned(),
             device: 0,
             inode: 0,
         };
@@ -190,15 +192,33 @@ impl SocketFile {
         Ok((stat.st_dev, stat.st_ino))
     }
 
+    /// Where it was made.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Removes the socket, if what has its name is still it.
-    pub fn remove(&self) {
-        if self
-            .stat()
-            .is_ok_and(|found| found == (self.device, self.inode))
-        {
-            // SAFETY: the name is a C string. If it fails there is nothing left to do about it.
-            unsafe { libc::unlinkat(self.directory.as_raw_fd(), self.name.as_ptr(), 0) };
+    ///
+    /// # Errors
+    /// It is still there: a directory of somebody else's, without the capability to write to it.
+    pub fn remove(&self) -> io::Result<()> {
+        let removed = self.stat().and_then(|found| {
+            let ours = found == (self.device, self.inode);
+            if ours { self.unlink() } else { Ok(()) }
+        });
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    fn unlink(&self) -> io::Result<()> {
+        // SAFETY: the name is a C string.
+        let result = unsafe { libc::unlinkat(self.directory.as_raw_fd(), self.name.as_ptr(), 0) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 }
 
@@ -215,7 +235,7 @@ mod tests {
         assert_eq!(listener.path(), path);
         let mode = std::fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o600);
-        file.remove();
+        file.remove().unwrap();
         assert!(!path.exists());
     }
 
@@ -226,7 +246,7 @@ mod tests {
         let (_listener, file) = Listener::create(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
-        file.remove();
+        file.remove().unwrap();
         assert!(path.exists());
     }
 }

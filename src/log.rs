@@ -62,8 +62,15 @@ fn is_writable() -> bool {
         events: libc::POLLOUT,
         revents: 0,
     };
-    // SAFETY: one pollfd, alive; a time-out of 0 never waits.
-    unsafe { libc::poll(&raw mut fd, 1, 0) > 0 && fd.revents & libc::POLLOUT != 0 }
+    let at_once = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // Not poll(): stopped or frozen within it, the kernel goes on by restart_syscall(), even where
+    // nothing is waited for.
+    // SAFETY: one pollfd and the time-out, both alive; no signal mask is asked for.
+    let ready = unsafe { libc::ppoll(&raw mut fd, 1, &raw const at_once, std::ptr::null()) };
+    ready > 0 && fd.revents & libc::POLLOUT != 0
 }
 
 /// Lets through ten lines in ten seconds.

@@ -7,6 +7,7 @@
 
 use std::os::fd::RawFd;
 use std::panic;
+use std::process;
 use std::sync::OnceLock;
 
 use crate::listener::SocketFile;
@@ -27,7 +28,8 @@ pub fn set_sockets(sockets: Vec<SocketFile>) {
     let _ = SOCKETS.set(sockets);
 }
 
-/// Has panics undo what is written down.
+/// Has panics undo what is written down, and end the process: unwinding, which debug builds would
+/// go on with, needs system calls that the filter does not allow.
 pub fn install() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -35,6 +37,7 @@ pub fn install() {
         log::line(format_args!("internal error at {place}"));
         restore_devices();
         remove_sockets();
+        process::abort();
     }));
 }
 
@@ -50,11 +53,17 @@ pub fn fds() -> (Vec<RawFd>, Vec<RawFd>) {
 
 /// Removes the sockets that this process made.
 pub fn remove_sockets() {
-    SOCKETS
-        .get()
-        .into_iter()
-        .flatten()
-        .for_each(SocketFile::remove);
+    remove(SOCKETS.get().into_iter().flatten());
+}
+
+/// Removes `sockets`, and says which of them stay.
+pub fn remove<'s>(sockets: impl IntoIterator<Item = &'s SocketFile>) {
+    for socket in sockets {
+        if let Err(error) = socket.remove() {
+            let path = socket.path().display();
+            log::line(format_args!("socket '{path}' stays: {error}"));
+        }
+    }
 }
 
 /// Writing the mode also releases chip select.

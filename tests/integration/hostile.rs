@@ -142,6 +142,8 @@ fn socket_without_an_fd_for_a_connection_listens_again_when_there_is_one() {
         };
         assert_eq!(set, 0);
     };
+    // Answered only after the daemon has set its own limit.
+    Raw::connect(&daemon.socket(1)).ask(raw::GET_FEATURES, &[]);
     limit(3);
     let refused = daemon::connect(&daemon.socket(0));
     daemon.wait_line(&["guest 0", "Too many open files"]);

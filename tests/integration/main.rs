@@ -10,6 +10,7 @@ mod allocations;
 mod cli;
 mod closing;
 mod config;
+mod confinement;
 mod delays;
 mod errors;
 mod guests;

@@ -127,6 +127,8 @@ fn fds_may_be_as_many_as_the_guests_can_need() {
         .device("/dev/spidev0.0")
         .before_exec(lower)
         .start();
+    // Answered only after all stages.
+    Raw::connect(&daemon.socket(0)).ask(raw::GET_FEATURES, &[]);
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
     let line = limits.lines().find(|l| l.starts_with("Max open files"));
     let numbers: Vec<&str> = line.unwrap().split_whitespace().skip(3).take(2).collect();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
 /// The daemon's system calls by name while `work` is done.
-fn counted(daemon: &Daemon, work: impl FnOnce()) -> BTreeMap<String, usize> {
+pub fn counted(daemon: &Daemon, work: impl FnOnce()) -> BTreeMap<String, usize> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("calls");
     let mut strace = Command::new("strace")

@@ -29,6 +29,19 @@ pub enum When {
     AfterWire,
 }
 
+/// What becomes of Landlock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landlock {
+    /// It is as the kernel below has it.
+    Kernel,
+    /// There is none.
+    Absent,
+    /// It is there, and refuses.
+    Refuses,
+    /// Asking for it takes until something else is said.
+    Waits,
+}
+
 pub(super) enum Fault {
     Errno(When, i32),
     Wait(Duration),
@@ -79,6 +92,7 @@ pub(super) struct State {
     pub(super) align: u32,
     pub(super) real_time: bool,
     pub(super) sysfs: bool,
+    pub(super) landlock: Landlock,
     pub(super) controllers: BTreeMap<u32, Controller>,
     pub(super) busy: Vec<u32>,
     pub(super) nodes: BTreeMap<Id, Node>,
@@ -141,6 +155,7 @@ impl Host {
             align: 8,
             real_time: false,
             sysfs: true,
+            landlock: Landlock::Kernel,
             controllers: BTreeMap::new(),
             busy: Vec::new(),
             nodes: BTreeMap::new(),
@@ -181,6 +196,17 @@ impl Host {
     pub fn without_sysfs(self) -> Self {
         self.state().sysfs = false;
         self
+    }
+
+    /// Says what becomes of Landlock.
+    pub fn landlock(self, landlock: Landlock) -> Self {
+        self.set_landlock(landlock);
+        self
+    }
+
+    /// Says it while a daemon is starting.
+    pub fn set_landlock(&self, landlock: Landlock) {
+        self.state().landlock = landlock;
     }
 
     /// Makes messages take their wire time.

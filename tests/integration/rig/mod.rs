@@ -18,6 +18,7 @@ pub mod memory;
 pub mod notify;
 pub mod peer;
 pub mod plug;
+pub mod program;
 pub mod raw;
 pub mod record;
 pub mod request;

@@ -55,7 +55,19 @@ impl Finished {
 /// Runs the daemon with exactly these arguments until it ends.
 #[track_caller]
 pub fn run<A: AsRef<std::ffi::OsStr>>(host: &Host, args: &[A]) -> Finished {
+    run_after(host, args, || Ok(()))
+}
+
+/// The same, with `action` run in the child before the program; only system calls may be made there.
+#[track_caller]
+pub fn run_after<A: AsRef<std::ffi::OsStr>>(
+    host: &Host,
+    args: &[A],
+    action: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+) -> Finished {
     let mut command = Command::new(binary());
+    // SAFETY: the callers promise to make system calls only.
+    unsafe { command.pre_exec(action) };
     command
         .args(args)
         .stdin(Stdio::null())
@@ -98,6 +110,7 @@ pub enum Stderr {
 /// How to start a daemon.
 pub struct Setup<'a> {
     host: &'a Host,
+    program: PathBuf,
     args: Vec<String>,
     guests: usize,
     stderr: Stderr,
@@ -114,6 +127,7 @@ impl<'a> Setup<'a> {
         let (args, before, stderr) = (Vec::new(), Vec::new(), Stderr::Captured);
         Self {
             host,
+            program: binary(),
             args,
             guests: 1,
             stderr,
@@ -123,6 +137,12 @@ impl<'a> Setup<'a> {
             dir: None,
             before,
         }
+    }
+
+    /// Another build of the daemon.
+    pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = program.into();
+        self
     }
 
     /// Adds `--device=DEVICE`.
@@ -171,6 +191,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Puts the sockets there.
+    pub fn in_dir(mut self, dir: Arc<tempfile::TempDir>) -> Self {
+        self.dir = Some(dir);
+        self
+    }
+
     /// Runs `action` in the child before the program; only system calls may be made there.
     pub fn before_exec(
         mut self,
@@ -200,7 +226,7 @@ impl<'a> Setup<'a> {
             )
         });
         let base = dir.path().join("s");
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.program);
         let usual = |base: &str, n: usize| {
             vec![
                 format!("--socket-path={base}"),

@@ -3,7 +3,7 @@
 //! Its invariant: a chip select line changes only where the kernel's core would change it, and every call that concerns
 //! a node leaves exactly one record.
 
-use super::host::{Fault, Host, Id, Passage, State, When};
+use super::host::{Fault, Host, Id, Landlock, Passage, State, When};
 use super::kernel_rules as rules;
 use super::notify::{Answer, Call};
 use super::record::{Kind, Record, Transfer};
@@ -18,6 +18,7 @@ impl Host {
     pub fn answer(&self, call: &Call) -> Answer {
         match call.nr {
             libc::SYS_ioctl => self.ioctl(call),
+            libc::SYS_landlock_create_ruleset => self.ruleset(call),
             libc::SYS_openat | libc::SYS_openat2 => {
                 self.open(call, call.args[1], call.args[2] as i32)
             }
@@ -26,9 +27,12 @@ impl Host {
     }
 
     fn open(&self, call: &Call, path: u64, flags: i32) -> Answer {
-        let Some(path) = call.path(path).map(|path| follow(Path::new(&path))) else {
+        let Some(path) = call.path(path) else {
             return Answer::Continue;
         };
+        let from = format!("/proc/{}/cwd", call.tid);
+        let from = fs::read_link(from).unwrap_or_default();
+        let path = follow(&from.join(path));
         // The flags of openat2 lie in memory; every program is known to want close-on-exec there.
         let close_on_exec = call.nr == libc::SYS_openat2 || flags & libc::O_CLOEXEC != 0;
         let give = |file: std::io::Result<File>| match file {
@@ -83,6 +87,18 @@ impl Host {
             edges: 0,
         });
         answer
+    }
+
+    fn ruleset(&self, call: &Call) -> Answer {
+        let asks_version = call.args[2] & 1 != 0;
+        while self.state().landlock == Landlock::Waits && call.alive() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        match self.state().landlock {
+            Landlock::Absent => Answer::Return(-i64::from(libc::ENOSYS)),
+            Landlock::Refuses if !asks_version => Answer::Return(-i64::from(libc::EMFILE)),
+            Landlock::Kernel | Landlock::Refuses | Landlock::Waits => Answer::Continue,
+        }
     }
 
     fn ioctl(&self, call: &Call) -> Answer {

@@ -5,43 +5,24 @@ mod way_out;
 
 use crate::rig::kernel_rules as rules;
 use crate::rig::peer::Memory;
+use crate::rig::program::{self, is_program};
 use crate::rig::record::Kind;
-use crate::rig::{Counter, Host, Loopback, When, notify, sys};
+use crate::rig::{Counter, Host, Loopback, When, sys};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
 
-const ROLE: &str = "SPI_RIG_ROLE";
 const EPERM_ADDR: u64 = 0x10;
 
 /// Runs the test `name` again, under `host`, as the program that uses the nodes.
 #[track_caller]
 fn as_program(name: &str, host: &Host) {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([
-        "--exact",
-        &format!("rig_self::{name}"),
-        "--nocapture",
-        "--test-threads=1",
-    ]);
-    command
-        .env(ROLE, name)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let output = notify::spawn(command, host)
-        .unwrap()
-        .wait_with_output()
-        .unwrap();
+    let program = program::spawn(&format!("rig_self::{name}"), host, name, None);
+    let output = program.wait_with_output().unwrap();
     assert!(
         output.status.success(),
         "in the program: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-}
-
-fn is_program() -> bool {
-    std::env::var_os(ROLE).is_some()
 }
 
 fn node(path: &str) -> File {

@@ -1,34 +1,53 @@
-//! The daemon's way out of a panic. Nothing is known that makes the binary panic, so a program of
-//! our own takes it, on the daemon's own code.
+//! The daemon's way out of a panic, under the real filter. Nothing is known that makes the binary
+//! panic, so a program of our own takes it, on the daemon's own code.
 
 use super::*;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use vhost_device_spi::config::SeccompMode;
 use vhost_device_spi::listener::Listener;
-use vhost_device_spi::{spidev, watchdog, way_out};
+use vhost_device_spi::seccomp::Pins;
+use vhost_device_spi::{sandbox, spidev, watchdog, way_out};
+
+fn panic_on_purpose(socket: &Path) {
+    let device = node("/dev/spidev0.0");
+    watchdog::install().unwrap();
+    way_out::install();
+    let (_listener, socket) = Listener::create(socket).unwrap();
+    way_out::set_modes(vec![(device.as_raw_fd(), 0)]);
+    way_out::set_sockets(vec![socket]);
+    let (devices, directories) = way_out::fds();
+    let pins = Pins {
+        devices,
+        directories,
+    };
+    sandbox::restrict(SeccompMode::Kill, 1, &pins).unwrap();
+    spidev::write_mode(device.as_raw_fd(), rules::CPOL).unwrap();
+    let mut held = xfer(b"a", &mut []);
+    held.cs_change = 1;
+    assert_eq!(message(&device, &mut [held]), 1);
+    panic!("on purpose");
+}
 
 #[test]
 fn panic_releases_chip_select_restores_the_mode_and_removes_the_sockets() {
-    let name = "way_out::panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
     if is_program() {
-        let device = node("/dev/spidev0.0");
-        spidev::write_mode(device.as_raw_fd(), rules::CPOL).unwrap();
-        let mut held = xfer(b"a", &mut []);
-        held.cs_change = 1;
-        assert_eq!(message(&device, &mut [held]), 1);
-
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("s");
-        let (_listener, socket) = Listener::create(&path).unwrap();
-        assert!(path.exists());
-        watchdog::install().unwrap();
-        way_out::install();
-        way_out::set_modes(vec![(device.as_raw_fd(), 0)]);
-        way_out::set_sockets(vec![socket]);
-        assert!(std::panic::catch_unwind(|| panic!("on purpose")).is_err());
-        assert!(!path.exists());
-        return;
+        panic_on_purpose(Path::new(&program::argument()));
     }
-    let host = Host::with_devices(1);
-    as_program(name, &host);
+    let name =
+        "rig_self::way_out::panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
+    let (host, dir) = (Host::with_devices(1), tempfile::tempdir().unwrap());
+    let socket = dir.path().join("s");
+    let program = program::spawn(name, &host, &socket, None);
+    let output = program.wait_with_output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{shown}");
+    let lines: Vec<_> = shown.lines().collect();
+    assert!(
+        lines.len() == 1 && lines[0].contains("internal error at"),
+        "{shown}"
+    );
+    assert!(!socket.exists());
     assert_eq!(host.messages((0, 0)).len(), 1);
     assert!(host.messages((0, 0))[0].selected.1, "it was held");
     assert!(!host.selected((0, 0)));

@@ -1,0 +1,26 @@
+//! What the daemon takes away from itself, seen from outside, and that what is left is enough.
+
+mod inherited;
+mod landlock;
+mod paths;
+mod profile;
+mod stages;
+mod stderr;
+
+use crate::rig::*;
+
+/// `tests/syscalls` has `strace` in front of the daemon, which some of these tests must spare.
+fn traced() -> bool {
+    std::env::var_os("SYSCALL_TRACES").is_some()
+}
+
+/// Serves, and breaks with a front-end that breaks the protocol.
+fn assert_all_well(daemon: &Daemon) {
+    for _ in 0..3 {
+        Guest::connect(daemon, 0).assert_served();
+        let hostile = Raw::connect(&daemon.socket(0));
+        hostile.send(999, raw::VERSION, &[], &[]).unwrap();
+        assert!(hostile.hung_up(PATIENCE));
+    }
+    daemon.wait_line(&["guest 0", "999"]);
+}
