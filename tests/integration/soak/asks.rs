@@ -33,9 +33,14 @@ pub fn plug(dice: &mut Dice) -> Plug {
     plug.queue_size(size).regions(regions)
 }
 
-/// A request of `len` bytes or so that is valid, with this tag.
-pub fn request(dice: &mut Dice, tag: u32, len: usize, devices: &[Id], policy: &str) -> Asked {
-    let chip_select = dice.below(devices.len());
+/// A request of `len` bytes or so that is valid, with this tag, to a chip select and the device that this is.
+pub fn request(
+    dice: &mut Dice,
+    tag: u32,
+    (chip_select, device): (usize, Id),
+    len: usize,
+    policy: &str,
+) -> Asked {
     let usual = [0, 0, 0, virtio::CPHA, virtio::CPOL | virtio::LSB_FIRST];
     let mut head = Head::default()
         .chip_select(chip_select as u8)
@@ -56,11 +61,13 @@ pub fn request(dice: &mut Dice, tag: u32, len: usize, devices: &[Id], policy: &s
         (change, _) => Some(change == 0),
     };
     Asked {
-        device: devices[chip_select],
+        tag,
+        device,
         head,
         tx: dice.bytes(tx_len),
         rx_len,
         refused: false,
+        silent: false,
         keeps,
     }
 }

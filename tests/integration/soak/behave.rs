@@ -18,7 +18,6 @@ struct Pending {
     request: Request,
     tx: Vec<u8>,
     refused: bool,
-    /// It has no result byte: there is nothing to be answered but the end.
     silent: bool,
     /// The one before it asked for chip select to stay asserted for this one.
     may_continue: bool,
@@ -96,17 +95,23 @@ impl<'a> Behaved<'a> {
         if room < 4 {
             return;
         }
-        let tag = self.soak.ledger().tag(self.number);
-        let mut asked = self.draw(dice, tag, len);
-        let (request, silent) = self.lay_out(dice, &mut asked, if indirect { 64 } else { room });
-        self.taken += if indirect { 1 } else { request.segments.len() };
-        let (tx, refused) = (asked.tx.clone(), asked.refused);
+        let asked = self.draw(dice, len);
+        self.put(dice, asked, indirect, room);
+    }
+
+    /// Queues a request through an indirect table or in at most `room` descriptors.
+    fn put(&mut self, dice: &mut Dice, asked: Asked, indirect: bool, room: usize) {
+        let tag = asked.tag;
+        let request = self.lay_out(dice, &asked, if indirect { 64 } else { room });
+        let (tx, refused, silent) = (asked.tx.clone(), asked.refused, asked.silent);
         let may_continue = self.goes_on(&asked);
-        self.soak.ledger().ask(tag, asked);
+        self.soak.ledger().ask(asked);
         if indirect {
             self.guest.queue_indirect(&request);
+            self.taken += 1;
         } else {
             self.guest.queue(&request);
+            self.taken += request.segments.len();
         }
         self.pending.push_back(Pending {
             tag,
@@ -119,14 +124,40 @@ impl<'a> Behaved<'a> {
     }
 
     /// A request that is valid three times in four.
-    fn draw(&self, dice: &mut Dice, tag: u32, len: Option<usize>) -> Asked {
-        let (devices, policy) = (self.soak.devices(self.number), policy_of(self.number));
+    fn draw(&self, dice: &mut Dice, len: Option<usize>) -> Asked {
+        let devices = self.soak.devices(self.number);
+        let chip_select = dice.below(devices.len());
         let len = len.unwrap_or_else(|| asks::len(dice));
-        let mut asked = asks::request(dice, tag, len, &devices, policy);
+        let mut asked = self.valid(dice, chip_select, len);
         if dice.once_in(4) {
             asks::spoil(&mut asked, devices.len(), dice);
         }
+        asked.silent = dice.once_in(100);
+        asked.refused |= asked.silent;
         asked
+    }
+
+    fn valid(&self, dice: &mut Dice, chip_select: usize, len: usize) -> Asked {
+        let tag = self.soak.ledger().tag(self.number);
+        let device = self.soak.devices(self.number)[chip_select];
+        asks::request(
+            dice,
+            tag,
+            (chip_select, device),
+            len,
+            policy_of(self.number),
+        )
+    }
+
+    /// One valid request to each of its chip selects.
+    pub fn visit(&mut self, dice: &mut Dice) {
+        for chip_select in 0..self.soak.devices(self.number).len() {
+            let asked = self.valid(dice, chip_select, 10);
+            self.taken = 0;
+            self.put(dice, asked, false, 4);
+            self.guest.kick();
+            self.collect();
+        }
     }
 
     /// Whether it would go on in the assertion that the valid request before it asked for.
@@ -140,8 +171,8 @@ impl<'a> Behaved<'a> {
         goes_on
     }
 
-    /// Puts it into memory, cut at random into at most `room` pieces; now and then without its result byte.
-    fn lay_out(&mut self, dice: &mut Dice, asked: &mut Asked, room: usize) -> (Request, bool) {
+    /// Puts it into memory, cut at random into at most `room` pieces.
+    fn lay_out(&mut self, dice: &mut Dice, asked: &Asked, room: usize) -> Request {
         let (head, tx, rx_len) = (asked.head, &asked.tx, asked.rx_len);
         let whole = if dice.once_in(2) {
             self.guest.request(head, tx, rx_len)
@@ -152,12 +183,10 @@ impl<'a> Behaved<'a> {
         let out = asks::offsets(dice, cuts / 2, Head::SIZE + tx.len());
         let into = asks::offsets(dice, cuts - cuts / 2, rx_len + 1);
         let mut request = whole.cut(&out, &into);
-        let silent = dice.once_in(100);
-        if silent {
+        if asked.silent {
             request.segments.retain(|segment| !segment.write);
-            asked.refused = true;
         }
-        (request, silent)
+        request
     }
 
     /// Waits for the answers to all that is queued.

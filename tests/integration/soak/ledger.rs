@@ -18,12 +18,15 @@ pub const MAX_SPEED_HZ: u32 = FIRST_TAG + GUESTS as u32 * TAGS;
 
 /// What a request asks for.
 pub struct Asked {
+    pub tag: u32,
     pub device: Id,
     pub head: Head,
     pub tx: Vec<u8>,
     pub rx_len: usize,
     /// It must never reach the wire: not valid, or its ring is not enabled.
     pub refused: bool,
+    /// It has no result byte: there is nothing to be answered but the end.
+    pub silent: bool,
     /// Chip select after it, where that is certain.
     pub keeps: Option<bool>,
 }
@@ -100,7 +103,8 @@ impl Ledger {
     }
 
     /// To be called before the device can see the request.
-    pub fn ask(&mut self, tag: u32, asked: Asked) {
+    pub fn ask(&mut self, asked: Asked) {
+        let tag = asked.tag;
         let entry = Entry {
             trouble: self.wires[&asked.device.0].trouble,
             asked,

@@ -59,8 +59,7 @@ impl Ledger {
         let seen = match &record.kind {
             Kind::Message(transfers) => self.message(record, transfers),
             Kind::Write(mode) if record.request == rules::WR_MODE32 => {
-                self.mode_written(record, *mode);
-                Ok(())
+                self.mode_written(record, *mode)
             }
             other => Err(format!("nothing that the steady state has: {other:?}")),
         };
@@ -99,17 +98,23 @@ impl Ledger {
         wire.expect("a bus of ours")
     }
 
-    fn mode_written(&mut self, record: &Record, mode: u32) {
+    fn mode_written(&mut self, record: &Record, mode: u32) -> Result<(), String> {
         let line = self.line(record);
-        if record.ret >= 0 {
-            line.mode = mode;
-        }
+        let changed = line.mode != mode;
         // A release that fails has ended the hold all the same: it is tried again before the next message.
         if let (true, Some((Some(guest), tag, _))) = (record.selected.0, line.last) {
             self.released[guest].insert(tag);
         }
         if record.ret < 0 {
             self.trouble(record);
+        } else {
+            self.line(record).mode = mode;
+        }
+        // The same mode once more is a release, which must be possible at any time.
+        if changed {
+            self.check_alone(record)
+        } else {
+            Ok(())
         }
     }
 
@@ -152,7 +157,7 @@ impl Ledger {
         }
     }
 
-    /// No message goes to a device while another one of its bus is selected.
+    /// Nothing is done to a device while another one of its bus is selected.
     fn check_alone(&self, record: &Record) -> Result<(), String> {
         let (bus, _) = record.device;
         let mut others = self.lines.iter().filter(|(id, _)| **id != record.device);
