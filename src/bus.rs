@@ -258,7 +258,8 @@ impl Bus {
     /// Puts devices whose guests have left back into their mode, unless chip select of any device
     /// is asserted: writing a mode may touch the lines of all.
     fn settle(&mut self) {
-        if self.running.is_none() && self.hold.is_none() {
+        let stuck = self.devices.iter().any(Device::is_stuck);
+        if self.running.is_none() && self.hold.is_none() && !stuck {
             self.devices.iter_mut().for_each(Device::settle);
         }
     }

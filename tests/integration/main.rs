@@ -31,6 +31,7 @@ mod requests;
 mod rig_self;
 mod rules;
 mod sequences;
+mod soak;
 mod sockets;
 mod startup;
 mod steady;

@@ -31,6 +31,23 @@ fn mode_of_a_guest_that_leaves_is_not_restored_while_another_holds_chip_select()
 }
 
 #[test]
+fn mode_of_a_guest_that_left_is_not_restored_beside_a_line_that_cannot_be_released() {
+    let host = three_devices();
+    let (daemon, mut guests) = serve_three(&host, 2, &["--cs-hold=1:spec", LONG_HOLD]);
+    let in_mode = both(let_go(1).mode(virtio::CPHA));
+    assert_eq!(together(&mut guests[0], &[in_mode]), [TRANS_OK]);
+    assert_eq!(together(&mut guests[1], &[both(keep(0))]), [TRANS_OK]);
+    host.fail_ioctls(DEV, libc::ESHUTDOWN);
+    guests.clear();
+    assert!(sys::eventually(PATIENCE, || trace(&host).contains("w0!")));
+    sleep(A_MOMENT);
+    assert_eq!(host.kept((0, 1)).mode, kernel_rules::CPHA);
+    host.fail_ioctls(DEV, 0);
+    Guest::connect(&daemon, 0).assert_served();
+    assert!(sys::eventually(PATIENCE, || host.kept((0, 1)).mode == 0));
+}
+
+#[test]
 fn line_that_could_not_be_released_is_tried_again_at_the_end() {
     let host = three_devices();
     let (daemon, mut guests) = serve_three(&host, 1, &["--cs-hold=spec", LONG_HOLD]);

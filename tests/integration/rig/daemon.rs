@@ -61,6 +61,13 @@ impl Daemon {
         self.lines.lock().unwrap().clone()
     }
 
+    /// Forgets all but the last `count` lines of stderr, for a test that runs long.
+    pub fn forget_stderr(&self, count: usize) {
+        let mut lines = self.lines.lock().unwrap();
+        let surplus = lines.len().saturating_sub(count);
+        lines.drain(..surplus);
+    }
+
     /// The lines that came after those of the start; what was written a moment ago may still be on its way here.
     pub fn said(&self) -> Vec<String> {
         let lines = self.stderr().into_iter();
@@ -84,7 +91,7 @@ impl Daemon {
     }
 
     /// Whether it has ended, without taking its status away.
-    fn exited(&self) -> bool {
+    pub fn exited(&self) -> bool {
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
         let done = unsafe { libc::waitid(libc::P_PID, self.pid(), &mut info, flags) };
@@ -160,6 +167,16 @@ impl Daemon {
     /// Anonymous resident memory in kB: what the process itself holds, without guests' shared memory.
     pub fn rss_kb(&self) -> u64 {
         self.kilobytes("status", "RssAnon:")
+    }
+
+    /// Private memory in kB that was written to: what the process alone costs the machine.
+    pub fn private_dirty_kb(&self) -> u64 {
+        self.kilobytes("smaps_rollup", "Private_Dirty:")
+    }
+
+    /// Count of mappings.
+    pub fn mapping_count(&self) -> usize {
+        self.proc("maps").lines().count()
     }
 
     /// Proportional set size in kB.

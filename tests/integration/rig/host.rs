@@ -44,6 +44,7 @@ pub enum Landlock {
 
 pub(super) enum Fault {
     Errno(When, i32),
+    Short,
     Wait(Duration),
     Gate(Arc<(Mutex<Passage>, Condvar)>),
 }
@@ -87,6 +88,9 @@ impl Node {
     }
 }
 
+/// Who watches instead of the records being kept.
+type Observer = Box<dyn FnMut(&Record) + Send>;
+
 pub(super) struct State {
     pub(super) bufsiz: u32,
     pub(super) align: u32,
@@ -97,8 +101,19 @@ pub(super) struct State {
     pub(super) busy: Vec<u32>,
     pub(super) nodes: BTreeMap<Id, Node>,
     pub(super) records: VecDeque<Record>,
+    pub(super) observer: Option<Observer>,
     pub(super) seq: u64,
     pub(super) dir: tempfile::TempDir,
+}
+
+impl State {
+    /// Keeps the record, or shows it to who watches.
+    pub(super) fn record(&mut self, record: Record) {
+        match &mut self.observer {
+            Some(observer) => observer(&record),
+            None => self.records.push_back(record),
+        }
+    }
 }
 
 /// The host. Cloning gives another handle of the same one; several daemons may share it.
@@ -160,6 +175,7 @@ impl Host {
             busy: Vec::new(),
             nodes: BTreeMap::new(),
             records: VecDeque::new(),
+            observer: None,
             seq: 0,
             dir,
         };
@@ -327,6 +343,19 @@ impl Host {
         self.fault(id, nth, Fault::Errno(when, errno));
     }
 
+    /// The `nth` message from now is carried out, but said to have been shorter.
+    pub fn short_message(&self, id: Id, nth: u64) {
+        self.fault(id, nth, Fault::Short);
+    }
+
+    /// Takes back whatever was to go wrong with a device.
+    pub fn mend(&self, id: Id) {
+        let mut state = self.state();
+        let node = state.nodes.get_mut(&id).unwrap();
+        node.faults.clear();
+        (node.open_errno, node.ioctl_errno) = (0, 0);
+    }
+
     /// The `nth` message from now stays on the wire for `time`.
     pub fn delay_message(&self, id: Id, nth: u64, time: Duration) {
         self.fault(id, nth, Fault::Wait(time));
@@ -347,6 +376,12 @@ impl Host {
     /// Level changes of the device's line so far.
     pub fn edges(&self, id: Id) -> u32 {
         self.state().nodes[&id].edges
+    }
+
+    /// Shows every record to `observer` instead of keeping it: before the call returns, so that whoever sees an effect of
+    /// the call knows that its record was seen. The observer must not use the host.
+    pub fn watch(&self, observer: impl FnMut(&Record) + Send + 'static) {
+        self.state().observer = Some(Box::new(observer));
     }
 
     /// All records so far.

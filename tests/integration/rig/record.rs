@@ -18,6 +18,8 @@ pub struct Transfer {
     pub pad: u8,
     /// The bytes that were to be sent; empty without tx pointer or when they could not be read.
     pub tx: Vec<u8>,
+    /// What the device answered meanwhile, wanted or not; empty unless all of it was clocked.
+    pub rx: Vec<u8>,
 }
 
 impl Transfer {
@@ -42,6 +44,7 @@ impl Transfer {
             word_delay_usecs: raw[30],
             pad: raw[31],
             tx: Vec::new(),
+            rx: Vec::new(),
         }
     }
 }

@@ -75,7 +75,7 @@ impl Host {
         let (at, selected) = (Instant::now(), (selected, selected));
         let ret = -i64::from(errno);
         let (tid, device) = (call.tid, id);
-        state.records.push_back(Record {
+        state.record(Record {
             seq,
             at,
             tid,
@@ -126,7 +126,7 @@ impl Host {
         );
         let ret = outcome.unwrap_or_else(|errno| -i64::from(errno));
         let (at, tid, device) = (Instant::now(), call.tid, id);
-        state.records.push_back(Record {
+        state.record(Record {
             seq,
             at,
             tid,
@@ -189,11 +189,11 @@ impl Host {
                 Err(if dead != 0 { dead } else { libc::ENOTTY }),
             );
         }
-        let (transfers, prepared) = copy_in(&state, id, call, request);
+        let (mut transfers, prepared) = copy_in(&state, id, call, request);
         match prepared {
             Ok(0) => (state, Kind::Message(transfers), Ok(0)),
             Ok(_) => {
-                let (state, outcome) = self.wire(state, id, call, &transfers);
+                let (state, outcome) = self.wire(state, id, call, &mut transfers);
                 (state, Kind::Message(transfers), outcome)
             }
             Err(errno) => (state, Kind::Message(transfers), Err(errno)),
@@ -206,7 +206,7 @@ impl Host {
         state: MutexGuard<'a, State>,
         id: Id,
         call: &Call,
-        transfers: &[Transfer],
+        transfers: &mut [Transfer],
     ) -> (MutexGuard<'a, State>, Result<i64, i32>) {
         let bus = id.0;
         let mut state = self
@@ -220,6 +220,7 @@ impl Host {
         node.messages += 1;
         let position = node.faults.iter().position(|(nth, _)| *nth == due);
         let fault = position.map(|n| node.faults.remove(n).1);
+        node.faults.retain(|(nth, _)| *nth > due);
         if let Some(Fault::Errno(When::BeforeWire, errno)) = fault {
             return (state, Err(errno));
         }
@@ -246,8 +247,8 @@ impl Host {
         state.busy.retain(|b| *b != bus);
         let node = state.nodes.get_mut(&id).unwrap();
         let half = matches!(fault, Some(Fault::Errno(When::OnWire, _)));
-        let mut answers = Vec::new();
-        for (n, transfer) in transfers.iter().enumerate() {
+        let count = transfers.len();
+        for (n, transfer) in transfers.iter_mut().enumerate() {
             let out = if transfer.tx_buf == 0 {
                 vec![0; transfer.len as usize]
             } else {
@@ -259,12 +260,10 @@ impl Host {
             }
             // Without any buffer the core clocks nothing and only logs an error.
             let used = transfer.tx_buf != 0 || transfer.rx_buf != 0;
-            answers.push(if used {
-                node.peer.exchange(&out)
-            } else {
-                Vec::new()
-            });
-            if transfer.cs_change != 0 && n + 1 < transfers.len() {
+            if used {
+                transfer.rx = node.peer.exchange(&out);
+            }
+            if transfer.cs_change != 0 && n + 1 < count {
                 node.set_cs(false, gpio);
                 node.set_cs(true, gpio);
             }
@@ -276,12 +275,14 @@ impl Host {
         if let Some(Fault::Errno(_, errno)) = fault {
             return (state, Err(errno));
         }
-        for (transfer, answer) in transfers.iter().zip(&answers) {
-            if transfer.rx_buf != 0 && !sys::write_memory(call.tid, transfer.rx_buf, answer) {
+        for transfer in transfers.iter() {
+            if transfer.rx_buf != 0 && !sys::write_memory(call.tid, transfer.rx_buf, &transfer.rx) {
                 return (state, Err(libc::EFAULT));
             }
         }
-        (state, Ok(transfers.iter().map(|t| i64::from(t.len)).sum()))
+        let total: i64 = transfers.iter().map(|t| i64::from(t.len)).sum();
+        let short = matches!(fault, Some(Fault::Short));
+        (state, Ok(if short { total / 2 } else { total }))
     }
 }
 
