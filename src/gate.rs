@@ -112,29 +112,32 @@ pub enum Queued {
 pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionError> {
     let mut header = [0; HEADER_LEN];
     // Without room for fds none are made, but their presence shows.
-    let Some((peeked, with_fds)) = peek(fd, &mut header, 0, held)? else {
+    let Some(front) = peek(fd, 0, &mut header, 0)? else {
         return Ok(Queued::Nothing);
     };
-    if peeked == 0 {
+    if front.len == 0 {
         return Err(SessionError::Disconnected);
     }
     let queued = usize::try_from(count(fd, libc::FIONREAD)?).unwrap_or(0);
-    if peeked < HEADER_LEN {
-        // Bytes that are queued but cannot be peeked at once have fds in their middle.
-        return if queued >= HEADER_LEN {
-            Err(SessionError::Fds("in the middle of a header"))
-        } else {
-            Ok(Queued::Part)
-        };
+    if queued < HEADER_LEN {
+        return Ok(Queued::Part);
+    }
+    // A peek ends behind the piece with which fds came.
+    let missing = header.get_mut(front.len..).unwrap_or_default();
+    let missing_len = missing.len();
+    if missing_len > 0 {
+        let rest = peek(fd, front.len, missing, 0)?;
+        if rest.is_none_or(|rest| rest.len < missing_len) {
+            return Err(SessionError::Fds("in several pieces of a header"));
+        }
     }
     let (request, body_len) = check(&header)?;
     let len = HEADER_LEN.saturating_add(body_len);
     if queued < len {
         return Ok(Queued::Part);
     }
-    if with_fds {
-        check_place(fd, len, held)?;
-        check_fds(fd, held)?;
+    if front.more {
+        hold_fds(fd, len, held)?;
     }
     if count(fd, libc::TIOCOUTQ)? > MAX_UNREAD {
         return Err(SessionError::RepliesUnread);
@@ -160,34 +163,50 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
     Ok((request, body_len))
 }
 
-/// Refuses a message of `len` bytes with fds in front of its end: a peek stops behind the bytes that
-/// the first fds came with. Others would be closed unseen, when the rest is read.
-fn check_place(fd: RawFd, len: usize, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
-    let mut message = [0; HEADER_LEN + MAX_BODY_LEN];
-    let message = message.get_mut(..len).unwrap_or_default();
-    match peek(fd, message, 0, held)? {
-        Some((peeked, _)) if peeked < len => Err(SessionError::Fds("in the middle of a message")),
-        Some(_) | None => Ok(()),
+/// Looks at the fds that come with the message of `len` bytes at the front, and keeps duplicates:
+/// more than the `vhost` crate has room for would make it lose its place in the stream, one whose
+/// close may wait must not reach it, and those that do not come with the first byte are closed by
+/// the kernel when the rest is read.
+///
+/// A peek ends behind the first piece that has fds, and shows fds of the piece behind its last byte,
+/// too. So some may be another message's, which does no harm.
+fn hold_fds(fd: RawFd, len: usize, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
+    let mut message = [0; HEADER_LEN + MAX_BODY_LEN + 1];
+    let mut offset = 0;
+    // The first piece with fds, and the rest.
+    for _ in 0..2 {
+        let rest = message.get_mut(offset..=len).unwrap_or_default();
+        offset = offset.saturating_add(hold_piece(fd, offset, rest, held)?);
+        if offset >= len {
+            return Ok(());
+        }
     }
+    Err(SessionError::Fds("in several pieces of a message"))
 }
 
-/// Looks at the fds that are queued: more than the `vhost` crate has room for would make it lose its
-/// place in the stream, and one whose close may wait must not reach it. They may also belong to the
-/// message behind this one: a peek goes on to it.
+/// Peeks what is `offset` bytes behind the front, up to the end of the first piece that has fds, and
+/// holds these. Returns how many bytes there are.
 ///
-/// One more is looked at each time, so that at most one has to be left open.
-fn check_fds(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
+/// One more fd is looked at each time, so that at most one has to be left open.
+fn hold_piece(
+    fd: RawFd,
+    offset: usize,
+    bytes: &mut [u8],
+    held: &mut Vec<OwnedFd>,
+) -> Result<usize, SessionError> {
     for room in 1..=MAX_FDS {
-        let Some((_, more)) = peek(fd, &mut [0; HEADER_LEN], room, held)? else {
-            return Ok(());
+        let Some(mut piece) = peek(fd, offset, bytes, room)? else {
+            break;
         };
-        if held.last().is_some_and(kind::close_may_wait) {
+        if piece.fds.last().is_some_and(kind::close_may_wait) {
             // Left open: at the end of the process the wait is nobody's.
-            held.pop().into_iter().for_each(forget);
+            piece.fds.pop().into_iter().for_each(forget);
+            held.append(&mut piece.fds);
             return Err(SessionError::Flush);
         }
-        if !more {
-            return Ok(());
+        if !piece.more {
+            held.append(&mut piece.fds);
+            return Ok(piece.len);
         }
     }
     Err(SessionError::Fds(
@@ -195,16 +214,47 @@ fn check_fds(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
     ))
 }
 
-/// Copies what is at the front of the queue into `bytes`, and duplicates the fds that come with it, up to `room`
-/// of them, in place of those in `held`. Gives the number of bytes, 0 at the end of the stream, and
-/// whether there are fds that it had no room for; `None` if nothing is queued.
-#[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
+/// What a peek shows.
+struct Peeked {
+    /// Bytes copied; 0 at the end of the stream.
+    len: usize,
+    /// Duplicates of fds.
+    fds: Vec<OwnedFd>,
+    /// There are fds that it had no room for.
+    more: bool,
+}
+
+/// Copies what is `offset` bytes behind the front of the queue into `bytes`, and duplicates the fds
+/// that come with it, up to `room` of them; `None` if nothing is there.
 fn peek(
     fd: RawFd,
+    offset: usize,
     bytes: &mut [u8],
     room: usize,
-    held: &mut Vec<OwnedFd>,
-) -> Result<Option<(usize, bool)>, SessionError> {
+) -> Result<Option<Peeked>, SessionError> {
+    if offset == 0 {
+        return peek_here(fd, bytes, room);
+    }
+    set_peek_offset(fd, i32::try_from(offset).unwrap_or(i32::MAX))?;
+    let peeked = peek_here(fd, bytes, room);
+    set_peek_offset(fd, -1)?;
+    peeked
+}
+
+/// Has the next peek begin `offset` bytes behind the front; -1 is at the front, and stays there.
+fn set_peek_offset(fd: RawFd, offset: libc::c_int) -> Result<(), SessionError> {
+    let len = libc::socklen_t::try_from(size_of_val(&offset)).unwrap_or_default();
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_PEEK_OFF);
+    let value = (&raw const offset).cast();
+    // SAFETY: the option is an int, and `len` says so.
+    if unsafe { libc::setsockopt(fd, level, option, value, len) } < 0 {
+        return Err(SessionError::Host(io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+#[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
+fn peek_here(fd: RawFd, bytes: &mut [u8], room: usize) -> Result<Option<Peeked>, SessionError> {
     let mut control = [0; CONTROL_LEN];
     let control_len = match room {
         0 => 0,
@@ -225,19 +275,21 @@ fn peek(
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: `message` points to one part and a control buffer, both alive and as long as it says.
     let len = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
-    if len < 0 {
+    let Ok(len) = usize::try_from(len) else {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EINTR) => Ok(None),
             Some(libc::ECONNRESET) => Err(SessionError::Disconnected),
             Some(_) | None => Err(SessionError::Host(error)),
         };
-    }
-    held.clear();
+    };
     // SAFETY: recvmsg made these fds for us, and nothing else knows them.
-    held.extend(fds_in(&control).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-    let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
-    Ok(usize::try_from(len).ok().map(|len| (len, truncated)))
+    let fds = fds_in(&control).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(Some(Peeked {
+        len,
+        fds: fds.collect(),
+        more: message.msg_flags & libc::MSG_CTRUNC != 0,
+    }))
 }
 
 /// The fds in a control buffer that recvmsg filled: `struct cmsghdr` (a length, of which the lower
@@ -279,6 +331,7 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
     fn header(code: u32, flags: u32, size: u32) -> Vec<u8> {
         [code, flags, size]
@@ -342,6 +395,57 @@ mod tests {
                 "{bytes:?}"
             );
         }
+    }
+
+    /// Sends pieces, each with an fd or without, and looks at what is there; and how many fds are
+    /// held then.
+    fn inspect_pieces(pieces: &[(&[u8], bool)]) -> (Result<Queued, SessionError>, usize) {
+        let (front, back) = UnixStream::pair().unwrap();
+        for (bytes, with_fd) in pieces {
+            let fds = [front.as_raw_fd()];
+            let fds = if *with_fd { &fds[..] } else { &[] };
+            assert_eq!(front.send_with_fds(&[*bytes], fds).unwrap(), bytes.len());
+        }
+        let mut held = Vec::new();
+        (inspect(back.as_raw_fd(), &mut held), held.len())
+    }
+
+    #[test]
+    fn inspect_message_with_fds_may_come_in_pieces() {
+        let mut message = header(12, 1, 8); // SET_VRING_KICK
+        message.extend([0; 8]);
+        let good = Queued::Message(Request::SetVringKick);
+        for cut in 1..20 {
+            let (front, back) = message.split_at(cut);
+            let next = (&message[..], true);
+            for others in [&[][..], &[next], &[next, next]] {
+                for with_fds in [true, false] {
+                    let pieces = [&[(front, with_fds), (back, false)], others].concat();
+                    let (queued, held) = inspect_pieces(&pieces);
+                    assert_eq!(queued.unwrap(), good, "cut at {cut}");
+                    assert!(held >= usize::from(with_fds), "cut at {cut}");
+                }
+            }
+        }
+        let bytes = message.chunks(1).enumerate();
+        let bytes: Vec<_> = bytes.map(|(n, byte)| (byte, n == 0)).collect();
+        assert_eq!(inspect_pieces(&bytes).0.unwrap(), good);
+    }
+
+    #[test]
+    fn inspect_holds_every_fd_of_a_message_or_refuses_it() {
+        let mut message = header(12, 1, 8); // SET_VRING_KICK
+        message.extend([0; 8]);
+        for cut in 1..20 {
+            let (front, back) = message.split_at(cut);
+            for first in [true, false] {
+                let (queued, held) = inspect_pieces(&[(front, first), (back, true)]);
+                let all = held == 1 + usize::from(first);
+                assert!(queued.is_err() || all, "cut at {cut}");
+            }
+        }
+        let bytes: Vec<_> = message.chunks(1).map(|byte| (byte, true)).collect();
+        assert!(inspect_pieces(&bytes).0.is_err());
     }
 
     #[test]

@@ -128,20 +128,35 @@ fn clear_the_way(path: &Path, shown: &str) -> Result<(), Fatal> {
         let why = "is there already and is not a socket";
         return Err(Fatal::new(ExitCode::CantCreate, format!("{shown}: {why}")));
     }
-    // A datagram socket finds out whether somebody has the path without waiting for anybody, and
-    // without getting through to a stream socket (EPROTOTYPE).
-    match UnixDatagram::unbound().and_then(|probe| probe.connect(path)) {
-        // Nobody has.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+    if is_taken(path).map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e))? {
+        let error = io::Error::from_raw_os_error(libc::EADDRINUSE);
+        let message = format!("{shown}: {error}");
+        return Err(Fatal::new(ExitCode::Unavailable, message));
+    }
+    match std::fs::remove_file(path) {
         // It went away just now.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Ok(()) | Err(_) => {
-            let error = io::Error::from_raw_os_error(libc::EADDRINUSE);
-            let message = format!("{shown}: {error}");
-            return Err(Fatal::new(ExitCode::Unavailable, message));
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e)),
+    }
+}
+
+/// Whether somebody has the socket at `path`. A daemon that just ended may have left its own to the
+/// kernel's collector (`garbage`), so the answer is yes only if it stays that for a while.
+///
+/// A datagram socket finds out without waiting for anybody, and without getting through to a stream
+/// socket (`EPROTOTYPE`).
+fn is_taken(path: &Path) -> io::Result<bool> {
+    for _ in 0..20 {
+        match UnixDatagram::unbound()?.connect(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Ok(()) | Err(_) => return Ok(true),
         }
     }
-    std::fs::remove_file(path).map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e))
+    Ok(true)
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {

@@ -102,6 +102,7 @@ const AF_UNIX: u32 = 1;
 const SHUT_RDWR: u32 = 2;
 const SOL_SOCKET: u32 = 1;
 const SO_DOMAIN: u32 = 39;
+const SO_PEEK_OFF: u32 = 42;
 const MSG_NOSIGNAL: u32 = 0x4000;
 const CLOCK_MONOTONIC: u32 = 1;
 const ITIMER_REAL: u32 = 0;
@@ -156,6 +157,7 @@ rules! {
     SYS_recvmsg         [is(2, 0)]                                      "session::handle";
     SYS_ioctl           [is(1, FIONREAD)]                               "gate::count";
     SYS_ioctl           [is(1, SIOCOUTQ)]                               "gate::count";
+    SYS_setsockopt      [is(1, SOL_SOCKET), is(2, SO_PEEK_OFF)]         "gate::set_peek_offset";
     SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "session::handle";
     SYS_shutdown        [is(1, SHUT_RDWR)]                              "listener::hang_up";
     SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "garbage::collect";

@@ -2,7 +2,9 @@
 
 use crate::rig::*;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Half a second of wire at 1 MHz: it is finished when asked to stop.
 const SHORT: usize = 62_500;
@@ -114,6 +116,29 @@ fn session_that_sends_a_message_byte_by_byte_is_served() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(slow.recv().unwrap().request, raw::GET_FEATURES);
+}
+
+#[test]
+fn session_that_sends_fds_with_the_first_byte_alone_is_served() {
+    let (_host, _daemon, mut guest) = plugged();
+    let call = EventFd::new(EFD_NONBLOCK).unwrap();
+    let message = Raw::encode(
+        raw::SET_VRING_CALL,
+        raw::VERSION | raw::NEED_REPLY,
+        &0u64.to_le_bytes(),
+    );
+    for cut in 1..message.len() {
+        let (front, back) = message.split_at(cut);
+        guest.raw.send_bytes(front, &[call.as_raw_fd()]).unwrap();
+        for byte in back {
+            guest.raw.send_bytes(&[*byte], &[]).unwrap();
+        }
+        assert_eq!(guest.raw.recv().unwrap().u64(), 0, "cut at {cut}");
+    }
+    let request = guest.request(Head::default(), &[1], 0);
+    guest.queue(&request);
+    guest.kick();
+    assert!(sys::readable(call.as_raw_fd(), PATIENCE));
 }
 
 #[test]
