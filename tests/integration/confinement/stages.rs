@@ -179,6 +179,8 @@ fn socket_in_a_directory_of_somebody_else_stays_and_the_log_says_so() {
             let socket = daemon.socket(n);
             daemon.wait_line(&[socket.to_str().unwrap(), "stays", "denied"]);
             assert!(socket.exists(), "the next start replaces it");
+            // The kernel closes it a moment after the end.
+            assert!(sys::eventually(PATIENCE, || !daemon::listens(&socket)));
         }
     }
 }
