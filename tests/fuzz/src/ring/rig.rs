@@ -245,8 +245,24 @@ impl Rig {
         for bus in &mut self.shared.buses {
             bus.forget_promise(0);
         }
+        let next = self.with_kicks_suppressed(next);
         self.check_turn(next, turn);
         turn
+    }
+
+    /// Kicks may be suppressed before the chain is read: where the used ring lies over what is read,
+    /// that makes another chain of it.
+    fn with_kicks_suppressed(&mut self, next: Option<Next>) -> Option<Next> {
+        let flags = self.setup.used;
+        let mut now = [0; 2];
+        let address = u64::try_from(flags).unwrap();
+        self.backend.guest().memory.read(address, &mut now);
+        let before = &mut self.copy[flags..flags + 2];
+        if !matches!(next, Some(Next::Chain(_))) || now != [1, 0] || *before == now {
+            return next;
+        }
+        before.copy_from_slice(&now);
+        Some(self.next())
     }
 
     /// What is next, or the request on the way, must have been dealt with.
