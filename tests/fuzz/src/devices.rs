@@ -1,0 +1,71 @@
+//! Controllers and chip selects as fuzzed guests have them: all loopbacks, and quick.
+
+use std::time::Duration;
+
+use vhost_device_spi::bus::Bus;
+use vhost_device_spi::config::{DeviceConfig, DevicePath, HoldPolicy, TransferConfig};
+use vhost_device_spi::device::Device;
+use vhost_device_spi::epoll::Poller;
+use vhost_device_spi::message::Scratch;
+use vhost_device_spi::requestq::{Grant, Shared};
+use vhost_device_spi::virtio_spi::Config;
+
+/// Longest request, in nanoseconds: short enough to wait for.
+const MAX_TRANSFER_NS: u64 = 50_000;
+const MAX_DELAY_NS: u32 = 2_000;
+/// Bytes of a message of the second device, so that requests take several.
+const SHORT_MESSAGE: u32 = 256;
+
+/// Two controllers, one of them with two chip selects.
+pub fn buses() -> Vec<Bus> {
+    let mut short = device();
+    short.bufsiz = SHORT_MESSAGE;
+    vec![
+        Bus::new(vec![device(), short], None, 1),
+        Bus::new(vec![device()], None, 1),
+    ]
+}
+
+/// All of them for one guest, whose config space is `config`.
+pub fn grant(config: Config) -> Grant {
+    Grant {
+        config,
+        chip_selects: vec![(0, 0), (0, 1), (1, 0)],
+        policy: HoldPolicy::Queued,
+        hold_timeout: Duration::from_millis(1),
+    }
+}
+
+/// What a loop over `buses` shares.
+pub fn shared(buses: Vec<Bus>) -> Shared {
+    Shared {
+        buses,
+        scratch: Scratch::default(),
+        store: Box::default(),
+        poller: Poller::new().unwrap(),
+    }
+}
+
+fn device() -> Device {
+    let config = DeviceConfig {
+        path: DevicePath::Loopback,
+        guests: 1,
+        max_speed_hz: None,
+        min_speed_hz: 0,
+        cs_high: None,
+        loop_mode: None,
+        word_delay: true,
+        cs_setup: true,
+        exclusive_bus: false,
+    };
+    let transfers = TransferConfig {
+        max_len: 1 << 20,
+        max_ms: 1,
+    };
+    let mut device = Device::open(&config, &transfers, 0).unwrap();
+    device.limits.max_transfer_ns = MAX_TRANSFER_NS;
+    device.limits.max_cs_inactive_ns = MAX_DELAY_NS;
+    device.limits.max_cs_setup_ns = MAX_DELAY_NS;
+    device.limits.max_word_delay_ns = MAX_DELAY_NS;
+    device
+}
