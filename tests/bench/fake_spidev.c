@@ -11,10 +11,12 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/spi/spidev.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -33,6 +35,12 @@ static struct device {
 	__u32 mode, speed_hz;
 	__u8 bits;
 } devices[MAX_FD];
+
+/* Whoever started us may be killed: then nobody else would end this program. */
+__attribute__((constructor)) static void end_with_parent(void)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
 
 static unsigned long bufsiz(void)
 {

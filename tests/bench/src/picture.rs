@@ -72,7 +72,8 @@ pub fn draw(results: &Results) -> Result<String, fmt::Error> {
 }
 
 fn legend(svg: &mut String, names: &[&str]) -> fmt::Result {
-    let about = "bytes of a request, full duplex, EVENT_IDX; logarithmic; * is with a large bufsiz";
+    let about = "by bytes of a request, full duplex, EVENT_IDX; logarithmic; *: with a large bufsiz; \
+                 ×: answers with errors, or not at all";
     text(svg, LEFT, 22.0, "start", 13, about)?;
     for (number, (name, colour)) in names.iter().zip(COLOURS).enumerate() {
         let x = LEFT + 190.0 * number as f64;

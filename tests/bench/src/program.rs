@@ -54,10 +54,11 @@ pub struct Setting {
     pub bufsiz: usize,
 }
 
-/// A daemon that runs. Dropped, it is killed.
+/// A daemon that runs. Dropped, it is killed, and its sockets are removed.
 pub struct Daemon {
     child: Child,
     socket: PathBuf,
+    sockets: usize,
 }
 
 impl Drop for Daemon {
@@ -65,6 +66,9 @@ impl Drop for Daemon {
         // It may be gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for number in 0..self.sockets {
+            let _ = std::fs::remove_file(self.socket(number));
+        }
     }
 }
 
@@ -89,10 +93,6 @@ impl Daemon {
         let name = contender.name.replace(|c: char| !c.is_alphanumeric(), "-");
         let socket = format!("{name}-{}-{}.sock", setting.sockets, setting.bufsiz);
         let socket = bench.directory.join(socket);
-        for number in 0..setting.sockets {
-            // Usually there is none.
-            let _ = std::fs::remove_file(numbered(&socket, number));
-        }
         let mut preload = bench.fake_spidev().into_os_string();
         let mut command = Command::new(&contender.path);
         if let Some((library, count)) = more {
@@ -112,7 +112,12 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let child = command.spawn()?;
-        Ok(Self { child, socket })
+        let sockets = setting.sockets;
+        Ok(Self {
+            child,
+            socket,
+            sockets,
+        })
     }
 
     pub fn process(&self) -> Process {
@@ -194,6 +199,7 @@ pub fn floor(
     let daemon = Daemon {
         child: command.spawn()?,
         socket: PathBuf::new(),
+        sockets: 0,
     };
     guest.first_batch()?;
     Ok(Served {
