@@ -2,7 +2,8 @@
 
 use std::fmt::{self, Write};
 
-use crate::point::{CPU, P50, Point};
+use crate::guest::Wait;
+use crate::point::{CPU, P50, Point, SMALL_BUFSIZ};
 use crate::report::PLACES;
 use crate::results::{AGAIN, Results};
 
@@ -15,6 +16,14 @@ const TOP: f64 = 90.0;
 const COLUMN: f64 = 380.0;
 const ROW: f64 = 205.0;
 const COLOURS: [&str; 5] = ["#9aa5b1", "#1f6fb2", "#2e9e5b", "#d9822b", "#8e5ab5"];
+
+/// Depth, metric and title of each row of panels.
+const ROWS: [(u16, usize, &str); 4] = [
+    (1, P50, "p50"),
+    (1, CPU, "CPU a request"),
+    (32, P50, "p50"),
+    (32, CPU, "CPU a request"),
+];
 
 /// One panel: a metric at a place, for one number of queued requests.
 struct Panel<'a> {
@@ -44,24 +53,12 @@ pub fn draw(results: &Results) -> Result<String, fmt::Error> {
     for (column, place) in PLACES.iter().enumerate() {
         let x = LEFT + COLUMN * column as f64;
         text(&mut svg, x, TOP - 25.0, "start", 13, place.0)?;
-        let rows = [
-            (1, P50, "p50"),
-            (1, CPU, "CPU a request"),
-            (32, P50, "p50"),
-            (32, CPU, "CPU a request"),
-        ];
-        for (row, (depth, metric, title)) in rows.into_iter().enumerate() {
-            let points = results.points.iter().filter(|point| {
-                let work = point.work;
-                (point.two_cpus, work.wait) == (place.1, place.2)
-                    && work.depth == depth
-                    && work.event_idx
-            });
+        for (row, (depth, metric, title)) in ROWS.into_iter().enumerate() {
             let panel = Panel {
                 x,
                 y: TOP + ROW * row as f64,
                 title: format!("{title}, {depth} queued, µs"),
-                points: points.collect(),
+                points: shown(results, *place, depth),
                 metric,
             };
             panel.draw(&mut svg, results, &names)?;
@@ -69,6 +66,16 @@ pub fn draw(results: &Results) -> Result<String, fmt::Error> {
     }
     writeln!(svg, "</svg>")?;
     Ok(svg)
+}
+
+/// The points of a panel.
+fn shown<'a>(results: &'a Results, place: (&str, bool, Wait), depth: u16) -> Vec<&'a Point> {
+    let (_, two_cpus, wait) = place;
+    let points = results.points.iter();
+    let place = points.filter(|p| p.two_cpus == two_cpus && p.work.wait == wait);
+    place
+        .filter(|p| p.work.depth == depth && p.work.event_idx)
+        .collect()
 }
 
 fn legend(svg: &mut String, names: &[&str]) -> fmt::Result {
@@ -95,50 +102,78 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, size: u32, content: &str
 }
 
 impl Panel<'_> {
+    /// The values of all contenders at a point, in microseconds.
+    fn values(&self, results: &Results, names: &[&str], point: &Point) -> Vec<f64> {
+        let micros = |name: &&str| results.value(point, name, self.metric) / 1000.0;
+        names.iter().map(micros).collect()
+    }
+
     fn draw(&self, svg: &mut String, results: &Results, names: &[&str]) -> fmt::Result {
-        let bottom = self.y + PANEL_HEIGHT;
         text(svg, self.x, self.y - 4.0, "start", 11, &self.title)?;
-        let values = |point: &Point| {
-            let micros = |name: &&str| results.value(point, name, self.metric) / 1000.0;
-            names.iter().map(micros).collect::<Vec<f64>>()
-        };
-        let all = self.points.iter().flat_map(|point| values(point));
+        let all = self.points.iter();
+        let all = all.flat_map(|point| self.values(results, names, point));
         let highest = all.filter(|value| !value.is_nan()).fold(1.0, f64::max);
-        let decades = highest.log10().ceil().max(1.0) + 1.0;
-        // From a tenth of a microsecond on.
-        let height = |value: f64| (value.log10() + 1.0).max(0.0) / decades * (PANEL_HEIGHT - 14.0);
-        for decade in 0..=decades as i32 {
-            let y = bottom - height(10f64.powi(decade - 1));
-            let (from, to) = (self.x, self.x + PANEL_WIDTH);
-            writeln!(svg, "<path d=\"M{from} {y:.1}H{to}\" stroke=\"#dddddd\"/>")?;
-            let label = 10f64.powi(decade - 1).to_string();
-            text(svg, from - 4.0, y + 4.0, "end", 10, &label)?;
-        }
-        let group = PANEL_WIDTH / self.points.len().max(1) as f64;
-        let bar = group * 0.8 / names.len() as f64;
+        let scale = Scale {
+            bottom: self.y + PANEL_HEIGHT,
+            decades: highest.log10().ceil().max(1.0) + 1.0,
+        };
+        scale.draw(svg, self.x)?;
+        let width = PANEL_WIDTH / self.points.len().max(1) as f64;
         for (number, point) in self.points.iter().enumerate() {
-            let left = self.x + group * (number as f64 + 0.1);
-            let star = if point.bufsiz > 4096 { "*" } else { "" };
+            let left = self.x + width * (number as f64 + 0.1);
+            let star = if point.bufsiz > SMALL_BUFSIZ { "*" } else { "" };
             let label = format!("{}{star}", point.work.len);
-            text(svg, left + group * 0.4, bottom + 13.0, "middle", 10, &label)?;
-            for (index, value) in values(point).into_iter().enumerate() {
-                let x = left + bar * index as f64;
-                if value.is_nan() {
-                    text(svg, x + bar / 2.0, bottom - 3.0, "middle", 11, "×")?;
-                    continue;
-                }
-                let tall = height(value);
-                let (y, colour) = (bottom - tall, COLOURS[index % COLOURS.len()]);
-                writeln!(
-                    svg,
-                    "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{tall:.1}\" fill=\"{colour}\"/>",
-                    bar - 1.0
-                )?;
-                text(svg, x + bar / 2.0, y - 2.0, "middle", 7, &short(value))?;
-            }
+            let middle = left + width * 0.4;
+            text(svg, middle, scale.bottom + 13.0, "middle", 10, &label)?;
+            let values = self.values(results, names, point);
+            bars(svg, &scale, left, width * 0.8, &values)?;
         }
         Ok(())
     }
+}
+
+/// The logarithmic axis of a panel, from a tenth of a microsecond on.
+struct Scale {
+    bottom: f64,
+    decades: f64,
+}
+
+impl Scale {
+    fn height(&self, micros: f64) -> f64 {
+        (micros.log10() + 1.0).max(0.0) / self.decades * (PANEL_HEIGHT - 14.0)
+    }
+
+    fn draw(&self, svg: &mut String, from: f64) -> fmt::Result {
+        for decade in 0..=self.decades as i32 {
+            let value = 10f64.powi(decade - 1);
+            let y = self.bottom - self.height(value);
+            let to = from + PANEL_WIDTH;
+            writeln!(svg, "<path d=\"M{from} {y:.1}H{to}\" stroke=\"#dddddd\"/>")?;
+            text(svg, from - 4.0, y + 4.0, "end", 10, &value.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// A bar for each contender, with its value on top; a cross where there is none.
+fn bars(svg: &mut String, scale: &Scale, left: f64, width: f64, values: &[f64]) -> fmt::Result {
+    let bar = width / values.len() as f64;
+    for (index, &value) in values.iter().enumerate() {
+        let x = left + bar * index as f64;
+        if value.is_nan() {
+            text(svg, x + bar / 2.0, scale.bottom - 3.0, "middle", 11, "×")?;
+            continue;
+        }
+        let tall = scale.height(value);
+        let (y, colour) = (scale.bottom - tall, COLOURS[index % COLOURS.len()]);
+        let wide = bar - 1.0;
+        writeln!(
+            svg,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{tall:.1}\" fill=\"{colour}\"/>"
+        )?;
+        text(svg, x + bar / 2.0, y - 2.0, "middle", 7, &short(value))?;
+    }
+    Ok(())
 }
 
 fn short(value: f64) -> String {

@@ -176,26 +176,7 @@ pub fn floor(
     work: Work,
 ) -> Result<Served, Failure> {
     let mut guest = Guest::new(work)?;
-    let [region] = &guest.regions[..] else {
-        return Err(Failure::Wrong("the floor knows one region"));
-    };
-    let files = [&region.file, &guest.kick, &guest.call];
-    let fds = files.map(AsRawFd::as_raw_fd);
-    let numbers = [
-        REGION_LEN,
-        work.ring_size.into(),
-        DESC,
-        AVAIL,
-        USED,
-        work.event_idx.into(),
-        bufsiz,
-    ];
-    let mut command = Command::new(&contender.path);
-    command
-        .args(numbers.map(|number| number.to_string()))
-        .env("LD_PRELOAD", bench.fake_spidev())
-        .env("FAKE_BUFSIZ", bufsiz.to_string());
-    unsafe { command.pre_exec(move || sys::inherit(&fds)) };
+    let mut command = floor_command(bench, contender, bufsiz, &guest)?;
     let daemon = Daemon {
         child: command.spawn()?,
         socket: PathBuf::new(),
@@ -209,6 +190,36 @@ pub fn floor(
         _connection: None,
         _floor: Some(daemon),
     })
+}
+
+fn floor_command(
+    bench: &Bench,
+    contender: &Contender,
+    bufsiz: usize,
+    guest: &Guest,
+) -> Result<Command, Failure> {
+    let [region] = &guest.regions[..] else {
+        return Err(Failure::Wrong("the floor knows one region"));
+    };
+    let files = [&region.file, &guest.kick, &guest.call];
+    let fds = files.map(AsRawFd::as_raw_fd);
+    let numbers = [
+        REGION_LEN,
+        guest.work.ring_size.into(),
+        DESC,
+        AVAIL,
+        USED,
+        guest.work.event_idx.into(),
+        bufsiz,
+    ];
+    let mut command = Command::new(&contender.path);
+    command
+        .args(numbers.map(|number| number.to_string()))
+        .env("LD_PRELOAD", bench.fake_spidev())
+        .env("FAKE_BUFSIZ", bufsiz.to_string());
+    // SAFETY: `inherit` makes system calls only.
+    unsafe { command.pre_exec(move || sys::inherit(&fds)) };
+    Ok(command)
 }
 
 fn numbered(socket: &Path, number: usize) -> PathBuf {

@@ -71,29 +71,32 @@ fn goals(text: &mut String, results: &Results) -> fmt::Result {
         size_goals(results),
     ];
     for goal in all.into_iter().flatten() {
-        let (reached, met) = match goal.reached {
-            Some((low, high)) if low == high => (plain(high), high <= goal.goal),
-            Some((low, high)) => (
-                format!("{} to {}", plain(low), plain(high)),
-                high <= goal.goal,
-            ),
-            None => ("-".to_owned(), false),
-        };
-        let met = if met { "yes" } else { "**no**" };
-        let Goal {
-            name,
-            existing,
-            goal,
-            unit,
-            ..
-        } = goal;
-        writeln!(
-            text,
-            "| {name} | {existing} | {reached}{unit} | ≤ {}{unit} | {met} |",
-            plain(goal)
-        )?;
+        writeln!(text, "{}", goal.row())?;
     }
     writeln!(text)
+}
+
+impl Goal {
+    fn row(&self) -> String {
+        let Self {
+            name,
+            existing,
+            reached,
+            goal,
+            unit,
+        } = self;
+        let met = match reached {
+            Some((_, high)) if high <= goal => "yes",
+            Some(_) | None => "**no**",
+        };
+        let reached = match reached {
+            Some((low, high)) if low == high => plain(*high),
+            Some((low, high)) => format!("{} to {}", plain(*low), plain(*high)),
+            None => "-".to_owned(),
+        };
+        let goal = plain(*goal);
+        format!("| {name} | {existing} | {reached}{unit} | ≤ {goal}{unit} | {met} |")
+    }
 }
 
 fn exactly(value: f64) -> Option<(f64, f64)> {
@@ -135,72 +138,77 @@ fn count_goals(results: &Results) -> Vec<Goal> {
     ]
 }
 
-fn time_goals(results: &Results) -> Vec<Goal> {
-    let small = |point: &Point| point.work.len <= SMALL_BUFSIZ;
-    let alone = |point: &Point| point.work.depth == 1;
-    let at = |place: usize| {
-        let (_, two_cpus, wait) = PLACES[place];
-        move |point: &Point| point.two_cpus == two_cpus && point.work.wait == wait
+/// Which points a goal is about.
+type Wanted<'a> = &'a dyn Fn(&Point) -> bool;
+
+fn ratio_goal(
+    results: &Results,
+    what: &str,
+    (name, to): (&str, &str),
+    (metric, goal): (usize, f64),
+    wanted: Wanted<'_>,
+) -> Goal {
+    Goal {
+        name: format!("{what}, {name} / {to}"),
+        existing: if to == EXISTING { "1" } else { "" }.to_owned(),
+        reached: results.range(name, to, metric, wanted),
+        goal,
+        unit: "",
+    }
+}
+
+fn is_at(place: usize, point: &Point) -> bool {
+    let (_, two_cpus, wait) = PLACES[place];
+    point.two_cpus == two_cpus && point.work.wait == wait
+}
+
+fn is_small_and_alone(point: &Point) -> bool {
+    point.work.depth == 1 && point.work.len <= SMALL_BUFSIZ
+}
+
+fn one_cpu_goals(results: &Results) -> Vec<Goal> {
+    let small = |p: &Point| is_at(0, p) && is_small_and_alone(p);
+    let queued = |p: &Point| is_at(0, p) && p.work.depth > 1 && p.work.len <= 256;
+    let long = |p: &Point| {
+        let large = p.bufsiz == LARGE_BUFSIZ && p.work.len > SMALL_BUFSIZ;
+        is_at(0, p) && p.work.depth == 1 && large
     };
-    let polling = results.names.iter().find(|name| is_variant(name));
-    let goal =
-        |name: &str, ours: &str, to: &str, metric, most, wanted: &dyn Fn(&Point) -> bool| Goal {
-            name: format!("{name}, {ours} / {to}"),
-            existing: if to == EXISTING { "1" } else { "" }.to_owned(),
-            reached: results.range(ours, to, metric, wanted),
-            goal: most,
-            unit: "",
-        };
-    let one_cpu = |p: &Point| at(0)(p) && alone(p) && small(p);
-    let queued = |p: &Point| at(0)(p) && !alone(p) && p.work.len <= 256;
-    let long = |p: &Point| at(0)(p) && alone(p) && !small(p) && p.bufsiz == LARGE_BUFSIZ;
-    let mut goals = vec![
-        goal(
-            "CPU a request, one at a time",
-            OURS,
-            EXISTING,
-            CPU,
-            0.6,
-            &one_cpu,
-        ),
-        goal(
-            "CPU a request, one at a time",
-            OURS,
-            FLOOR,
-            CPU,
-            1.15,
-            &one_cpu,
-        ),
-        goal("p50, one CPU", OURS, EXISTING, P50, 0.7, &one_cpu),
-        goal("p50, one CPU", OURS, FLOOR, P50, 1.15, &one_cpu),
+    let goal = |what: &str, names, most, wanted: Wanted<'_>| {
+        ratio_goal(results, what, names, most, wanted)
+    };
+    let (to_existing, to_floor) = ((OURS, EXISTING), (OURS, FLOOR));
+    let cpu = "CPU a request, one at a time, one CPU";
+    let p50 = "p50, one at a time, one CPU";
+    vec![
+        goal(cpu, to_existing, (CPU, 0.6), &small),
+        goal(cpu, to_floor, (CPU, 1.15), &small),
+        goal(p50, to_existing, (P50, 0.7), &small),
+        goal(p50, to_floor, (P50, 1.15), &small),
         goal(
             "p50, 65,536 bytes, large bufsiz",
-            OURS,
-            EXISTING,
-            P50,
-            0.6,
+            to_existing,
+            (P50, 0.6),
             &long,
         ),
         goal(
             "p50, 32 queued, up to 256 bytes",
-            OURS,
-            EXISTING,
-            P50,
-            1.0,
+            to_existing,
+            (P50, 1.0),
             &queued,
         ),
-    ];
+    ]
+}
+
+fn time_goals(results: &Results) -> Vec<Goal> {
+    let mut goals = one_cpu_goals(results);
+    // A daemon that polls, where there is one, is what these two are for.
+    let polls = results.names.iter().find(|name| is_variant(name));
+    let ours = polls.map_or(OURS, String::as_str);
     for (place, most) in [(1, 0.6), (2, 0.15)] {
-        let ours = polling.map_or(OURS, |name| name);
-        let wanted = |p: &Point| at(place)(p) && alone(p) && small(p);
-        goals.push(goal(
-            &format!("p50, {}", PLACES[place].0),
-            ours,
-            EXISTING,
-            P50,
-            most,
-            &wanted,
-        ));
+        let what = format!("p50, one at a time, {}", PLACES[place].0);
+        let wanted = |p: &Point| is_at(place, p) && is_small_and_alone(p);
+        let names = (ours, EXISTING);
+        goals.push(ratio_goal(results, &what, names, (P50, most), &wanted));
     }
     goals
 }
@@ -213,61 +221,45 @@ fn size_goals(results: &Results) -> Vec<Goal> {
     let (Some(existing), Some(ours)) = (results.facts(EXISTING), results.facts(OURS)) else {
         return Vec::new();
     };
-    let goal = |name: &str, existing: f64, reached, goal, unit| Goal {
+    let goal = |name: &str, of: fn(&Facts) -> f64, goal, unit| Goal {
         name: name.to_owned(),
-        existing: format!("{}{unit}", plain(existing)),
-        reached: exactly(reached),
+        existing: format!("{}{unit}", plain(of(existing))),
+        reached: exactly(of(ours)),
         goal,
         unit,
     };
-    let kb = |facts: &Facts| facts.build.stripped_len as f64 / 1000.0;
-    let idle = |facts: &Facts| {
-        facts
-            .loads
-            .first()
-            .map_or(f64::NAN, |l| l.idle.private_dirty as f64)
-    };
-    let threads = |facts: &Facts| {
-        facts
-            .loads
-            .last()
-            .map_or(f64::NAN, |l| l.connected_threads as f64)
-    };
+    let start = ours.start_ms / existing.start_ms;
     vec![
-        goal("stripped size", kb(existing), kb(ours), 400.0, " kB"),
-        goal(
-            "private dirty memory, idle",
-            idle(existing),
-            idle(ours),
-            150.0,
-            " KiB",
-        ),
-        goal(
-            "private dirty memory, each guest more",
-            each_guest(existing),
-            each_guest(ours),
-            20.0,
-            " KiB",
-        ),
-        goal(
-            "threads with 64 guests",
-            threads(existing),
-            threads(ours),
-            1.0,
-            "",
-        ),
-        goal(
-            "exec to listening, ratio",
-            1.0,
-            ours.start_ms / existing.start_ms,
-            0.5,
-            "",
-        ),
+        goal("stripped size", stripped_kb, 400.0, " kB"),
+        goal("private dirty memory, idle", idle_kib, 150.0, " KiB"),
+        goal("the same, each guest more", each_guest_kib, 20.0, " KiB"),
+        goal("threads with 64 guests", threads, 1.0, ""),
+        Goal {
+            name: format!("exec to listening, {OURS} / {EXISTING}"),
+            existing: "1".to_owned(),
+            reached: exactly(start),
+            goal: 0.5,
+            unit: "",
+        },
     ]
 }
 
+fn stripped_kb(facts: &Facts) -> f64 {
+    facts.build.stripped_len as f64 / 1000.0
+}
+
+fn idle_kib(facts: &Facts) -> f64 {
+    let first = facts.loads.first();
+    first.map_or(f64::NAN, |load| load.idle.private_dirty as f64)
+}
+
+fn threads(facts: &Facts) -> f64 {
+    let last = facts.loads.last();
+    last.map_or(f64::NAN, |load| load.connected_threads as f64)
+}
+
 /// What each guest adds, from the smallest to the largest number of them.
-fn each_guest(facts: &Facts) -> f64 {
+fn each_guest_kib(facts: &Facts) -> f64 {
     match (facts.loads.first(), facts.loads.last()) {
         (Some(few), Some(many)) if many.guests > few.guests => {
             let more = many.connected.private_dirty as f64 - few.connected.private_dirty as f64;
@@ -311,57 +303,46 @@ fn at_place(results: &Results, (_, two_cpus, wait): (&str, bool, Wait)) -> Vec<P
 }
 
 fn times(text: &mut String, results: &Results, place: (&str, bool, Wait)) -> fmt::Result {
-    let variants: Vec<&String> = results
-        .names
-        .iter()
-        .filter(|name| is_variant(name))
-        .collect();
     writeln!(text, "## Times: {}\n", place.0)?;
     for (title, metric) in [
         ("p50 in microseconds, of all that are queued", P50),
         ("The daemon's CPU time a request in microseconds", CPU),
     ] {
         writeln!(text, "{title}:\n")?;
-        write!(
-            text,
-            "| queued | EVENT_IDX | bytes | {EXISTING} | {OURS} | {AGAIN} | {FLOOR} "
-        )?;
-        variants
-            .iter()
-            .try_for_each(|name| write!(text, "| {name} "))?;
-        write!(
-            text,
-            "| {OURS} / {EXISTING} | {OURS} / {FLOOR} | {AGAIN} / {OURS} "
-        )?;
-        variants
-            .iter()
-            .try_for_each(|name| write!(text, "| {name} / {EXISTING} "))?;
-        writeln!(text, "|\n|{}", "---|".repeat(10 + 2 * variants.len()))?;
-        for point in at_place(results, place) {
-            write!(text, "| {} ", row_name(&point))?;
-            for name in [EXISTING, OURS, AGAIN, FLOOR] {
-                write!(text, "| {} ", micros(results.value(&point, name, metric)))?;
-            }
-            for name in &variants {
-                write!(text, "| {} ", micros(results.value(&point, name, metric)))?;
-            }
-            for (name, to) in [(OURS, EXISTING), (OURS, FLOOR), (AGAIN, OURS)] {
-                write!(
-                    text,
-                    "| {} ",
-                    plain(results.ratio(&point, name, to, metric))
-                )?;
-            }
-            for name in &variants {
-                write!(
-                    text,
-                    "| {} ",
-                    plain(results.ratio(&point, name, EXISTING, metric))
-                )?;
-            }
-            writeln!(text, "|")?;
-        }
+        compared(text, results, &at_place(results, place), metric)?;
         writeln!(text)?;
+    }
+    Ok(())
+}
+
+/// A table of one metric: all contenders, and how they compare.
+fn compared(text: &mut String, results: &Results, points: &[Point], metric: usize) -> fmt::Result {
+    let names = results.names.iter().map(String::as_str);
+    let mut ratios = vec![(OURS, EXISTING), (OURS, FLOOR), (AGAIN, OURS)];
+    let variants = names.clone().filter(|name| is_variant(name));
+    ratios.extend(variants.map(|name| (name, EXISTING)));
+    write!(text, "| queued | EVENT_IDX | bytes ")?;
+    names
+        .clone()
+        .try_for_each(|name| write!(text, "| {name} "))?;
+    let titles = ratios.iter();
+    titles
+        .clone()
+        .try_for_each(|(name, to)| write!(text, "| {name} / {to} "))?;
+    writeln!(
+        text,
+        "|\n|{}",
+        "---|".repeat(3 + results.names.len() + ratios.len())
+    )?;
+    for point in points {
+        write!(text, "| {} ", row_name(point))?;
+        for name in names.clone() {
+            write!(text, "| {} ", micros(results.value(point, name, metric)))?;
+        }
+        for (name, to) in &ratios {
+            write!(text, "| {} ", plain(results.ratio(point, name, to, metric)))?;
+        }
+        writeln!(text, "|")?;
     }
     Ok(())
 }
