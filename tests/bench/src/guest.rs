@@ -18,6 +18,9 @@ pub const USED: usize = 0x1_0000;
 const HEADS: usize = 0x2_0000;
 const BUFFERS: usize = 0x3_0000;
 const HEAD_LEN: usize = 32;
+/// What the faked device can do: with a slow clock a daemon that keeps an eye on the time on the wire
+/// cuts long transfers, and calls in front of one, for the sake of a bus that is not there.
+const SPEED_HZ: u32 = 1_000_000_000;
 /// Head, tx, rx and result of a request, each in a descriptor of its own as Linux's driver does.
 const PARTS: u16 = 4;
 const DESC_F_NEXT: u16 = 1;
@@ -184,7 +187,7 @@ impl Guest {
         bytes[1] = 8; // bits_per_word
         bytes[3] = 1; // tx_nbits
         bytes[4] = 1; // rx_nbits
-        bytes[12..16].copy_from_slice(&1_000_000u32.to_le_bytes()); // freq
+        bytes[12..16].copy_from_slice(&SPEED_HZ.to_le_bytes()); // freq
         self.write(self.last(), head, &bytes);
         let pattern: Vec<u8> = (0..self.work.len)
             .map(|i| (i * 7 + usize::from(slot) + 1) as u8)

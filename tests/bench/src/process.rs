@@ -65,16 +65,19 @@ impl Process {
     pub fn memory(self, without: &[&str]) -> io::Result<Memory> {
         let text = fs::read_to_string(format!("/proc/{}/smaps", self.0))?;
         let mut memory = Memory::default();
-        let mut counts = true;
+        // Where the last mapping that does not count ends: what follows without a name is its .bss.
+        let (mut counts, mut behind) = (true, "");
         for line in text.lines() {
             let Some((name, _)) = line.split_once(": ") else {
                 // A mapping begins: its line has addresses in front and the path at the end.
-                if line
-                    .split_whitespace()
-                    .next()
-                    .is_some_and(|w| w.contains('-'))
-                {
-                    counts = !without.iter().any(|path| line.contains(path));
+                if let Some((start, rest)) = line.split_once('-') {
+                    let is_bss = start == behind && line.split_whitespace().nth(5).is_none();
+                    counts = !is_bss && !without.iter().any(|path| line.contains(path));
+                    let mut words = rest.split_whitespace();
+                    let end = words.next().unwrap_or_default();
+                    // A library's; guest memory is shared.
+                    let is_private = words.next().is_some_and(|rights| rights.ends_with('p'));
+                    behind = if counts || !is_private { "" } else { end };
                 }
                 continue;
             };
