@@ -117,6 +117,9 @@ impl EventLoop {
 
     /// Has the kernel take what was thrown away, now or a little later.
     fn collect(&mut self) {
+        if !garbage::take_touched() {
+            return;
+        }
         if garbage::collect() {
             for (number, session) in self.sessions.iter_mut().enumerate() {
                 if session.take_held_up() {

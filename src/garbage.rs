@@ -41,6 +41,7 @@ struct Thing {
 thread_local! {
     static LEFT: RefCell<Vec<Thing>> = const { RefCell::new(Vec::new()) };
     static OWNER: Cell<usize> = const { Cell::new(0) };
+    static TOUCHED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What is thrown away from now on is guest `number`'s.
@@ -60,12 +61,18 @@ pub fn throw_away_memory(file: File) {
 
 fn push(file: Box<dyn AsRawFd>, ends: bool) {
     let owner = OWNER.get();
+    TOUCHED.set(true);
     LEFT.with_borrow_mut(|left| left.push(Thing { owner, ends, file }));
 }
 
 /// How many things of guest `number` the kernel did not take yet.
 pub fn left_by(number: usize) -> usize {
     LEFT.with_borrow(|left| left.iter().filter(|thing| thing.owner == number).count())
+}
+
+/// Whether anything was thrown away since the last call; a plain load where nothing was.
+pub fn take_touched() -> bool {
+    TOUCHED.get() && TOUCHED.replace(false)
 }
 
 /// Hands what was thrown away to the kernel. Returns whether it took everything; if not, it is to
@@ -88,6 +95,7 @@ pub fn collect() -> bool {
             Err(_) => {
                 batch.retain(|thing| !thing.ends);
                 LEFT.with_borrow_mut(|left| left.append(&mut batch));
+                TOUCHED.set(true);
                 return false;
             }
         }

@@ -33,6 +33,7 @@ pub fn grant(config: Config) -> Grant {
         chip_selects: vec![(0, 0), (0, 1), (1, 0)],
         policy: HoldPolicy::Queued,
         hold_timeout: Duration::from_millis(1),
+        poll: Duration::ZERO,
     }
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use vhost_device_spi::bus::Bus;
 use vhost_device_spi::epoll::Token;
 use vhost_device_spi::fate::SessionError;
-use vhost_device_spi::gate;
+use vhost_device_spi::kind;
 use vhost_device_spi::listener::{Listener, SocketFile};
 use vhost_device_spi::requestq::{Shared, Turn};
 use vhost_device_spi::session::Session;
@@ -43,7 +43,7 @@ pub struct Rig {
 
 impl Rig {
     pub fn new() -> Self {
-        gate::trust_root();
+        kind::trust_root();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let Ok((listener, file)) = Listener::create(&path) else {
@@ -168,7 +168,7 @@ impl Rig {
     }
 
     fn close(&mut self, error: &SessionError) {
-        self.session.close(error, &mut self.shared).unwrap();
+        self.session.close(error, &mut self.shared);
         self.is_connected = false;
         if matches!(error, SessionError::Flush) {
             self.left_open += 1;
@@ -176,7 +176,7 @@ impl Rig {
         }
         // The pause behind an eventfd that blocked is the loop's to keep.
         if self.session.listen_at.take().is_some() {
-            self.session.listen(&self.shared.poller).unwrap();
+            self.session.listen(&self.shared.poller, true);
         }
     }
 
