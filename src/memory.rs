@@ -359,6 +359,28 @@ mod tests {
     }
 
     #[test]
+    fn add_sealed_file_is_taken_unless_it_cannot_be_written() {
+        for (seals, taken) in [
+            (
+                libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL,
+                true,
+            ),
+            (libc::F_SEAL_WRITE, false),
+        ] {
+            // SAFETY: the name is a C string.
+            let fd = unsafe { libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING) };
+            assert!(fd >= 0);
+            // SAFETY: memfd_create gave this fd to us alone.
+            let file = unsafe { File::from_raw_fd(fd) };
+            file.set_len(MIB).unwrap();
+            // SAFETY: no pointers.
+            assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) }, 0);
+            let added = Memory::default().add(region(0, 0, MIB), file);
+            assert_eq!(added.is_ok(), taken, "{seals:#x}: {added:?}");
+        }
+    }
+
+    #[test]
     fn add_more_than_32_regions_is_refused() {
         let mut memory = Memory::default();
         for i in 0..32 {

@@ -170,7 +170,7 @@ impl Requestq {
         }
         self.served = true;
         self.empty_since = None;
-        if pending > 1 {
+        if pending > 1 || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
         let chain_head = vring.peek(memory).map_err(Stop::Ring)?;
@@ -235,7 +235,6 @@ impl Requestq {
         }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         if self.is_watching() {
-            vring.suppress_kicks(memory);
             vring.notify(memory).map_err(Stop::Session)?;
             return Ok(Turn::Again);
         }

@@ -7,7 +7,7 @@
 //! | `no_new_privs` | rights that a program executed could gain |
 //! | `drop_capabilities` | every capability, even where the daemon runs as root |
 //! | `hide` | core dumps, debuggers and `/proc/PID` of other processes of this user |
-//! | `limit` | more fds than the guests can need, other processes |
+//! | `limit` | core dumps, other processes |
 //! | [`landlock`] | the file system, but for removing our sockets; TCP; signals to others |
 //! | [`seccomp`] | every system call that its table does not list |
 //!
@@ -129,9 +129,8 @@ fn drop_capabilities() -> io::Result<()> {
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 const CLEAR_AMBIENT: libc::c_ulong = 4; // PR_CAP_AMBIENT_CLEAR_ALL
 
-/// Limits the process to what `guests` guests can need.
-///
-/// With fewer fds than that, which a host may have set, a guest's need can become another's lack.
+/// Takes all fds that the host allows, and says so if `guests` guests can need more: then a guest's
+/// need can become another's lack. Takes core dumps and other processes away.
 fn limit(guests: usize) -> io::Result<()> {
     let of_guest = u64::try_from(MAX_REGIONS)
         .unwrap_or(0)
@@ -144,8 +143,9 @@ fn limit(guests: usize) -> io::Result<()> {
             "warning: at most {most} fds; the guests may need {wanted}"
         ));
     }
-    // The filter has no way to change it back, so the hard limit stays the administrator's.
-    set_limit(libc::RLIMIT_NOFILE, wanted.min(most), most)?;
+    // Not fewer than the host allows: it also bounds how many of this user's files may be in flight
+    // when the kernel is to take what a front-end brought (`garbage`).
+    set_limit(libc::RLIMIT_NOFILE, most, most)?;
     set_limit(libc::RLIMIT_CORE, 0, 0)?;
     set_limit(libc::RLIMIT_NPROC, 0, 0)
 }

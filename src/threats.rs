@@ -25,15 +25,19 @@
 //! | a reply queue never read | no message is handled while 32 KiB are unread | `inspect_unread_replies_end_the_session` |
 //! | sizes beyond 4,096, unknown or reply-flagged messages, wrong versions | `gate` allows what is listed | `message_unknown_or_malformed_ends_that_session_only`, `inspect_header_that_is_not_allowed_ends_the_session` |
 //! | messages without end | 16 a turn, then others and the transfer on the way have theirs | `messages_in_a_flood_do_not_keep_a_transfer_from_ending`, `transfer_goes_on_while_two_front_ends_flood_messages_in_turn` |
-//! | too many fds; files whose close waits for their owner (FUSE) | counted and looked at one by one before they are received; such a file is left open, and after 16 the socket with it | `fds_of_unknown_file_systems_are_left_open_and_end_that_socket_after_a_few` |
-//! | files whose last close takes long or for ever: a dead guest's memory, a pipe whose lock is held, a lingering socket, any of them queued inside another socket | `garbage`: the kernel makes the last close in a worker of its own | `garbage_is_closed_by_the_kernel`, `foreign_file_is_kept_until_it_is_collected` |
+//! | fds of the wrong kind, too many, or in the middle of a message | all are looked at before the message is read, and held while it is handled | `inspect_holds_every_fd_of_a_message_or_refuses_it`, `fds_of_the_wrong_kind_end_that_connection_and_are_not_kept`, `fds_with_the_body_do_not_hold_up_other_guests` |
+//! | files whose every close waits for their owner (FUSE, network file systems) | found one by one before they are received; such a file is left open, and after 16 the socket listens no more | `fds_of_unknown_file_systems_are_left_open_and_end_that_socket_after_a_few` |
+//! | files whose last close takes long or for ever: a dead guest's memory, a pipe whose lock is held, a lingering socket, an eventfd that a locked epoll set watches, any of them in flight or in the backlog | `garbage`: the kernel makes the last close in a worker of its own | `garbage_is_closed_by_the_kernel`, `kick_watched_by_a_locked_epoll_set_does_not_hold_up_other_guests`, `backlog_at_the_end_does_not_keep_the_bus_and_the_sockets`, `memory_of_a_front_end_that_is_gone_is_freed` |
+//! | files of a FUSE server that does not answer, sockets that are locked | asked nothing that waits: `kind` | `directory_of_a_silent_file_server_does_not_hold_up_other_guests`, `call_whose_socket_is_locked_does_not_hold_up_other_guests` |
+//! | so many files of the daemon's user in flight that the kernel takes no more | they stay open until it does; a guest that leaves too many waits | `fds_in_flight_of_the_daemons_user_do_not_hold_up_other_guests` |
 //! | a call eventfd that is full and blocks | `watchdog` interrupts the write; the connection ends and its socket rests, each time twice as long | `call_eventfd_full_and_blocking_does_not_hold_up_other_guests`, `eventfd_beyond_its_end_does_not_hold_up_other_guests` |
 //! | its own connection as call | only eventfds and ends of socketpairs are taken | `connection_given_as_its_own_call_is_refused` |
 //! | memory that shrinks at any moment | `sigbus` puts other memory in its place, and the session ends | `guest_whose_memory_file_shrinks_ends_alone` |
-//! | memory that is no memory, too long, overlapping, wrapping or in part of a huge page | `memory` refuses what could later fault, stall or alias | `mem_regions_overlapping_or_beyond_their_file_are_refused`, `memory_of_part_of_a_huge_page_is_refused` |
+//! | memory that is no memory, sealed, 64 TiB, overlapping, wrapping or in part of a huge page | `memory` refuses what could later fault, stall or alias | `add_sealed_file_is_taken_unless_it_cannot_be_written`, `add_malformed_regions_are_refused`, `mem_regions_overlapping_or_beyond_their_file_are_refused`, `memory_of_part_of_a_huge_page_is_refused` |
 //! | rings unaligned, outside of memory, of any size | checked when they are set and again when the ring starts | `vring_addresses_outside_memory_or_unaligned_end_at_most_the_session`, `vring_sizes_up_to_1024_are_taken_and_others_refused` |
-//! | leaving in the middle of a transfer, or ten thousand times | everything of a connection ends with it, chip select first | `session_left_in_the_middle_of_a_long_transfer_releases_chip_select_and_serves_the_next`, `session_reconnected_1000_times_leaves_fds_and_memory_equal` |
-//! | all fds of the process | each guest's are bounded, and the sum is what the process may have; short of that, the socket rests and tries again | `fds_may_be_as_many_as_the_guests_can_need`, `socket_without_an_fd_for_a_connection_listens_again_when_there_is_one` |
+//! | leaving in the middle of a transfer, or a thousand times | everything of a connection ends with it, chip select first | `session_left_in_the_middle_of_a_long_transfer_releases_chip_select_and_serves_the_next`, `session_reconnected_1000_times_leaves_fds_and_memory_equal` |
+//! | all fds of the process | each guest's are bounded; short of that, the socket rests and tries again | `fds_may_be_as_many_as_the_host_allows`, `socket_without_an_fd_for_a_connection_listens_again_when_there_is_one` |
+//! | all of the above at random, by half of 16 guests, while the others check each answer | - | `soak_leaves_the_daemon_as_it_was_and_every_request_answered_by_what_came_of_it` |
 //!
 //! # Attacks by a guest driver
 //!
@@ -53,6 +57,8 @@
 //! |---|---|---|
 //! | stderr full, closed, a stopped terminal | a line is written whole if there is room for it, or not at all | `process_stderr_full_broken_or_closed_neither_blocks_nor_ends_it` |
 //! | a signal in the middle of a transfer | it ends in order: chip select released, modes restored, sockets removed | `process_told_to_end_does_not_finish_a_long_transfer_and_releases_chip_select` |
+//! | stopped and continued, frozen; few fds | system calls that are begun again are allowed; see above | `process_stopped_and_continued_in_traffic_loses_nothing`, `process_with_64_fds_serves_its_guests_while_one_takes_all` |
+//! | a clock that jumps | only `CLOCK_MONOTONIC` is looked at: the filter allows no other | `filter_wants_every_argument_of_every_rule` |
 //! | a device that fails or is unplugged | `TRANS_ERR`; a line that cannot be released blocks its controller until it can | `line_that_could_not_be_released_is_tried_again_at_the_end` |
 //!
 //! # How long one guest can make another wait
@@ -72,10 +78,17 @@
 //!   lock on a bus for user space; see "Chip select" in the README.
 //! - A device against its host: what it answers is passed on.
 //! - A host under memory pressure that has to fetch a guest's pages from a disk while we read them;
-//!   huge pages of 1 GiB that are cleared at our first touch.
-//! - Somebody who holds up the kernel's collector of Unix sockets for the whole host can keep dead
-//!   guests' memory from being freed.
-//! - What an ioctl on the wire can observe of another guest by its duration.
+//!   huge pages of 1 GiB that are cleared at our first touch; a guest's memory that is charged to
+//!   the daemon's cgroup since it was touched here first, under a limit that it cannot keep.
+//! - A front-end that has its call eventfd watched by very many epoll sets: the kernel tells each of
+//!   them, within our write. 900,000 watches were measured to take up to 0.18 s a write. The host
+//!   limits them for each user (`fs.epoll.max_user_watches`).
+//! - Whoever holds up the kernel's workers that close files for the whole host can keep dead guests'
+//!   memory from being freed. Before Linux 6.9 there is no such worker: there a last close that
+//!   waits does so in the daemon.
+//! - A front-end of the daemon's own user can use up what the kernel grants that user: files in
+//!   flight, watches, memory. Give each front-end a user of its own.
+//! - What can be learned of other guests from how long a request takes.
 //!
 //! # Not offered
 //!

@@ -205,8 +205,16 @@ fn in_flight(count: usize) -> Vec<UnixStream> {
     std::thread::spawn(send).join().unwrap()
 }
 
+/// Most fds of the daemon, and of its user in flight.
+const FDS: libc::rlim_t = 240;
+
 /// Becomes that user in the directory of the sockets.
 fn become_user() -> std::io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: FDS,
+        rlim_max: FDS,
+    };
+    sys::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }.into())?;
     sys::check(unsafe { libc::chmod(c".".as_ptr(), 0o777) }.into())?;
     sys::check(unsafe { libc::setgid(USER) }.into())?;
     sys::check(unsafe { libc::setuid(USER) }.into()).map(drop)
@@ -223,8 +231,7 @@ fn fds_in_flight_of_the_daemons_user_do_not_hold_up_other_guests() {
     let given = [eventfd.as_raw_fd()];
     let payload = 0u64.to_le_bytes();
     assert_eq!(first.raw.ack(raw::SET_VRING_CALL, &payload, &given), 0);
-    // More than the 240 that the daemon may have open with two guests.
-    let in_flight = in_flight(480);
+    let in_flight = in_flight(2 * FDS as usize);
     drop((first, eventfd));
     second.assert_served();
     // What the first one had is still open; that keeps nobody out.

@@ -12,6 +12,7 @@ mod rig;
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use vhost_device_spi::garbage;
 use vhost_device_spi::requestq::Turn;
 
 use crate::input::Input;
@@ -50,6 +51,8 @@ pub fn run(bytes: &[u8]) {
         rig.abort();
         rig.notify();
     });
+    // As the loop does: what was replaced is closed now.
+    garbage::collect();
 }
 
 fn operate(rig: &mut Rig, input: &mut Input, turns: &mut u32) {
