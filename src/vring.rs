@@ -56,8 +56,8 @@ pub struct Vring {
     /// No protocol features were acknowledged: the ring needs no enabling.
     always_enabled: bool,
     kick_absent: bool,
-    /// The driver's kicks are suppressed by the flag in the used ring.
-    suppressed: bool,
+    /// Whether the driver's kicks are suppressed by the flag in the used ring, if it is known.
+    suppressed: Option<bool>,
     unnotified: bool,
     call: Option<Foreign>,
     err: Option<Foreign>,
@@ -78,7 +78,7 @@ impl Vring {
             enabled: false,
             always_enabled: true,
             kick_absent: false,
-            suppressed: false,
+            suppressed: None,
             unnotified: false,
             call: None,
             err: None,
@@ -94,7 +94,7 @@ impl Vring {
         self.enabled = false;
         self.always_enabled = true;
         self.kick_absent = false;
-        self.suppressed = false;
+        self.suppressed = None;
         self.unnotified = false;
         self.call = None;
         self.err = None;
@@ -196,8 +196,8 @@ impl Vring {
                 Ok(index) => self.queue.set_next_used(index.0),
                 Err(_) => self.queue.set_ready(false),
             }
-            // Whatever an earlier run left in the flag, `rearm` sets it anew.
-            self.suppressed = true;
+            // An earlier run may have left anything in the flag.
+            self.suppressed = None;
         }
     }
 
@@ -282,8 +282,9 @@ impl Vring {
 
     /// Asks the driver not to kick while there is more in the ring than the next request.
     pub fn suppress_kicks(&mut self, memory: &Memory) {
-        if !self.suppressed && !self.queue.event_idx_enabled() {
-            self.suppressed = self.queue.disable_notification(memory.mapped()).is_ok();
+        if self.suppressed != Some(true) && !self.queue.event_idx_enabled() {
+            let set = self.queue.disable_notification(memory.mapped());
+            self.suppressed = set.is_ok().then_some(true);
         }
     }
 
@@ -293,11 +294,11 @@ impl Vring {
     /// The ring cannot be believed.
     pub fn rearm(&mut self, memory: &Memory) -> Result<bool, RingError> {
         // Without EVENT_IDX and with kicks never suppressed there is nothing to ask for.
-        if self.suppressed || self.queue.event_idx_enabled() {
+        if self.suppressed != Some(false) || self.queue.event_idx_enabled() {
             self.queue
                 .enable_notification(memory.mapped())
                 .map_err(|_| RingError::Memory)?;
-            self.suppressed = false;
+            self.suppressed = Some(false);
         }
         self.pending(memory).map(|pending| pending > 0)
     }
