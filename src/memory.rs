@@ -10,10 +10,11 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion, VolatileSlice,
+    GuestRegionMmap, MmapRegion, VolatileMemory, VolatileSlice,
 };
 
 use crate::garbage::throw_away_memory;
@@ -214,30 +215,55 @@ impl Memory {
 
     /// Bytes from `address` on that lie in one region, at most `len`; `None` outside of all.
     pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
-        let (region, offset) = self.mapped.to_region_addr(GuestAddress(address))?;
-        let left = region.len().checked_sub(offset.0)?;
+        let region = self.mapped.find_region(GuestAddress(address))?;
+        let offset = address.checked_sub(region.start_addr().0)?;
+        let left = region.len().checked_sub(offset)?;
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
     }
 
     /// `len` bytes at guest address `address`, if one region holds them all.
     pub fn slice(&self, address: u64, len: u32) -> Option<Slice<'_>> {
-        let len = usize::try_from(len).ok()?;
-        self.mapped.get_slice(GuestAddress(address), len).ok()
+        self.near(address, usize::try_from(len).ok()?)
+    }
+
+    /// As [`Memory::slice`]. On the way of a request this is what each access comes to: the generic
+    /// ones of `vm-memory`, which go from region to region, took a third of its time.
+    fn near(&self, address: u64, len: usize) -> Option<Slice<'_>> {
+        let region = self.mapped.find_region(GuestAddress(address))?;
+        let offset = address.checked_sub(region.start_addr().0)?;
+        VolatileMemory::get_slice(&**region, usize::try_from(offset).ok()?, len).ok()
+    }
+
+    /// The 16-bit number at guest address `address`, before whatever is read next; `None` outside of
+    /// memory.
+    pub fn load_u16(&self, address: u64) -> Option<u16> {
+        let number = self.near(address, 2)?.load(0, Ordering::Acquire);
+        number.ok().map(u16::from_le)
     }
 
     /// Copies the bytes at guest address `address` into `bytes`; `None` outside of memory.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
+        if let Some(slice) = self.near(address, bytes.len()) {
+            slice.copy_to(bytes);
+            return Some(());
+        }
         self.mapped.read_slice(bytes, GuestAddress(address)).ok()
     }
 
     /// Copies `bytes` to guest address `address`; `None` outside of memory.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Option<()> {
+        if let Some(slice) = self.near(address, bytes.len()) {
+            slice.copy_from(bytes);
+            return Some(());
+        }
         self.mapped.write_slice(bytes, GuestAddress(address)).ok()
     }
 
     /// Writes one byte to guest address `address`; `None` outside of memory.
     pub fn write_byte(&self, address: u64, byte: u8) -> Option<()> {
-        self.mapped.write_obj(byte, GuestAddress(address)).ok()
+        self.near(address, 1)?
+            .store(byte, 0, Ordering::Relaxed)
+            .ok()
     }
 }
 

@@ -36,10 +36,10 @@ pub enum Buffer<'m> {
     Word([u8; 4]),
 }
 
-/// The storage of a message, made once.
+/// The storage of a message, made once; what is not used of it costs no memory.
 #[derive(Debug)]
 pub struct Scratch {
-    transfers: Box<[SpiIocTransfer; MAX_PIECES]>,
+    transfers: Vec<SpiIocTransfer>,
     tx_words: Box<[[u8; 4]; MAX_PIECES]>,
     rx_words: Box<[[u8; 4]; MAX_PIECES]>,
 }
@@ -47,7 +47,7 @@ pub struct Scratch {
 impl Default for Scratch {
     fn default() -> Self {
         Self {
-            transfers: Box::new([SpiIocTransfer::default(); MAX_PIECES]),
+            transfers: Vec::with_capacity(MAX_PIECES),
             tx_words: Box::new([[0; 4]; MAX_PIECES]),
             rx_words: Box::new([[0; 4]; MAX_PIECES]),
         }
@@ -58,7 +58,6 @@ impl Default for Scratch {
 #[derive(Debug)]
 pub struct Message<'m> {
     scratch: &'m mut Scratch,
-    count: usize,
     total: u32,
     common: Common,
     guest: PhantomData<Slice<'m>>,
@@ -67,9 +66,9 @@ pub struct Message<'m> {
 impl<'m> Message<'m> {
     /// An empty message.
     pub fn new(scratch: &'m mut Scratch, common: Common) -> Self {
+        scratch.transfers.clear();
         Self {
             scratch,
-            count: 0,
             total: 0,
             common,
             guest: PhantomData,
@@ -86,7 +85,7 @@ impl<'m> Message<'m> {
         rx: &Buffer<'m>,
         len: u32,
     ) -> Result<(), TransferError> {
-        let index = self.count;
+        let index = self.scratch.transfers.len();
         let tx_word = self
             .scratch
             .tx_words
@@ -102,12 +101,8 @@ impl<'m> Message<'m> {
         }
         let tx_buf = address(tx, tx_word, len)?;
         let rx_buf = address(rx, rx_word, len)?;
-        let transfer = self
-            .scratch
-            .transfers
-            .get_mut(index)
-            .ok_or(TransferError::Memory)?;
-        *transfer = SpiIocTransfer {
+        // There are as many words as transfers, so this stays within the capacity.
+        self.scratch.transfers.push(SpiIocTransfer {
             tx_buf,
             rx_buf,
             len,
@@ -119,8 +114,7 @@ impl<'m> Message<'m> {
             rx_nbits: self.common.rx_nbits,
             word_delay_usecs: self.common.word_delay_usecs,
             pad: 0,
-        };
-        self.count = index.saturating_add(1);
+        });
         self.total = self.total.saturating_add(len);
         Ok(())
     }
@@ -138,8 +132,7 @@ impl<'m> Message<'m> {
     /// Sets what happens behind the last transfer: `delay_usecs`, and whether chip select stays
     /// asserted. On the last transfer of a message spidev's `cs_change` means that it stays.
     pub fn finish(&mut self, keep_chip_select: bool, delay_usecs: u16) {
-        let last = self.count.checked_sub(1);
-        if let Some(transfer) = last.and_then(|last| self.scratch.transfers.get_mut(last)) {
+        if let Some(transfer) = self.scratch.transfers.last_mut() {
             transfer.cs_change = u8::from(keep_chip_select);
             transfer.delay_usecs = delay_usecs;
         }
@@ -147,7 +140,7 @@ impl<'m> Message<'m> {
 
     /// The transfers so far.
     pub fn transfers(&self) -> &[SpiIocTransfer] {
-        self.scratch.transfers.get(..self.count).unwrap_or_default()
+        &self.scratch.transfers
     }
 
     /// Bytes of all transfers together, one direction.

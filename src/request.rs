@@ -17,20 +17,19 @@ use crate::vring::Vring;
 /// Most segments that a request may have, both directions together.
 pub const MAX_SEGMENTS: usize = 1024;
 
-/// The segments of one request: tx first, then rx. Made once, never grows.
+/// The segments of one request: tx first, then rx. Its room is made once and never grows; what is
+/// not used of it costs no memory.
 #[derive(Debug)]
 pub struct Store {
-    segments: Box<[Segment; MAX_SEGMENTS]>,
+    segments: Vec<Segment>,
     tx_count: usize,
-    count: usize,
 }
 
 impl Default for Store {
     fn default() -> Self {
         Self {
-            segments: Box::new([Segment::default(); MAX_SEGMENTS]),
+            segments: Vec::with_capacity(MAX_SEGMENTS),
             tx_count: 0,
-            count: 0,
         }
     }
 }
@@ -43,36 +42,35 @@ impl Store {
 
     /// Device-writable segments in front of the result byte.
     pub fn rx(&self) -> &[Segment] {
-        self.segments
-            .get(self.tx_count..self.count)
-            .unwrap_or_default()
+        self.segments.get(self.tx_count..).unwrap_or_default()
     }
 
     fn clear(&mut self) {
+        self.segments.clear();
         self.tx_count = 0;
-        self.count = 0;
     }
 
     fn push(&mut self, segment: Segment) -> Result<(), ParamError> {
-        let slot = self
-            .segments
-            .get_mut(self.count)
-            .ok_or(ParamError::TooManyPieces)?;
-        *slot = segment;
-        self.count = self.count.saturating_add(1);
+        if self.segments.len() >= MAX_SEGMENTS {
+            return Err(ParamError::TooManyPieces);
+        }
+        self.segments.push(segment);
         Ok(())
+    }
+
+    /// What is there so far is tx.
+    fn end_tx(&mut self) {
+        self.tx_count = self.segments.len();
     }
 
     /// Takes the result byte off the end of rx.
     fn drop_last_byte(&mut self) {
-        let Some(last) = self.count.checked_sub(1) else {
+        let Some(segment) = self.segments.last_mut() else {
             return;
         };
-        if let Some(segment) = self.segments.get_mut(last) {
-            segment.len = segment.len.saturating_sub(1);
-            if segment.len == 0 {
-                self.count = last;
-            }
+        segment.len = segment.len.saturating_sub(1);
+        if segment.len == 0 {
+            self.segments.pop();
         }
     }
 }
@@ -194,7 +192,7 @@ impl Parser<'_> {
         self.readable = self.readable.saturating_add(u64::from(len));
         let Some(room) = self.head.get_mut(from..).filter(|room| !room.is_empty()) else {
             let pushed = self.segments(address, len);
-            self.store.tx_count = self.store.count;
+            self.store.end_tx();
             return pushed;
         };
         let part = room.len().min(usize::try_from(len).unwrap_or(usize::MAX));
@@ -205,7 +203,7 @@ impl Parser<'_> {
             .ok_or(ParamError::Address(address))?;
         let behind = address.saturating_add(u64::from(part_len));
         let pushed = self.segments(behind, len.saturating_sub(part_len));
-        self.store.tx_count = self.store.count;
+        self.store.end_tx();
         pushed
     }
 

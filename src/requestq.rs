@@ -234,8 +234,9 @@ impl Requestq {
             self.release(shared);
         }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
+        // Whoever waits for it need not wait for the look at what comes next, too.
+        vring.notify(memory).map_err(Stop::Session)?;
         if self.is_watching() {
-            vring.notify(memory).map_err(Stop::Session)?;
             return Ok(Turn::Again);
         }
         if vring.rearm(memory).map_err(Stop::Ring)? {

@@ -11,7 +11,7 @@ use std::io;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use crate::chain::{Chain, DESC_LEN};
 use crate::fate::{RingError, SessionError};
@@ -221,13 +221,11 @@ impl Vring {
     /// # Errors
     /// The avail index is further ahead than the ring is long.
     pub fn pending(&self, memory: &Memory) -> Result<u16, RingError> {
-        let index = self
-            .queue
-            .avail_idx(memory.mapped(), Ordering::Acquire)
-            .map_err(|_| RingError::Memory)?;
-        let ahead = index.0.wrapping_sub(self.queue.next_avail());
+        let address = self.queue.avail_ring().saturating_add(2);
+        let index = memory.load_u16(address).ok_or(RingError::Memory)?;
+        let ahead = index.wrapping_sub(self.queue.next_avail());
         if ahead > self.queue.size() {
-            return Err(RingError::AvailIndex(index.0));
+            return Err(RingError::AvailIndex(index));
         }
         Ok(ahead)
     }
@@ -242,11 +240,7 @@ impl Vring {
         let slot = u64::from(self.queue.next_avail().checked_rem(size).unwrap_or(0));
         let offset = slot.saturating_mul(2).saturating_add(4);
         let address = self.queue.avail_ring().saturating_add(offset);
-        let head: u16 = memory
-            .mapped()
-            .load(GuestAddress(address), Ordering::Acquire)
-            .map(u16::from_le)
-            .map_err(|_| RingError::Memory)?;
+        let head = memory.load_u16(address).ok_or(RingError::Memory)?;
         if head >= size {
             return Err(RingError::Head(head));
         }
@@ -334,10 +328,8 @@ impl Vring {
         }
         // `virtio-queue` does not look at this flag.
         fence(Ordering::SeqCst);
-        let flags: Result<u16, _> = memory
-            .mapped()
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
-        flags.is_ok_and(|flags| u16::from_le(flags) & AVAIL_F_NO_INTERRUPT == 0)
+        let flags = memory.load_u16(self.queue.avail_ring());
+        flags.is_some_and(|flags| flags & AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Takes the ring out of service until the front-end stops or resets it.
