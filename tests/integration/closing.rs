@@ -208,14 +208,13 @@ fn in_flight(count: usize) -> Vec<UnixStream> {
 /// Most fds of the daemon, and of its user in flight.
 const FDS: libc::rlim_t = 240;
 
-/// Becomes that user in the directory of the sockets.
+/// Becomes that user.
 fn become_user() -> std::io::Result<()> {
     let limit = libc::rlimit {
         rlim_cur: FDS,
         rlim_max: FDS,
     };
     sys::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }.into())?;
-    sys::check(unsafe { libc::chmod(c".".as_ptr(), 0o777) }.into())?;
     sys::check(unsafe { libc::setgid(USER) }.into())?;
     sys::check(unsafe { libc::setuid(USER) }.into()).map(drop)
 }
@@ -224,7 +223,7 @@ fn become_user() -> std::io::Result<()> {
 fn fds_in_flight_of_the_daemons_user_do_not_hold_up_other_guests() {
     let host = Host::with_devices(1);
     let setup = Setup::new(&host).guests(2).device("/dev/spidev0.0");
-    let daemon = setup.before_exec(become_user).start();
+    let daemon = setup.open_to_all().before_exec(become_user).start();
     let (first, mut second) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
     let fds = daemon.fd_count();
     let (stall, eventfd) = Stall::eventfd();

@@ -106,12 +106,8 @@ fn process_of_a_user_is_closed_to_that_users_other_processes() {
         return;
     }
     let host = Host::with_devices(1);
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let program = dir.path().join("daemon");
-    fs::copy(setup::binary(), &program).unwrap();
-    let setup = Setup::new(&host).program(program).in_dir(dir);
-    let daemon = setup
+    let daemon = Setup::new(&host)
+        .open_to_all()
         .device("/dev/spidev0.0")
         .before_exec(become_nobody)
         .start();

@@ -4,9 +4,10 @@ use super::daemon::Daemon;
 use super::host::{Host, PATIENCE};
 use super::{notify, sys};
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
@@ -137,6 +138,16 @@ impl<'a> Setup<'a> {
             dir: None,
             before,
         }
+    }
+
+    /// The program and its directory are open to every user, wherever the program is built.
+    pub fn open_to_all(self) -> Self {
+        let dir = tempfile::tempdir().expect("directory of the sockets");
+        let open = Permissions::from_mode(0o777);
+        fs::set_permissions(dir.path(), open).expect("permissions of the directory");
+        let program = dir.path().join("daemon");
+        fs::copy(&self.program, &program).expect("copy of the program");
+        self.program(program).in_dir(Arc::new(dir))
     }
 
     /// Another build of the daemon.
