@@ -21,7 +21,6 @@ use vhost::vhost_user::{
 use vm_memory::GuestAddress;
 
 use crate::epoll::{Poller, Registered, Token};
-use crate::fate::SessionError;
 use crate::kind;
 use crate::memory::{MAX_REGIONS, Memory, RegionDescription, UserAddress};
 use crate::virtio_spi::Config;
@@ -65,25 +64,18 @@ pub struct Backend {
 
 impl Backend {
     /// The handler for a new connection of guest `number`.
-    ///
-    /// # Errors
-    /// None in practice.
-    pub fn new(
-        number: u32,
-        config: Config,
-        poller: Poller,
-    ) -> std::result::Result<Self, SessionError> {
+    pub fn new(number: u32, config: Config, poller: Poller) -> Self {
         let guest = Guest {
             memory: Memory::default(),
-            vring: Vring::new()?,
+            vring: Vring::default(),
             kick: None,
         };
-        Ok(Self {
+        Self {
             number,
             config,
             poller,
             guest: RefCell::new(guest),
-        })
+        }
     }
 
     /// The guest, for as long as no message is handled.

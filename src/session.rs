@@ -163,7 +163,7 @@ impl Session {
             garbage::throw_away(stream);
             return Err(SessionError::Host(error));
         }
-        let backend = Backend::new(self.number, self.requestq.grant.config, poller.clone())?;
+        let backend = Backend::new(self.number, self.requestq.grant.config, poller.clone());
         #[expect(
             clippy::arc_with_non_send_sync,
             reason = "the vhost crate asks for an Arc"

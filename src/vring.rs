@@ -1,17 +1,13 @@
 //! One vring: its state as vhost-user sets it, and the driver's requests in it.
 //!
-//! The ring's position lives in `virtio_queue::Queue`, which does the memory ordering of the used
-//! ring and of EVENT_IDX; `chain` reads what is at a position.
+//! A split virtqueue (VIRTIO 1.4, "Split Virtqueues"): this module keeps the two positions in it and
+//! does the memory ordering; `chain` reads what is at a position.
 //!
 //! Invariant: a chain that was consumed is completed, exactly once, before the next is consumed.
 //! Must not: know what the bytes of a request mean.
 
 use std::fs::File;
-use std::io;
 use std::sync::atomic::{Ordering, fence};
-
-use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestAddress;
 
 use crate::chain::{Chain, DESC_LEN};
 use crate::fate::{RingError, SessionError};
@@ -23,6 +19,14 @@ use crate::watchdog;
 pub const MAX_SIZE: u16 = 1024;
 
 const AVAIL_F_NO_INTERRUPT: u16 = 1 << 0;
+const USED_F_NO_NOTIFY: u16 = 1 << 0;
+/// Length of flags and index, with which both rings begin.
+const RING_HEAD_LEN: u64 = 4;
+const INDEX_OFFSET: u64 = 2;
+const AVAIL_ENTRY_LEN: u64 = 2;
+const USED_ENTRY_LEN: u64 = 8;
+/// Length of the field behind the entries of both rings, for EVENT_IDX.
+const EVENT_LEN: u64 = 2;
 
 /// Where the three parts of the ring are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,14 @@ pub struct RingAddresses {
     pub avail: UserAddress,
     /// Used ring.
     pub used: UserAddress,
+}
+
+/// The same, as guest addresses. As long as the memory stays what it was, all of the ring is in it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Located {
+    desc: u64,
+    avail: u64,
+    used: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +60,15 @@ enum State {
 /// The vring of one guest.
 #[derive(Debug)]
 pub struct Vring {
-    queue: Queue,
     state: State,
+    size: u16,
     addresses: Option<RingAddresses>,
+    located: Located,
+    /// Requests may be taken: it is started, enabled, and its addresses are good.
+    running: bool,
+    next_avail: u16,
+    next_used: u16,
+    event_idx: bool,
     indirect: bool,
     enabled: bool,
     /// No protocol features were acknowledged: the ring needs no enabling.
@@ -58,51 +76,50 @@ pub struct Vring {
     kick_absent: bool,
     /// Whether the driver's kicks are suppressed by the flag in the used ring, if it is known.
     suppressed: Option<bool>,
-    unnotified: bool,
+    /// How many chains were completed that the driver was not notified of.
+    unnotified: u16,
     call: Option<Foreign>,
     err: Option<Foreign>,
 }
 
-impl Vring {
-    /// A vring as it is at the start of a session.
-    ///
-    /// # Errors
-    /// None in practice: [`MAX_SIZE`] is a power of two.
-    pub fn new() -> Result<Self, SessionError> {
-        let queue = Queue::new(MAX_SIZE).map_err(|e| SessionError::Host(io::Error::other(e)))?;
-        Ok(Self {
-            queue,
+impl Default for Vring {
+    fn default() -> Self {
+        Self {
             state: State::Stopped,
+            size: MAX_SIZE,
             addresses: None,
+            located: Located::default(),
+            running: false,
+            next_avail: 0,
+            next_used: 0,
+            event_idx: false,
             indirect: false,
             enabled: false,
             always_enabled: true,
             kick_absent: false,
             suppressed: None,
-            unnotified: false,
+            unnotified: 0,
             call: None,
             err: None,
-        })
+        }
     }
+}
 
-    /// Back to the state of [`Vring::new`], fds closed.
+impl Vring {
+    /// Back to how a session begins, fds closed.
     pub fn reset(&mut self) {
-        self.queue.reset();
-        self.state = State::Stopped;
-        self.addresses = None;
-        self.indirect = false;
-        self.enabled = false;
-        self.always_enabled = true;
-        self.kick_absent = false;
-        self.suppressed = None;
-        self.unnotified = false;
-        self.call = None;
-        self.err = None;
+        *self = Self::default();
     }
 
     /// Sets the number of descriptors; `false` unless it is a power of two up to [`MAX_SIZE`].
     pub fn set_size(&mut self, size: u32) -> bool {
-        u16::try_from(size).is_ok_and(|size| self.queue.try_set_size(size).is_ok())
+        match u16::try_from(size) {
+            Ok(size) if size.is_power_of_two() && size <= MAX_SIZE => {
+                self.size = size;
+                true
+            }
+            Ok(_) | Err(_) => false,
+        }
     }
 
     /// Sets where the ring is; `false` where `memory` is there and a part does not begin in it.
@@ -118,7 +135,7 @@ impl Vring {
     pub fn set_base(&mut self, base: u32) -> bool {
         match u16::try_from(base) {
             Ok(base) => {
-                self.queue.set_next_avail(base);
+                self.next_avail = base;
                 true
             }
             Err(_) => false,
@@ -128,7 +145,7 @@ impl Vring {
     /// Takes over the acknowledged features. Without protocol features the ring is enabled from
     /// its start (vhost-user, "Ring states").
     pub fn set_features(&mut self, event_idx: bool, indirect: bool, protocol_features: bool) {
-        self.queue.set_event_idx(event_idx);
+        self.event_idx = event_idx;
         self.indirect = indirect;
         self.always_enabled = !protocol_features;
     }
@@ -149,8 +166,8 @@ impl Vring {
     /// Stops the ring and returns the index from which a later start goes on.
     pub fn stop(&mut self) -> u16 {
         self.state = State::Stopped;
-        self.queue.set_ready(false);
-        self.queue.next_avail()
+        self.running = false;
+        self.next_avail
     }
 
     /// Sets or removes the eventfd that notifies the driver.
@@ -165,7 +182,7 @@ impl Vring {
 
     /// Whether requests may be taken.
     pub fn is_running(&self) -> bool {
-        self.queue.ready()
+        self.running
     }
 
     /// Whether the ring must be looked at from time to time, since nothing kicks.
@@ -176,44 +193,60 @@ impl Vring {
     /// After any change of state, features or memory: translates the ring's addresses anew and
     /// decides whether it runs.
     pub fn update(&mut self, memory: &Memory) {
-        let was_ready = self.queue.ready();
-        let located = self.locate(memory);
+        let was_running = self.running;
         let enabled = self.enabled || self.always_enabled;
-        let ready = self.state == State::Started && enabled && located.is_some();
-        if let Some((desc, avail, used)) = located {
-            let set = self
-                .queue
-                .try_set_desc_table_address(desc)
-                .and_then(|()| self.queue.try_set_avail_ring_address(avail))
-                .and_then(|()| self.queue.try_set_used_ring_address(used));
-            self.queue.set_ready(ready && set.is_ok());
-        } else {
-            self.queue.set_ready(false);
+        self.running = false;
+        let Some(located) = self.locate(memory) else {
+            return;
+        };
+        self.located = located;
+        if self.state != State::Started || !enabled {
+            return;
         }
-        if self.queue.ready() && !was_ready {
-            // A front-end restores the avail index alone; the used index is in the ring.
-            match self.queue.used_idx(memory.mapped(), Ordering::Acquire) {
-                Ok(index) => self.queue.set_next_used(index.0),
-                Err(_) => self.queue.set_ready(false),
-            }
-            // An earlier run may have left anything in the flag.
-            self.suppressed = None;
+        if was_running {
+            self.running = true;
+            return;
         }
+        // A front-end restores the avail index alone; the used index is in the ring.
+        let Some(index) = memory.load_u16(located.used.saturating_add(INDEX_OFFSET)) else {
+            return;
+        };
+        self.next_used = index;
+        // An earlier run may have left anything in the flag.
+        self.suppressed = None;
+        self.running = true;
     }
 
-    /// Guest addresses of descriptor table, available and used ring (VIRTIO 1.4, "Split
-    /// Virtqueues": 16, 6 + 2 and 6 + 8 bytes per entry), each wholly inside one region.
-    fn locate(&self, memory: &Memory) -> Option<(GuestAddress, GuestAddress, GuestAddress)> {
+    /// Guest addresses of descriptor table, available and used ring, each aligned (VIRTIO 1.4, "Split
+    /// Virtqueues": 16, 2 and 4) and wholly inside one region.
+    fn locate(&self, memory: &Memory) -> Option<Located> {
         let addresses = self.addresses?;
-        let size = u64::from(self.queue.size());
+        let size = u64::from(self.size);
+        let around = RING_HEAD_LEN.saturating_add(EVENT_LEN);
         let desc_len = size.saturating_mul(DESC_LEN);
-        let avail_len = size.saturating_mul(2).saturating_add(6);
-        let used_len = size.saturating_mul(8).saturating_add(6);
-        Some((
-            memory.translate(addresses.desc, desc_len)?,
-            memory.translate(addresses.avail, avail_len)?,
-            memory.translate(addresses.used, used_len)?,
-        ))
+        let avail_len = size.saturating_mul(AVAIL_ENTRY_LEN).saturating_add(around);
+        let used_len = size.saturating_mul(USED_ENTRY_LEN).saturating_add(around);
+        let part = |user, len, alignment| {
+            let guest = memory.translate(user, len)?.0;
+            guest.is_multiple_of(alignment).then_some(guest)
+        };
+        Some(Located {
+            desc: part(addresses.desc, desc_len, 16)?,
+            avail: part(addresses.avail, avail_len, 2)?,
+            used: part(addresses.used, used_len, 4)?,
+        })
+    }
+
+    /// Guest address of the entry for `position` in the ring at `ring`, or of what lies behind the
+    /// last one for a position equal to the size.
+    fn entry(ring: u64, position: u16, entry_len: u64) -> u64 {
+        let offset = u64::from(position).saturating_mul(entry_len);
+        ring.saturating_add(offset).saturating_add(RING_HEAD_LEN)
+    }
+
+    /// Where `index` is in a ring.
+    fn position(&self, index: u16) -> u16 {
+        index.checked_rem(self.size).unwrap_or(0)
     }
 
     /// How many chains the driver has made available that were not consumed.
@@ -221,10 +254,10 @@ impl Vring {
     /// # Errors
     /// The avail index is further ahead than the ring is long.
     pub fn pending(&self, memory: &Memory) -> Result<u16, RingError> {
-        let address = self.queue.avail_ring().saturating_add(2);
+        let address = self.located.avail.saturating_add(INDEX_OFFSET);
         let index = memory.load_u16(address).ok_or(RingError::Memory)?;
-        let ahead = index.wrapping_sub(self.queue.next_avail());
-        if ahead > self.queue.size() {
+        let ahead = index.wrapping_sub(self.next_avail);
+        if ahead > self.size {
             return Err(RingError::AvailIndex(index));
         }
         Ok(ahead)
@@ -236,12 +269,10 @@ impl Vring {
     /// # Errors
     /// The ring cannot be believed.
     pub fn peek(&self, memory: &Memory) -> Result<u16, RingError> {
-        let size = self.queue.size();
-        let slot = u64::from(self.queue.next_avail().checked_rem(size).unwrap_or(0));
-        let offset = slot.saturating_mul(2).saturating_add(4);
-        let address = self.queue.avail_ring().saturating_add(offset);
+        let position = self.position(self.next_avail);
+        let address = Self::entry(self.located.avail, position, AVAIL_ENTRY_LEN);
         let head = memory.load_u16(address).ok_or(RingError::Memory)?;
-        if head >= size {
+        if head >= self.size {
             return Err(RingError::Head(head));
         }
         Ok(head)
@@ -249,15 +280,14 @@ impl Vring {
 
     /// Takes the chain that [`Vring::peek`] showed.
     pub fn consume(&mut self) {
-        let next = self.queue.next_avail().wrapping_add(1);
-        self.queue.set_next_avail(next);
+        self.next_avail = self.next_avail.wrapping_add(1);
     }
 
     /// Where the chain at `head` is to be read.
     pub fn chain(&self, head: u16) -> Chain {
         Chain {
-            table: self.queue.desc_table(),
-            table_len: self.queue.size(),
+            table: self.located.desc,
+            table_len: self.size,
             indirect: self.indirect,
             head,
         }
@@ -268,17 +298,26 @@ impl Vring {
     /// # Errors
     /// The used ring cannot be written.
     pub fn complete(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), RingError> {
-        self.unnotified = true;
-        self.queue
-            .add_used(memory.mapped(), head, len)
-            .map_err(|_| RingError::Memory)
+        let mut element = [0; 8];
+        let (id, written) = element.split_at_mut(4);
+        id.copy_from_slice(&u32::from(head).to_le_bytes());
+        written.copy_from_slice(&len.to_le_bytes());
+        let used = self.located.used;
+        let position = self.position(self.next_used);
+        let address = Self::entry(used, position, USED_ENTRY_LEN);
+        memory.write(address, &element).ok_or(RingError::Memory)?;
+        self.next_used = self.next_used.wrapping_add(1);
+        self.unnotified = self.unnotified.saturating_add(1);
+        let address = used.saturating_add(INDEX_OFFSET);
+        let stored = memory.store_u16(address, self.next_used);
+        stored.ok_or(RingError::Memory)
     }
 
     /// Asks the driver not to kick while there is more in the ring than the next request.
     pub fn suppress_kicks(&mut self, memory: &Memory) {
-        if self.suppressed != Some(true) && !self.queue.event_idx_enabled() {
-            let set = self.queue.disable_notification(memory.mapped());
-            self.suppressed = set.is_ok().then_some(true);
+        if self.suppressed != Some(true) && !self.event_idx {
+            let set = memory.store_u16(self.located.used, USED_F_NO_NOTIFY);
+            self.suppressed = set.map(|()| true);
         }
     }
 
@@ -287,19 +326,25 @@ impl Vring {
     /// # Errors
     /// The ring cannot be believed.
     pub fn rearm(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        // Without EVENT_IDX and with kicks never suppressed there is nothing to ask for.
-        if self.suppressed != Some(false) || self.queue.event_idx_enabled() {
-            self.queue
-                .enable_notification(memory.mapped())
-                .map_err(|_| RingError::Memory)?;
-            self.suppressed = Some(false);
-        }
+        let used = self.located.used;
+        let set = if self.event_idx {
+            let address = Self::entry(used, self.size, USED_ENTRY_LEN);
+            memory.store_u16(address, self.next_avail)
+        } else if self.suppressed != Some(false) {
+            memory.store_u16(used, 0)
+        } else {
+            Some(())
+        };
+        set.ok_or(RingError::Memory)?;
+        self.suppressed = Some(false);
+        // A driver that did not see this in time has made its chain available before.
+        fence(Ordering::SeqCst);
         self.pending(memory).map(|pending| pending > 0)
     }
 
     /// Whether chains were completed that the driver was not notified of.
     pub fn is_unnotified(&self) -> bool {
-        self.unnotified
+        self.unnotified > 0
     }
 
     /// Signals the call eventfd if chains were completed since the last time and the driver wants
@@ -309,26 +354,30 @@ impl Vring {
     /// The front-end filled its eventfd and made it blocking: the write was interrupted.
     pub fn notify(&mut self, memory: &Memory) -> Result<(), SessionError> {
         // Without a call eventfd the notification is kept for the one that may come.
-        if self.call.is_none() || !std::mem::take(&mut self.unnotified) {
+        if self.call.is_none() || self.unnotified == 0 {
             return Ok(());
         }
         let wanted = self.wants_notification(memory);
+        self.unnotified = 0;
         match &self.call {
             Some(call) if wanted => signal(call),
             Some(_) | None => Ok(()),
         }
     }
 
-    fn wants_notification(&mut self, memory: &Memory) -> bool {
-        if self.queue.event_idx_enabled() {
-            return self
-                .queue
-                .needs_notification(memory.mapped())
-                .unwrap_or(false);
-        }
-        // `virtio-queue` does not look at this flag.
+    fn wants_notification(&self, memory: &Memory) -> bool {
+        // A driver that looks at the used index after it asked for notification sees it as it is now.
         fence(Ordering::SeqCst);
-        let flags = memory.load_u16(self.queue.avail_ring());
+        let avail = self.located.avail;
+        if self.event_idx {
+            let address = Self::entry(avail, self.size, AVAIL_ENTRY_LEN);
+            // VIRTIO 1.4, "Used Buffer Notification Suppression": it names the index behind which
+            // it wants to hear, one of those that were passed since the last time.
+            let passed = |event| self.next_used.wrapping_sub(event).wrapping_sub(1);
+            let event = memory.load_u16(address);
+            return event.is_some_and(|event| passed(event) < self.unnotified);
+        }
+        let flags = memory.load_u16(avail);
         flags.is_some_and(|flags| flags & AVAIL_F_NO_INTERRUPT == 0)
     }
 
@@ -338,7 +387,7 @@ impl Vring {
     /// The err eventfd is full and blocking.
     pub fn set_broken(&mut self) -> Result<(), SessionError> {
         self.state = State::Broken;
-        self.queue.set_ready(false);
+        self.running = false;
         match &self.err {
             Some(err) => signal(err),
             None => Ok(()),
