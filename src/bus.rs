@@ -42,8 +42,8 @@ struct Running {
     claim: Claim,
     terms: HoldTerms,
     transfer: Transfer,
-    /// When it began, if it may end in a hold.
-    began: Option<Instant>,
+    /// When it began.
+    began: Instant,
 }
 
 /// A controller.
@@ -126,13 +126,14 @@ impl Bus {
         stuck.all(|device| device.release().is_ok())
     }
 
-    /// Gives the bus to a transfer whose segments are in `store`, which is exchanged for another.
+    /// Gives the bus `now` to a transfer whose segments are in `store`, which is exchanged for another.
     pub fn begin(
         &mut self,
         claim: Claim,
         terms: HoldTerms,
         transfer: Transfer,
         store: &mut Box<Store>,
+        now: Instant,
     ) {
         std::mem::swap(&mut self.store, store);
         self.last_used = claim.device;
@@ -143,7 +144,7 @@ impl Bus {
         self.running = Some(Running {
             claim,
             terms,
-            began: transfer.may_keep().then(Instant::now),
+            began: now,
             transfer,
         });
     }
@@ -194,8 +195,8 @@ impl Bus {
             return;
         };
         let now = Instant::now();
-        let began = running.began.unwrap_or(now);
-        let asserted_at = self.hold.take().map_or(began, |hold| hold.asserted_at);
+        let held = self.hold.take();
+        let asserted_at = held.map_or(running.began, |hold| hold.asserted_at);
         let head = running.transfer.head;
         let hold_delay = Duration::from_nanos(head.cs_delay_hold_ns.into());
         let mut hold = Hold {

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Instant;
 
 use crate::bus::Bus;
 use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy};
@@ -225,6 +226,7 @@ pub fn assemble(
         scratch: Scratch::default(),
         store: Box::default(),
         poller,
+        now: Instant::now(),
     };
     EventLoop::new(sessions, shared, signals)
 }

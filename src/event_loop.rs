@@ -166,6 +166,7 @@ impl EventLoop {
     fn serve(&mut self) {
         // Before the first turn: a long one is followed by a look for events.
         let start = Instant::now();
+        self.shared.now = start;
         let mut last = None;
         let turns = if self.connected > 1 {
             self.turns.len()
@@ -181,7 +182,11 @@ impl EventLoop {
             }
             last = Some(number);
             self.turn(number, control);
-            if self.turns.is_empty() || start.elapsed() >= TURNS_TIME {
+            if self.turns.is_empty() {
+                break;
+            }
+            self.shared.now = Instant::now();
+            if self.shared.now.saturating_duration_since(start) >= TURNS_TIME {
                 break;
             }
         }

@@ -145,12 +145,14 @@ impl Memory {
     }
 
     /// How many regions begin at `address` or in front of it.
+    #[inline(always)]
     fn behind(&self, address: u64) -> usize {
         self.regions
             .partition_point(|region| region.description.guest.0 <= address)
     }
 
     /// The region that `address` lies in, and how far behind its start.
+    #[inline(always)]
     fn find(&self, address: u64) -> Option<(&Region, u64)> {
         let region = self.regions.get(self.behind(address).checked_sub(1)?)?;
         region.offset(address).map(|offset| (region, offset))
@@ -228,6 +230,7 @@ impl Memory {
     }
 
     /// Bytes from `address` on that lie in one region, at most `len`; `None` outside of all.
+    #[inline(always)]
     pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
         let (region, offset) = self.find(address)?;
         let left = region.description.len.checked_sub(offset)?;
@@ -240,7 +243,7 @@ impl Memory {
     }
 
     /// As [`Memory::slice`]: what each access comes to.
-    #[inline]
+    #[inline(always)]
     fn near(&self, address: u64, len: usize) -> Option<Slice<'_>> {
         let (region, offset) = self.find(address)?;
         let offset = usize::try_from(offset).ok()?;
@@ -249,6 +252,7 @@ impl Memory {
 
     /// The 16-bit number at guest address `address`, before whatever is read next; `None` outside of
     /// memory.
+    #[inline(always)]
     pub fn load_u16(&self, address: u64) -> Option<u16> {
         let number = self.near(address, 2)?.load(0, Ordering::Acquire);
         number.ok().map(u16::from_le)

@@ -79,6 +79,7 @@ impl<'m> Message<'m> {
     ///
     /// # Errors
     /// The message is full, or a buffer is shorter than `len`; the plan allows neither.
+    #[inline(always)]
     pub fn push(
         &mut self,
         tx: &Buffer<'m>,
@@ -158,6 +159,7 @@ impl<'m> Message<'m> {
     }
 }
 
+#[inline(always)]
 fn address(buffer: &Buffer<'_>, word: &mut [u8; 4], len: u32) -> Result<u64, TransferError> {
     let pointer = match buffer {
         Buffer::Absent => return Ok(0),

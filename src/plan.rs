@@ -38,6 +38,7 @@ impl Position {
     }
 
     /// Moves `len` bytes on and shows each run of contiguous bytes (guest address, length) passed.
+    #[inline(always)]
     pub fn walk(&mut self, segments: &[Segment], mut len: u32, mut run: impl FnMut(u64, u32)) {
         while len > 0 {
             let Some((address, left)) = self.here(segments) else {
@@ -146,6 +147,7 @@ pub fn plan_message<E>(
 }
 
 /// The longest piece at `progress` within `room` bytes of spidev's buffer and `bytes` in all.
+#[inline(always)]
 fn next_piece(
     work: &Work<'_>,
     progress: &Progress,

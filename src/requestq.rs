@@ -55,6 +55,8 @@ pub struct Shared {
     pub store: Box<Store>,
     /// The one epoll set.
     pub poller: Poller,
+    /// When the turn began: each look at the clock takes time.
+    pub now: Instant,
 }
 
 /// What the loop is to do with a session after its turn.
@@ -208,7 +210,7 @@ impl Requestq {
                         transfer,
                         ..
                     } = accepted;
-                    bus.begin(claim, terms, transfer, &mut shared.store);
+                    bus.begin(claim, terms, transfer, &mut shared.store, shared.now);
                 }
                 self.advance(guest, shared)
             }

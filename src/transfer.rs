@@ -103,11 +103,6 @@ impl Transfer {
         self.asserted = continues;
     }
 
-    /// Whether chip select may stay asserted behind it.
-    pub fn may_keep(&self) -> bool {
-        self.keep != Keep::Never
-    }
-
     /// Releases chip select at its end, whatever the request says.
     pub fn never_keep(&mut self) {
         self.keep = Keep::Never;
@@ -305,6 +300,7 @@ fn usecs(ns: u32) -> u16 {
     u16::try_from(ns.div_ceil(1000)).unwrap_or(u16::MAX)
 }
 
+#[inline(always)]
 fn buffer<'m>(
     memory: &'m Memory,
     segments: &[Segment],

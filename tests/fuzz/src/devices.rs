@@ -1,6 +1,6 @@
 //! Controllers and chip selects as fuzzed guests have them: all loopbacks, and quick.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost_device_spi::bus::Bus;
 use vhost_device_spi::config::{DeviceConfig, DevicePath, HoldPolicy, TransferConfig};
@@ -44,6 +44,7 @@ pub fn shared(buses: Vec<Bus>) -> Shared {
         scratch: Scratch::default(),
         store: Box::default(),
         poller: Poller::new().unwrap(),
+        now: Instant::now(),
     }
 }
 
