@@ -5,9 +5,7 @@
 //! `-oVALUE` or `-o VALUE`. Must not: touch files, sockets or the process.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::str::FromStr;
 use std::time::Duration;
 
 use self::device::{check_devices, check_guests, device, guests, guests_below};
@@ -347,13 +345,10 @@ fn once<T>(slot: &mut Option<T>, name: Name, value: T) -> Result<(), Fatal> {
     Ok(())
 }
 
-fn number<T>(name: Name, value: &OsStr, min: T, max: T) -> Result<T, Fatal>
-where
-    T: FromStr + PartialOrd + fmt::Display,
-{
+fn number(name: Name, value: &OsStr, min: u64, max: u64) -> Result<u64, Fatal> {
     let why = format!("is not a number from {min} to {max}");
     digits(value)
-        .filter(|n| (&min..=&max).contains(&n))
+        .filter(|n| (min..=max).contains(n))
         .ok_or_else(|| bad(name, value, &why))
 }
 

@@ -4,7 +4,6 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 /// Most guests, each with a socket of its own.
@@ -155,7 +154,7 @@ impl Config {
 }
 
 /// Decimal digits and nothing else: `from_str` would also take a sign.
-pub fn digits<T: FromStr>(value: &OsStr) -> Option<T> {
+pub fn digits(value: &OsStr) -> Option<u64> {
     let text = value.to_str()?;
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     plain.then(|| text.parse().ok()).flatten()

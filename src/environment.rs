@@ -50,6 +50,7 @@ impl Environment {
         }
         let why = format!("is not a number from 1 to {MAX_GUESTS}");
         digits(count)
+            .and_then(|count| usize::try_from(count).ok())
             .filter(|count| (1..=MAX_GUESTS).contains(count))
             .ok_or_else(|| bad("LISTEN_FDS", count, &why))
     }
@@ -75,7 +76,7 @@ impl Environment {
         {
             return Ok(None);
         }
-        let half = digits::<u64>(usec)
+        let half = digits(usec)
             .filter(|&usec| usec > 0)
             .ok_or_else(|| bad("WATCHDOG_USEC", usec, "is not a number of microseconds"))?
             / 2;
@@ -91,8 +92,8 @@ fn take(name: &str) -> Option<OsString> {
 }
 
 fn is_own(name: &str, value: &OsStr) -> Result<bool, Fatal> {
-    digits::<u32>(value)
-        .map(|pid| pid == std::process::id())
+    digits(value)
+        .map(|pid| pid == u64::from(std::process::id()))
         .ok_or_else(|| bad(name, value, "is not the number of a process"))
 }
 

@@ -85,7 +85,7 @@ fn find_group(text: &[u8], name: &[u8]) -> Option<libc::gid_t> {
         let mut fields = line.split(|&b| b == b':');
         let found = fields.next() == Some(name);
         let number = fields.nth(1).filter(|_| found)?;
-        digits(OsStr::from_bytes(number))
+        digits(OsStr::from_bytes(number))?.try_into().ok()
     })
 }
 

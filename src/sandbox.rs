@@ -56,21 +56,18 @@ pub fn leave_inherited(adopted: &[RawFd]) {
 }
 
 fn close_all_but(adopted: &[RawFd]) {
-    let mut kept: Vec<u32> = adopted
-        .iter()
-        .filter_map(|&fd| fd.try_into().ok())
-        .collect();
-    kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept {
+    let close_range = |first: RawFd, last: RawFd| {
+        // SAFETY: no pointers; of what is open here only `adopted` is ours.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    };
+    let mut first = libc::STDERR_FILENO.saturating_add(1);
+    while let Some(&fd) = adopted.iter().filter(|&&fd| fd >= first).min() {
         if fd > first {
-            // SAFETY: no pointers; of what is open here only `adopted` is ours.
-            unsafe { libc::syscall(libc::SYS_close_range, first, fd.saturating_sub(1), 0) };
+            close_range(first, fd.saturating_sub(1));
         }
         first = fd.saturating_add(1);
     }
-    // SAFETY: as above.
-    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    close_range(first, RawFd::MAX);
 }
 
 /// Takes from the process what it needs no longer.

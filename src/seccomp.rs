@@ -242,6 +242,8 @@ const STARTUP: &[&str] = &[
     #[cfg(target_arch = "x86_64")]
     "poll",
     "sched_getaffinity",
+    // handed_in::adopt
+    "getsockname",
     // daemon::prepare, daemon::open and daemon::assemble
     "epoll_create1",
     "flock",
@@ -257,6 +259,7 @@ const STARTUP: &[&str] = &[
     "bind",
     "clock_nanosleep",
     "connect",
+    "fchownat",
     "listen",
     "restart_syscall",
     "socket",

@@ -53,7 +53,8 @@ fn device_option(config: &mut DeviceConfig, option: &[u8]) -> bool {
         b"off" => Some(false),
         _ => None,
     };
-    let hz = digits::<u32>(OsStr::from_bytes(value)).filter(|&hz| hz > 0);
+    let hz = digits(OsStr::from_bytes(value)).and_then(|hz| u32::try_from(hz).ok());
+    let hz = hz.filter(|&hz| hz > 0);
     match name {
         b"guests" => guests(value).map(|guests| config.guests = guests),
         b"max-speed-hz" => hz.map(|hz| config.max_speed_hz = Some(hz)),
@@ -73,9 +74,9 @@ pub(super) fn guests(list: &[u8]) -> Option<u64> {
     let mut all = 0u64;
     for range in list.split(|&b| b == b'+') {
         let mut ends = range.split(|&b| b == b'-').map(OsStr::from_bytes);
-        let first = digits::<usize>(ends.next()?)?;
+        let first = usize::try_from(digits(ends.next()?)?).ok()?;
         let last = match ends.next() {
-            Some(last) => digits::<usize>(last)?,
+            Some(last) => usize::try_from(digits(last)?).ok()?,
             None => first,
         };
         if ends.next().is_some() || first > last || last >= MAX_GUESTS {

@@ -14,10 +14,11 @@ use crate::fate::Fatal;
 
 /// Below are stdin, stdout and stderr.
 const FIRST_FD: RawFd = 3;
+const MAX_FD: u64 = 0x7fff_ffff;
 const DEFAULT_MODE: u32 = 0o600;
 const MAX_MODE: u32 = 0o777;
 /// The next one stands for none.
-const MAX_GROUP: u32 = u32::MAX - 1;
+const MAX_GROUP: u64 = 0xffff_fffe;
 const LISTEN_FDS: &str = "environment variable LISTEN_FDS";
 
 /// The options that are about sockets.
@@ -36,7 +37,10 @@ impl Sockets {
     }
 
     pub(super) fn set_count(&mut self, name: Name, value: &OsStr) -> Result<(), Fatal> {
-        once(&mut self.count, name, number(name, value, 1, MAX_GUESTS)?)
+        let max = u64::try_from(MAX_GUESTS).unwrap_or(u64::MAX);
+        let count = number(name, value, 1, max)?;
+        let count = usize::try_from(count).unwrap_or(MAX_GUESTS);
+        once(&mut self.count, name, count)
     }
 
     pub(super) fn set_mode(&mut self, name: Name, value: &OsStr) -> Result<(), Fatal> {
@@ -54,7 +58,8 @@ impl Sockets {
     /// A number is a number, even if a group should have it for a name.
     pub(super) fn set_group(&mut self, name: Name, value: OsString) -> Result<(), Fatal> {
         let group = if value.as_bytes().iter().all(u8::is_ascii_digit) {
-            Group::Number(number(name, &value, 0, MAX_GROUP)?)
+            let number = number(name, &value, 0, MAX_GROUP)?;
+            Group::Number(number.try_into().unwrap_or(u32::MAX))
         } else {
             Group::Name(value)
         };
@@ -75,7 +80,8 @@ impl Sockets {
         value: &OsStr,
         by: &'static str,
     ) -> Result<(), Fatal> {
-        let fd = number(name, value, FIRST_FD, RawFd::MAX)?;
+        let fd = number(name, value, 3, MAX_FD)?;
+        let fd = RawFd::try_from(fd).unwrap_or(RawFd::MAX);
         let same = |other: &Source| matches!(other, Source::Fd(other, _) if *other == fd);
         let twice = self.named.iter().any(same);
         self.add(name, value, twice, Source::Fd(fd, by))
