@@ -101,8 +101,8 @@ fn fds_inherited_are_closed_but_for_those_handed_in() {
         let path = dir.path().join("ours");
         let listener = UnixListener::bind(&path).unwrap();
         let setup = Setup::new(&host).no_sockets().before_exec(extra.give());
-        let setup = setup.hand_in(&listener, 500).hand_in(&pair.0, 20);
-        let setup = setup.arg("--fd=500").arg("--fd=20");
+        let setup = setup.hand_in(&listener, 520).hand_in(&pair.0, 510);
+        let setup = setup.arg("--fd=520").arg("--fd=510");
         let setup = setup.device("/dev/spidev0.0");
         let daemon = match with_proc {
             true => setup.launch(),
