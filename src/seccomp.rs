@@ -175,7 +175,8 @@ rules! {
     SYS_munmap          []                                              "memory::remove";
 
     // The C library's allocator.
-    SYS_brk             []                                              "session::accept";
+    SYS_brk             []                                              "session::accept"
+        unseen "only where the heap's first piece is too small", "allocations_under_the_filter_are_served";
     #[cfg(target_env = "musl")]
     SYS_mprotect        [NOT_EXECUTABLE]                                "session::accept";
     #[cfg(target_env = "musl")]
