@@ -1,32 +1,42 @@
-//! The command line: arguments in, a [`Config`] or a usage error out.
+//! The command line: arguments in, with what the environment adds, a [`Config`] or a usage error
+//! out.
 //!
 //! Every option takes its value as `--opt=value` or `--opt value`, those with a short form also as
 //! `-oVALUE` or `-o VALUE`. Must not: touch files, sockets or the process.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use crate::config::{
-    Config, DeviceConfig, DevicePath, HoldPolicy, MAX_GUESTS, SeccompMode, TransferConfig,
-};
+use self::device::{check_devices, check_guests, device, guests, guests_below};
+use self::sockets::Sockets;
+use crate::config::{Config, DeviceConfig, HoldPolicy, SeccompMode, TransferConfig, digits};
+use crate::environment::Environment;
 use crate::fate::{ExitCode, Fatal};
-use crate::virtio_spi::MAX_CHIP_SELECTS;
+
+mod device;
+mod sockets;
 
 const MAX_HOLD_MS: u64 = 60_000;
 const MAX_POLL_US: u64 = 100_000;
 
 /// The text of `--help`.
 pub const HELP: &str = "\
-Usage: vhost-device-spi --socket-path=PATH --device=DEVICE [OPTION]...
+Usage: vhost-device-spi SOCKETS --device=DEVICE [OPTION]...
 
 Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI controller.
 
+SOCKETS, one for each guest, are --socket-path, or any of the three others in the guests' order,
+or what a service manager hands in (LISTEN_FDS):
   -s, --socket-path=PATH      base path of the sockets; each has its number added: PATH0, PATH1, ...
-  -c, --socket-count=INT      number of guests, one socket each; 1 to 64 (default 1)
+  -c, --socket-count=INT      how many --socket-path makes, one for each guest; 1 to 64 (default 1)
+      --socket=PATH           path of one guest's socket
+      --fd=FDNUM, --socket-fd=FDNUM
+                              one guest's socket, handed in as this fd: listening, or connected
+                              already, for one front-end
+      --socket-mode=OCTAL     permissions of the sockets that are made (default 600)
+      --socket-group=GROUP    group of the sockets that are made: a name in /etc/group, or a number
+
   -l, --device=DEVICE         /dev/spidevX.Y or 'loopback'; the n-th is chip select n of the bus;
                               may be given 16 times. Behind it, separated by commas:
                                 guests=LIST           only for these guests, such as 0-1 (default all)
@@ -46,11 +56,15 @@ Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI contr
       --poll-us=N             how long to watch for the next request before sleeping (default 0)
       --seccomp=kill|log|none what happens to a system call that is not allowed (default kill)
       --print-syscalls        print the system calls that it makes, for a service manager's filter
+      --print-capabilities    print what kind of back-end it is, as JSON, whatever else is given
   -h, --help                  print this text
   -V, --version               print the version
 
 Lists of guests look like 0, 0-2 or 0+3-5.
 ";
+
+/// What `--print-capabilities` prints, by QEMU's conventions for back-ends.
+pub const CAPABILITIES: &str = "{\n  \"type\": \"spi\"\n}\n";
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -63,16 +77,29 @@ pub enum Command {
     Version,
     /// Print the names of the system calls that the daemon makes.
     Syscalls,
+    /// Print [`CAPABILITIES`].
+    Capabilities,
 }
 
 impl Command {
     /// Reads the arguments behind the program's name.
     ///
     /// # Errors
-    /// One line that names the option, the value and what is wrong with it.
-    pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, Fatal> {
+    /// One line that names the option or variable, the value and what is wrong with it.
+    pub fn parse(
+        arguments: impl Iterator<Item = OsString>,
+        environment: &Environment,
+    ) -> Result<Self, Fatal> {
+        let arguments: Vec<OsString> = arguments.collect();
+        // QEMU's conventions: everything else is ignored.
+        if arguments
+            .iter()
+            .any(|argument| argument == "--print-capabilities")
+        {
+            return Ok(Self::Capabilities);
+        }
         let mut options = Options::default();
-        let mut arguments = arguments;
+        let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             match split(&argument, &mut arguments)? {
                 (Name::Help, _) => return Ok(Self::Help),
@@ -81,7 +108,7 @@ impl Command {
                 (name, value) => options.set(name, value)?,
             }
         }
-        options.finish().map(Self::Run)
+        options.finish(environment).map(Self::Run)
     }
 }
 
@@ -93,9 +120,12 @@ impl Command {
 pub(crate) fn parse_config<T: Into<OsString>>(
     arguments: impl IntoIterator<Item = T>,
 ) -> Result<Config, Fatal> {
-    match Command::parse(arguments.into_iter().map(Into::into))? {
+    let arguments = arguments.into_iter().map(Into::into);
+    match Command::parse(arguments, &Environment::default())? {
         Command::Run(config) => Ok(config),
-        Command::Help | Command::Version | Command::Syscalls => Err(usage("serves nobody")),
+        Command::Help | Command::Version | Command::Syscalls | Command::Capabilities => {
+            Err(usage("serves nobody"))
+        }
     }
 }
 
@@ -103,6 +133,11 @@ pub(crate) fn parse_config<T: Into<OsString>>(
 enum Name {
     SocketPath,
     SocketCount,
+    Socket,
+    Fd,
+    SocketFd,
+    SocketMode,
+    SocketGroup,
     Device,
     CsHold,
     CsHoldTimeout,
@@ -111,14 +146,20 @@ enum Name {
     Poll,
     Seccomp,
     PrintSyscalls,
+    PrintCapabilities,
     Help,
     Version,
 }
 
 /// Name, long form, short form.
-const OPTIONS: [(Name, &str, Option<u8>); 12] = [
+const OPTIONS: [(Name, &str, Option<u8>); 18] = [
     (Name::SocketPath, "socket-path", Some(b's')),
     (Name::SocketCount, "socket-count", Some(b'c')),
+    (Name::Socket, "socket", None),
+    (Name::Fd, "fd", None),
+    (Name::SocketFd, "socket-fd", None),
+    (Name::SocketMode, "socket-mode", None),
+    (Name::SocketGroup, "socket-group", None),
     (Name::Device, "device", Some(b'l')),
     (Name::CsHold, "cs-hold", None),
     (Name::CsHoldTimeout, "cs-hold-timeout-ms", None),
@@ -127,13 +168,17 @@ const OPTIONS: [(Name, &str, Option<u8>); 12] = [
     (Name::Poll, "poll-us", None),
     (Name::Seccomp, "seccomp", None),
     (Name::PrintSyscalls, "print-syscalls", None),
+    (Name::PrintCapabilities, "print-capabilities", None),
     (Name::Help, "help", Some(b'h')),
     (Name::Version, "version", Some(b'V')),
 ];
 
 impl Name {
     const fn takes_value(self) -> bool {
-        !matches!(self, Self::PrintSyscalls | Self::Help | Self::Version)
+        !matches!(
+            self,
+            Self::PrintSyscalls | Self::PrintCapabilities | Self::Help | Self::Version
+        )
     }
 
     fn long(self) -> &'static str {
@@ -180,8 +225,7 @@ fn split(
 
 #[derive(Debug, Default)]
 struct Options {
-    path: Option<OsString>,
-    count: Option<usize>,
+    sockets: Sockets,
     devices: Vec<DeviceConfig>,
     holds: Vec<(u64, HoldPolicy, String)>,
     hold_timeout_ms: Option<u64>,
@@ -194,11 +238,13 @@ struct Options {
 impl Options {
     fn set(&mut self, name: Name, value: OsString) -> Result<(), Fatal> {
         match name {
-            Name::SocketPath => once(&mut self.path, name, path(name, value)?),
-            Name::SocketCount => {
-                let count = number(name, &value, 1, MAX_GUESTS)?;
-                once(&mut self.count, name, count)
-            }
+            Name::SocketPath => self.sockets.set_base(name, value),
+            Name::SocketCount => self.sockets.set_count(name, &value),
+            Name::Socket => self.sockets.add_path(name, value),
+            Name::Fd => self.sockets.add_fd(name, &value, "option '--fd'"),
+            Name::SocketFd => self.sockets.add_fd(name, &value, "option '--socket-fd'"),
+            Name::SocketMode => self.sockets.set_mode(name, &value),
+            Name::SocketGroup => self.sockets.set_group(name, value),
             Name::Device => {
                 self.devices.push(device(&value)?);
                 Ok(())
@@ -232,15 +278,13 @@ impl Options {
                 };
                 once(&mut self.seccomp, name, mode)
             }
-            Name::PrintSyscalls | Name::Help | Name::Version => Ok(()),
+            Name::PrintSyscalls | Name::PrintCapabilities | Name::Help | Name::Version => Ok(()),
         }
     }
 
-    fn finish(self) -> Result<Config, Fatal> {
-        let Some(base) = self.path else {
-            return Err(usage("option '--socket-path' is missing"));
-        };
-        let count = self.count.unwrap_or(1);
+    fn finish(self, environment: &Environment) -> Result<Config, Fatal> {
+        let (sources, access) = self.sockets.finish(environment)?;
+        let count = sources.len();
         if self.devices.is_empty() {
             return Err(usage("option '--device' is missing"));
         }
@@ -265,15 +309,10 @@ impl Options {
                 }
             }
         }
-        let sockets = (0..count)
-            .map(|number| {
-                let mut path = base.clone();
-                path.push(number.to_string());
-                PathBuf::from(path)
-            })
-            .collect();
         Ok(Config {
-            sockets,
+            guests: sources,
+            access,
+            service: environment.service()?,
             devices,
             hold_policies,
             hold_timeout_ms: self.hold_timeout_ms,
@@ -285,49 +324,6 @@ impl Options {
             seccomp: self.seccomp.unwrap_or(SeccompMode::Kill),
         })
     }
-}
-
-fn guests_below(count: usize) -> u64 {
-    u32::try_from(count)
-        .ok()
-        .and_then(|count| 1u64.checked_shl(count))
-        .map_or(u64::MAX, |bit| bit.wrapping_sub(1))
-}
-
-/// `u64::MAX` stands for "all, however many".
-fn check_guests(guests: u64, all: u64, what: &str) -> Result<(), Fatal> {
-    if guests != u64::MAX && guests & !all != 0 {
-        let highest = u64::BITS
-            .saturating_sub(1)
-            .saturating_sub(guests.leading_zeros());
-        return Err(usage(format!("{what} guest {highest}, which there is not")));
-    }
-    Ok(())
-}
-
-fn check_devices(devices: &[DeviceConfig], count: usize) -> Result<(), Fatal> {
-    if devices.len() > MAX_CHIP_SELECTS {
-        let why = format!(
-            "option '--device' given {} times, at most 16",
-            devices.len()
-        );
-        return Err(usage(why));
-    }
-    for guest in 0..count {
-        if !devices.iter().any(|device| device.guests >> guest & 1 != 0) {
-            return Err(usage(format!(
-                "option '--device': no device for guest {guest}"
-            )));
-        }
-    }
-    let mut paths = devices.iter().filter(|d| d.path != DevicePath::Loopback);
-    while let Some(device) = paths.next() {
-        if paths.clone().any(|other| other.path == device.path) {
-            let path = &device.path;
-            return Err(usage(format!("option '--device': '{path}' given twice")));
-        }
-    }
-    Ok(())
 }
 
 fn usage(message: impl Into<String>) -> Fatal {
@@ -349,106 +345,11 @@ fn once<T>(slot: &mut Option<T>, name: Name, value: T) -> Result<(), Fatal> {
     Ok(())
 }
 
-fn path(name: Name, value: OsString) -> Result<OsString, Fatal> {
-    if value.is_empty() {
-        return Err(bad(name, &value, "is empty"));
-    }
-    Ok(value)
-}
-
-fn number<T>(name: Name, value: &OsStr, min: T, max: T) -> Result<T, Fatal>
-where
-    T: FromStr + PartialOrd + fmt::Display,
-{
+fn number(name: Name, value: &OsStr, min: u64, max: u64) -> Result<u64, Fatal> {
     let why = format!("is not a number from {min} to {max}");
     digits(value)
-        .filter(|n| (&min..=&max).contains(&n))
+        .filter(|n| (min..=max).contains(n))
         .ok_or_else(|| bad(name, value, &why))
-}
-
-/// Decimal digits and nothing else: `from_str` would also take a sign.
-fn digits<T: FromStr>(value: &OsStr) -> Option<T> {
-    let text = value.to_str()?;
-    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    plain.then(|| text.parse().ok()).flatten()
-}
-
-fn device(value: &OsStr) -> Result<DeviceConfig, Fatal> {
-    let mut parts = value
-        .as_bytes()
-        .split(|&b| b == b',')
-        .map(OsStr::from_bytes);
-    let path = match parts.next() {
-        None => return Err(bad(Name::Device, value, "is empty")),
-        Some(path) if path.is_empty() => return Err(bad(Name::Device, value, "names no device")),
-        Some(path) if path == "loopback" => DevicePath::Loopback,
-        Some(path) => DevicePath::Spidev(path.into()),
-    };
-    let mut config = DeviceConfig {
-        path,
-        guests: u64::MAX,
-        max_speed_hz: None,
-        min_speed_hz: 0,
-        cs_high: None,
-        loop_mode: None,
-        word_delay: false,
-        cs_setup: false,
-        exclusive_bus: false,
-    };
-    for part in parts {
-        if !device_option(&mut config, part.as_bytes()) {
-            let why = format!(
-                "has an option that is unknown or malformed: '{}'",
-                part.display()
-            );
-            return Err(bad(Name::Device, value, &why));
-        }
-    }
-    Ok(config)
-}
-
-fn device_option(config: &mut DeviceConfig, option: &[u8]) -> bool {
-    let Some(at) = option.iter().position(|&b| b == b'=') else {
-        return false;
-    };
-    let (name, value) = option.split_at(at);
-    let value = value.get(1..).unwrap_or_default();
-    let switch = match value {
-        b"on" => Some(true),
-        b"off" => Some(false),
-        _ => None,
-    };
-    let hz = digits::<u32>(OsStr::from_bytes(value)).filter(|&hz| hz > 0);
-    match name {
-        b"guests" => guests(value).map(|guests| config.guests = guests),
-        b"max-speed-hz" => hz.map(|hz| config.max_speed_hz = Some(hz)),
-        b"min-speed-hz" => hz.map(|hz| config.min_speed_hz = hz),
-        b"cs-high" => switch.map(|on| config.cs_high = Some(on)),
-        b"loop" => switch.map(|on| config.loop_mode = Some(on)),
-        b"word-delay" => switch.map(|on| config.word_delay = on),
-        b"cs-setup" => switch.map(|on| config.cs_setup = on),
-        b"exclusive-bus" => switch.map(|on| config.exclusive_bus = on),
-        _ => None,
-    }
-    .is_some()
-}
-
-/// `0`, `0-2` or `0+3-5`, as a bit for each guest.
-fn guests(list: &[u8]) -> Option<u64> {
-    let mut all = 0u64;
-    for range in list.split(|&b| b == b'+') {
-        let mut ends = range.split(|&b| b == b'-').map(OsStr::from_bytes);
-        let first = digits::<usize>(ends.next()?)?;
-        let last = match ends.next() {
-            Some(last) => digits::<usize>(last)?,
-            None => first,
-        };
-        if ends.next().is_some() || first > last || last >= MAX_GUESTS {
-            return None;
-        }
-        all |= guests_below(last.saturating_add(1)) & !guests_below(first);
-    }
-    Some(all)
 }
 
 fn hold(value: &OsStr) -> Result<(u64, HoldPolicy, String), Fatal> {
@@ -479,6 +380,7 @@ fn hold(value: &OsStr) -> Result<(u64, HoldPolicy, String), Fatal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{DevicePath, Source};
     use std::time::Duration;
 
     fn parse(line: &[&str]) -> Result<Config, String> {
@@ -497,7 +399,7 @@ mod tests {
             &["-s", "s", "-l", "d"],
         ] {
             let config = parse(line).unwrap();
-            assert_eq!(config.sockets, [PathBuf::from("s0")]);
+            assert_eq!(config.guests, [Source::Path("s0".into())]);
             assert_eq!(config.devices[0].path, DevicePath::Spidev("d".into()));
             assert_eq!(config.seccomp, SeccompMode::Kill);
         }
@@ -506,8 +408,8 @@ mod tests {
     #[test]
     fn parse_each_guest_has_a_numbered_socket() {
         let config = parse(&["-s", "/run/spi", "-c12", "-l", "loopback"]).unwrap();
-        assert_eq!(config.sockets.len(), 12);
-        assert_eq!(config.sockets[11], PathBuf::from("/run/spi11"));
+        assert_eq!(config.guests.len(), 12);
+        assert_eq!(config.guests[11], Source::Path("/run/spi11".into()));
     }
 
     #[test]
@@ -568,7 +470,8 @@ mod tests {
         }
         assert_eq!(
             parse(&["-l", "d"]).unwrap_err(),
-            "option '--socket-path' is missing"
+            "no socket: one of the options '--socket-path', '--socket', '--fd' and '--socket-fd' \
+             is missing"
         );
         assert_eq!(
             parse(&["-s", "s"]).unwrap_err(),

@@ -1,6 +1,8 @@
 //! What the command line asks for, as values.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,8 +14,12 @@ const DEFAULT_READ_HOLD_MS: u64 = 1;
 /// How the daemon is to run.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Path of each guest's socket.
-    pub sockets: Vec<PathBuf>,
+    /// Where each guest's front-end comes from.
+    pub guests: Vec<Source>,
+    /// Who may connect to the sockets that are made.
+    pub access: AccessConfig,
+    /// The service manager.
+    pub service: ServiceConfig,
     /// The devices, in order.
     pub devices: Vec<DeviceConfig>,
     /// Each guest's chip-select policy.
@@ -26,6 +32,42 @@ pub struct Config {
     pub poll: Duration,
     /// What the seccomp filter does.
     pub seccomp: SeccompMode,
+}
+
+/// Where a guest's front-end comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A socket that is made there.
+    Path(PathBuf),
+    /// A socket that was handed in as this fd; and who says so, for messages.
+    Fd(RawFd, &'static str),
+}
+
+/// Who may connect to the sockets that are made.
+#[derive(Debug, Clone)]
+pub struct AccessConfig {
+    /// Their permissions.
+    pub mode: u32,
+    /// The group that they are given to; else they have the process's.
+    pub group: Option<Group>,
+}
+
+/// A group of users.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Group {
+    /// By its number.
+    Number(u32),
+    /// By its name in `/etc/group`.
+    Name(OsString),
+}
+
+/// What a service manager asks for.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceConfig {
+    /// The socket where it is told how things go: a path, or `@` and an abstract name.
+    pub notify_socket: Option<OsString>,
+    /// How often it is told that the daemon lives.
+    pub alive_every: Option<Duration>,
 }
 
 /// Bounds of a transfer.
@@ -109,4 +151,11 @@ impl Config {
         };
         Duration::from_millis(self.hold_timeout_ms.unwrap_or(default))
     }
+}
+
+/// Decimal digits and nothing else: `from_str` would also take a sign.
+pub fn digits(value: &OsStr) -> Option<u64> {
+    let text = value.to_str()?;
+    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    plain.then(|| text.parse().ok()).flatten()
 }

@@ -5,22 +5,24 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
 use crate::bus::Bus;
-use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy};
+use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy, Source};
 use crate::device::{Device, Port};
 use crate::epoll::Poller;
 use crate::event_loop::EventLoop;
-use crate::fate::{ExitCode, Fatal};
+use crate::fate::{ExitCode, Fatal, SessionError};
+use crate::handed_in::Socket;
 use crate::kind;
-use crate::listener::{Listener, SocketFile};
+use crate::listener::{Access, Listener, SocketFile};
 use crate::log;
 use crate::message::Scratch;
 use crate::requestq::{Grant, Shared};
-use crate::sandbox;
+use crate::sd_notify::SdNotify;
 use crate::session::Session;
 use crate::sigbus;
 use crate::signals;
@@ -57,13 +59,12 @@ fn failed(error: io::Error) -> Fatal {
     Fatal::os(ExitCode::OsError, "start", &error)
 }
 
-/// Lets go of what was inherited and installs what everything else relies on: the handlers of panics, SIGALRM and SIGBUS, and the
+/// Installs what everything else relies on: the handlers of panics, SIGALRM and SIGBUS, and the
 /// signalfd of the signals that end the daemon.
 ///
 /// # Errors
 /// The host refused a system call.
 pub fn prepare() -> Result<File, Fatal> {
-    sandbox::leave_inherited();
     way_out::install();
     kind::trust_root();
     watchdog::install().map_err(failed)?;
@@ -98,7 +99,7 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
             configs.push(device_config);
         }
     }
-    let guests = config.sockets.len();
+    let guests = config.guests.len();
     let buses = groups
         .into_iter()
         .map(|(controller, devices, configs)| {
@@ -182,16 +183,23 @@ fn bufsiz() -> Result<u32, Fatal> {
     Ok(bufsiz)
 }
 
-/// Makes all sockets. If one cannot be made, those before it are removed again.
+/// The guests' sockets: those that were `handed_in`, in their order, and the others made. If one
+/// cannot be made, those before it are removed again.
 ///
 /// # Errors
 /// The first socket that cannot be made.
-pub fn bind(config: &Config) -> Result<Vec<Listener>, Fatal> {
-    let (mut listeners, mut files): (Vec<Listener>, Vec<SocketFile>) = (Vec::new(), Vec::new());
-    for path in &config.sockets {
-        match Listener::create(path) {
+pub fn bind(config: &Config, handed_in: Vec<Socket>) -> Result<Vec<Socket>, Fatal> {
+    let access = Access::new(&config.access)?;
+    let mut handed_in = handed_in.into_iter();
+    let (mut sockets, mut files): (Vec<Socket>, Vec<SocketFile>) = (Vec::new(), Vec::new());
+    for source in &config.guests {
+        let Source::Path(path) = source else {
+            sockets.extend(handed_in.next());
+            continue;
+        };
+        match Listener::create(path, &access) {
             Ok((listener, file)) => {
-                listeners.push(listener);
+                sockets.push(Socket::Listening(listener));
                 files.push(file);
             }
             Err(error) => {
@@ -201,7 +209,7 @@ pub fn bind(config: &Config) -> Result<Vec<Listener>, Fatal> {
         }
     }
     way_out::set_sockets(files);
-    Ok(listeners)
+    Ok(sockets)
 }
 
 /// Puts everything together.
@@ -211,15 +219,15 @@ pub fn bind(config: &Config) -> Result<Vec<Listener>, Fatal> {
 pub fn assemble(
     config: &Config,
     hardware: Hardware,
-    listeners: Vec<Listener>,
+    sockets: Vec<Socket>,
     signals: File,
 ) -> Result<EventLoop, Fatal> {
     let poller = Poller::new().map_err(failed)?;
     let mut sessions = Vec::new();
-    for (number, listener) in (0u32..).zip(listeners) {
+    for (number, socket) in (0u32..).zip(sockets) {
         let grant = grant(config, &hardware, number);
-        announce(number, &listener, &grant, &hardware);
-        sessions.push(Session::new(number, listener, grant, &poller).map_err(failed)?);
+        announce(number, &socket, &grant, &hardware);
+        sessions.push(Session::new(number, socket, grant, &poller).map_err(refused)?);
     }
     let shared = Shared {
         buses: hardware.buses,
@@ -228,7 +236,16 @@ pub fn assemble(
         poller,
         now: Instant::now(),
     };
-    EventLoop::new(sessions, shared, signals)
+    EventLoop::new(
+        sessions,
+        shared,
+        signals,
+        SdNotify::connect(&config.service),
+    )
+}
+
+fn refused(error: SessionError) -> Fatal {
+    Fatal::new(ExitCode::OsError, format!("start: {error}"))
 }
 
 fn modes(hardware: &Hardware) -> Vec<(std::os::fd::RawFd, u32)> {
@@ -269,15 +286,21 @@ fn grant(config: &Config, hardware: &Hardware, number: u32) -> Grant {
     }
 }
 
-fn announce(number: u32, listener: &Listener, grant: &Grant, hardware: &Hardware) {
+fn announce(number: u32, socket: &Socket, grant: &Grant, hardware: &Hardware) {
     let mut names = String::new();
     for (chip_select, &place) in grant.chip_selects.iter().enumerate() {
         if let Some(device) = device_at(hardware, place) {
             names.push_str(&format!(" {chip_select}={}", device.name));
         }
     }
-    let path = listener.path().display();
-    log::line(format_args!(
-        "guest {number}: listening on {path}, chip selects{names}"
-    ));
+    match socket {
+        Socket::Listening(listener) => log::line(format_args!(
+            "guest {number}: listening on {}, chip selects{names}",
+            listener.name()
+        )),
+        Socket::Connected(stream) => log::line(format_args!(
+            "guest {number}: connected by fd {}, chip selects{names}",
+            stream.as_raw_fd()
+        )),
+    }
 }

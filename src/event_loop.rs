@@ -22,7 +22,9 @@ use crate::bus::Bus;
 use crate::epoll::Token;
 use crate::fate::{ExitCode, Fatal, SessionError};
 use crate::garbage;
+use crate::log;
 use crate::requestq::{GRACE, Shared, Turn};
+use crate::sd_notify::SdNotify;
 use crate::session::Session;
 use crate::sigbus;
 use crate::turns::Turns;
@@ -40,6 +42,7 @@ pub struct EventLoop {
     sessions: Vec<Session>,
     shared: Shared,
     signals: File,
+    sd_notify: SdNotify,
     timer: TimerFd,
     /// When the timer will go off.
     armed: Option<Instant>,
@@ -49,7 +52,7 @@ pub struct EventLoop {
     sleepers: VecDeque<usize>,
     /// How many front-ends are connected.
     connected: usize,
-    /// Since a signal asked for the end: when it will come whatever is on the wire.
+    /// Since the end was asked for: when it will come whatever is on the wire.
     ends_at: Option<Instant>,
 }
 
@@ -62,7 +65,12 @@ impl EventLoop {
     ///
     /// # Errors
     /// The host refused a timer or a registration.
-    pub fn new(sessions: Vec<Session>, shared: Shared, signals: File) -> Result<Self, Fatal> {
+    pub fn new(
+        sessions: Vec<Session>,
+        shared: Shared,
+        signals: File,
+        sd_notify: SdNotify,
+    ) -> Result<Self, Fatal> {
         let timer = TimerFd::new().map_err(|e| fatal(io::Error::from_raw_os_error(e.errno())))?;
         let poller = &shared.poller;
         poller
@@ -74,25 +82,29 @@ impl EventLoop {
             armed: None,
             turns: Turns::new(sessions.len()),
             sleepers: VecDeque::with_capacity(sessions.len()),
-            connected: 0,
+            connected: sessions.iter().filter(|s| s.is_connected()).count(),
             ends_at: None,
             sessions,
             shared,
             signals,
+            sd_notify,
         })
     }
 
-    /// Serves until a signal asks for the end.
+    /// Serves until a signal asks for the end, or nobody is left who could be served.
     ///
     /// # Errors
     /// The host failed the loop itself.
     pub fn run(mut self) -> Result<(), Fatal> {
-        let served = self.serve_until_signal();
+        if let Some(at) = self.sd_notify.ready() {
+            self.arm(at);
+        }
+        let served = self.serve_until_the_end();
         self.end();
         served
     }
 
-    fn serve_until_signal(&mut self) -> Result<(), Fatal> {
+    fn serve_until_the_end(&mut self) -> Result<(), Fatal> {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             let timeout = if self.turns.is_empty() { -1 } else { 0 };
@@ -109,6 +121,11 @@ impl EventLoop {
             self.serve();
             self.keep_deadlines();
             self.collect();
+            if self.connected == 0 && self.sessions.iter().all(Session::is_over) {
+                // Those that were handed in were all that there can be.
+                log::line(format_args!("every guest's front-end has left"));
+                self.wind_up();
+            }
             if self.is_over() {
                 return Ok(());
             }
@@ -133,7 +150,12 @@ impl EventLoop {
 
     fn mark(&mut self, token: Token, events: EventSet) {
         match token {
-            Token::Signal => self.wind_up(),
+            Token::Signal => {
+                let mut siginfo = [0; 128];
+                // Which signal it was makes no difference.
+                let _ = self.signals.read(&mut siginfo);
+                self.wind_up();
+            }
             Token::Timer => self.expire(),
             Token::Listener(guest) => self.accept(guest),
             Token::Kick(guest) => self.turns.queue(index(guest), false),
@@ -320,7 +342,8 @@ impl EventLoop {
             bus.expire(now);
         }
         self.wake_waiters();
-        if let Some(at) = self.ends_at {
+        let next = [self.ends_at, self.sd_notify.alive(now)];
+        for at in next.into_iter().flatten() {
             self.arm(at);
         }
     }
@@ -361,12 +384,12 @@ impl EventLoop {
         }
     }
 
-    /// A signal asks for the end: nobody new is let in, and what is on the wire may come to its
-    /// end if it is short.
+    /// The end is asked for: nobody new is let in, and what is on the wire may come to its end if
+    /// it is short.
     fn wind_up(&mut self) {
-        let mut siginfo = [0; 128];
-        // Which signal it was makes no difference.
-        let _ = self.signals.read(&mut siginfo);
+        if self.ends_at.is_none() {
+            self.sd_notify.stopping();
+        }
         for session in &mut self.sessions {
             session.stop_listening(&self.shared.poller);
             session.wind_up(&mut self.shared);

@@ -94,11 +94,20 @@ pub fn is_socketpair(file: File) -> (bool, File) {
 }
 
 fn is_unix_socket(file: &File) -> bool {
-    let mut domain: libc::c_int = 0;
-    let mut len = libc::socklen_t::try_from(size_of_val(&domain)).unwrap_or_default();
-    let (level, option) = (libc::SOL_SOCKET, libc::SO_DOMAIN);
-    let (fd, value) = (file.as_raw_fd(), (&raw mut domain).cast());
-    // SAFETY: `domain` has room for `len` bytes.
-    let result = unsafe { libc::getsockopt(fd, level, option, value, &raw mut len) };
-    result == 0 && domain == libc::AF_UNIX
+    socket_option(file, libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX)
+}
+
+/// The value of `option`, an int of the level `SOL_SOCKET`.
+///
+/// # Errors
+/// The kernel's: `fd` is no socket.
+pub fn socket_option(fd: &impl AsRawFd, option: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
+    let (fd, to) = (fd.as_raw_fd(), (&raw mut value).cast());
+    // SAFETY: `value` has room for `len` bytes.
+    if unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, to, &raw mut len) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(value)
 }

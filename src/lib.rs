@@ -37,7 +37,8 @@
 //! | [`request`], [`vring`], [`chain`], [`memory`], [`sigbus`] | requests, rings, guest memory |
 //! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
 //! | [`sandbox`], [`landlock`], [`seccomp`], [`bpf`], [`way_out`], [`signals`] | confinement and the end |
-//! | [`listener`], [`epoll`], [`garbage`], [`kind`], [`watchdog`], [`log`], [`cli`], [`config`], [`fate`] | sockets, fds and their end, time, text |
+//! | [`handed_in`], [`listener`], [`epoll`], [`garbage`], [`kind`] | sockets, fds and their end |
+//! | [`sd_notify`], [`watchdog`], [`log`], [`cli`], [`environment`], [`config`], [`fate`] | the service manager, time, text |
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -67,6 +68,8 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod device;
+#[allow(unsafe_code, reason = "UNSAFETY: remove_var")]
+pub mod environment;
 pub mod epoll;
 pub mod event_loop;
 pub mod fate;
@@ -76,15 +79,23 @@ pub mod garbage;
     reason = "UNSAFETY: recvmsg with MSG_PEEK, which std has no name for"
 )]
 pub mod gate;
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: fds that are only known by their number"
+)]
+pub mod handed_in;
 pub mod hold;
 #[allow(
     unsafe_code,
-    reason = "UNSAFETY: fcntl, statx and fstatfs as std does not make them"
+    reason = "UNSAFETY: fcntl, statx, fstatfs and getsockopt as std does not make them"
 )]
 pub mod kind;
 #[allow(unsafe_code, reason = "UNSAFETY: Landlock's system calls")]
 pub mod landlock;
-#[allow(unsafe_code, reason = "UNSAFETY: umask, shutdown, and the *at calls")]
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: a socket with permissions and a group, shutdown, and the *at calls"
+)]
 pub mod listener;
 #[allow(unsafe_code, reason = "UNSAFETY: poll")]
 pub mod log;
@@ -100,6 +111,7 @@ pub mod requestq;
     reason = "UNSAFETY: prctl, capset, limits, and closing fds"
 )]
 pub mod sandbox;
+pub mod sd_notify;
 #[allow(unsafe_code, reason = "UNSAFETY: the seccomp system call")]
 pub mod seccomp;
 pub mod session;

@@ -1,4 +1,8 @@
-//! A listening socket in the file system: made with mode 0600, removed if it is still ours.
+//! Listening sockets: those made here, in the file system, which are removed if they are still ours;
+//! and those handed in, which stay whoever's they are.
+//!
+//! A socket that is made has its permissions from the moment it is there, and its group before it
+//! listens: until then nobody gets in.
 //!
 //! Between daemons the directory is the lock: while one of them makes its sockets it holds `flock`
 //! on it, so that a socket that is bound but does not listen yet is not taken for a stale one.
@@ -7,17 +11,24 @@ use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::config::{AccessConfig, Group, digits};
 use crate::fate::{ExitCode, Fatal};
+use crate::garbage;
 
-/// Permissions of a socket, taken from the mask since `bind()` has no mode.
-const UMASK: libc::mode_t = 0o177;
+const GROUPS: &str = "/etc/group";
+/// Everything but permissions.
+const ALL: libc::mode_t = 0o777;
+/// As many connections may wait as the kernel allows.
+const BACKLOG: libc::c_int = -1;
+/// For `chown()`: the owner stays.
+const NOBODY_ELSE: libc::uid_t = libc::uid_t::MAX;
 
 /// Bytes of a path that fit into a `sockaddr_un` before its terminating zero.
 const MAX_PATH_LEN: usize = 107;
@@ -26,13 +37,62 @@ const MAX_PATH_LEN: usize = 107;
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    path: PathBuf,
+    /// Where it is, for the log.
+    name: String,
+    /// Nobody else has it.
+    is_ours: bool,
+}
+
+/// Who may connect to a socket that is made.
+#[derive(Debug)]
+pub struct Access {
+    mode: libc::mode_t,
+    group: Option<libc::gid_t>,
+}
+
+impl Access {
+    /// What `config` says.
+    ///
+    /// # Errors
+    /// There is no such group.
+    pub fn new(config: &AccessConfig) -> Result<Self, Fatal> {
+        let group = match &config.group {
+            None => None,
+            Some(Group::Number(number)) => Some(*number),
+            Some(Group::Name(name)) => Some(number_of(name)?),
+        };
+        Ok(Self {
+            mode: config.mode,
+            group,
+        })
+    }
+}
+
+/// The number of the group `name`. From the file itself: the C library would ask whatever services
+/// the host has configured, with system calls of theirs, and a static one could not.
+fn number_of(name: &OsStr) -> Result<libc::gid_t, Fatal> {
+    let shown = format!("option '--socket-group': '{}'", name.display());
+    let text = std::fs::read(GROUPS)
+        .map_err(|e| Fatal::os(ExitCode::OsError, format!("{shown}: {GROUPS}"), &e))?;
+    find_group(&text, name.as_bytes())
+        .ok_or_else(|| Fatal::new(ExitCode::Usage, format!("{shown} is not in {GROUPS}")))
+}
+
+/// The number in the line `name:password:number:members`.
+fn find_group(text: &[u8], name: &[u8]) -> Option<libc::gid_t> {
+    let mut lines = text.split(|&b| b == b'\n');
+    lines.find_map(|line| {
+        let mut fields = line.split(|&b| b == b':');
+        let found = fields.next() == Some(name);
+        let number = fields.nth(1).filter(|_| found)?;
+        digits(OsStr::from_bytes(number))?.try_into().ok()
+    })
 }
 
 /// What identifies a socket in the file system, to remove it and nothing else.
 #[derive(Debug)]
 pub struct SocketFile {
-    directory: OwnedFd,
+    directory: File,
     name: CString,
     path: PathBuf,
     device: u64,
@@ -40,11 +100,13 @@ pub struct SocketFile {
 }
 
 impl Listener {
-    /// Makes the socket at `path`, in place of one that nobody listens on any more.
+    /// Makes the socket at `path`, in place of one that nobody listens on any more, for those who
+    /// have `access`.
     ///
     /// # Errors
-    /// The path is too long, its directory cannot be used, or something else is there.
-    pub fn create(path: &Path) -> Result<(Self, SocketFile), Fatal> {
+    /// The path is too long, its directory cannot be used, something else is there, or the socket
+    /// may not be given to the group.
+    pub fn create(path: &Path, access: &Access) -> Result<(Self, SocketFile), Fatal> {
         let shown = format!("socket '{}'", path.display());
         let cannot = |error: io::Error| Fatal::os(ExitCode::CantCreate, &shown, &error);
         let (parent, name) = split(path)
@@ -62,16 +124,61 @@ impl Listener {
             .map_err(cannot)?;
         lock(&directory).map_err(cannot)?;
         clear_the_way(path, &shown)?;
-        let socket = bind(path).map_err(cannot)?;
-        socket.set_nonblocking(true).map_err(cannot)?;
+        let socket = bind(path, access.mode).map_err(cannot)?;
         let file = SocketFile::new(directory, name, path).map_err(cannot)?;
-        let path = path.to_owned();
-        Ok((Self { socket, path }, file))
+        let listening = access
+            .group
+            .map_or(Ok(()), |group| file.give_to(group))
+            .and_then(|()| listen(socket));
+        match listening.and_then(|socket| file.directory.unlock().map(|()| socket)) {
+            Ok(socket) => {
+                let name = path.display().to_string();
+                let is_ours = true;
+                Ok((
+                    Self {
+                        socket,
+                        name,
+                        is_ours,
+                    },
+                    file,
+                ))
+            }
+            Err(error) => {
+                // The start fails anyway.
+                let _ = file.remove();
+                Err(cannot(error))
+            }
+        }
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Takes over `socket`, which listens and does not wait, and was handed in as `fd`.
+    pub fn adopt(socket: UnixListener, fd: RawFd) -> Self {
+        let address = socket.local_addr().ok();
+        let path = address.as_ref().and_then(|address| address.as_pathname());
+        let name = match path {
+            Some(path) => format!("fd {fd}, {}", path.display()),
+            None => format!("fd {fd}"),
+        };
+        Self {
+            socket,
+            name,
+            is_ours: false,
+        }
+    }
+
+    /// Where it is, for the log.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Listens no more. Those who wait at a socket of ours see that now; those who wait at one that
+    /// was handed in are whoever's it is, who may have it served by the next daemon.
+    pub fn stop(self) {
+        if self.is_ours {
+            hang_up(self.as_raw_fd());
+        }
+        // Those who wait may have sent files already.
+        garbage::throw_away(self);
     }
 
     /// The next connection, if one waits. Reading from it never waits, whatever the gate believes:
@@ -159,19 +266,46 @@ fn is_taken(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-fn bind(path: &Path) -> io::Result<UnixListener> {
+/// A socket at `path` that does not listen yet. `bind()` has no mode: what is missing from it is
+/// taken from the mask.
+fn bind(path: &Path, mode: libc::mode_t) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: socket() gave this fd to us alone.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut address = libc::sockaddr_un {
+        sun_family: libc::AF_UNIX.try_into().map_err(io::Error::other)?,
+        sun_path: [0; MAX_PATH_LEN + 1],
+    };
+    let bytes = path.as_os_str().as_bytes();
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    let len = size_of_val(&address).try_into().map_err(io::Error::other)?;
     // SAFETY: umask takes no pointer; the process has one thread yet.
-    let before = unsafe { libc::umask(UMASK) };
-    let socket = UnixListener::bind(path);
+    let before = unsafe { libc::umask(ALL & !mode) };
+    // SAFETY: `address` is a path with a zero behind it, and as long as `len` says.
+    let result = unsafe { libc::bind(fd, (&raw const address).cast(), len) };
+    let error = io::Error::last_os_error();
     // SAFETY: as above.
     unsafe { libc::umask(before) };
-    socket
+    if result < 0 { Err(error) } else { Ok(socket) }
+}
+
+fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
+    // SAFETY: no pointers.
+    if unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(UnixListener::from(socket))
 }
 
 impl SocketFile {
     fn new(directory: File, name: CString, path: &Path) -> io::Result<Self> {
-        directory.unlock()?;
-        let directory = OwnedFd::from(directory);
         let mut file = Self {
             directory,
             name,
@@ -205,6 +339,27 @@ impl SocketFile {
         // SAFETY: fstatat succeeded, so it filled it in.
         let stat = unsafe { stat.assume_init() };
         Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Gives it to `group`. Not by its name: whoever may write to the directory could have put a
+    /// file there that is somebody else's.
+    fn give_to(&self, group: libc::gid_t) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+            .open(&self.path)?;
+        let found = file.metadata()?;
+        if !found.file_type().is_socket() || found.nlink() != 1 {
+            return Err(io::Error::other("was replaced by something else"));
+        }
+        let (fd, no_path, flags) = (file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
+        // SAFETY: the path is a C string.
+        if unsafe { libc::fchownat(fd, no_path, NOBODY_ELSE, group, flags) } < 0 {
+            let error = io::Error::last_os_error();
+            let why = format!("group {group}: {error}");
+            return Err(io::Error::new(error.kind(), why));
+        }
+        Ok(())
     }
 
     /// Where it was made.
@@ -242,12 +397,17 @@ mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
 
+    const ACCESS: Access = Access {
+        mode: 0o600,
+        group: None,
+    };
+
     #[test]
     fn create_then_remove_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
-        let (listener, file) = Listener::create(&path).unwrap();
-        assert_eq!(listener.path(), path);
+        let (listener, file) = Listener::create(&path, &ACCESS).unwrap();
+        assert_eq!(listener.name(), path.to_str().unwrap());
         let mode = std::fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o600);
         file.remove().unwrap();
@@ -258,10 +418,28 @@ mod tests {
     fn remove_leaves_a_socket_of_somebody_else() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
-        let (_listener, file) = Listener::create(&path).unwrap();
+        let (_listener, file) = Listener::create(&path, &ACCESS).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         file.remove().unwrap();
         assert!(path.exists());
+    }
+
+    #[test]
+    fn find_group_takes_the_number_of_the_whole_name() {
+        let text = b"root:x:0:\nspi:x:990:alice,kvm\n\nbroken\nkvm:x:78\nbad:x:-1:\nlast:x:7:";
+        for (name, number) in [
+            ("root", Some(0)),
+            ("spi", Some(990)),
+            ("kvm", Some(78)),
+            ("last", Some(7)),
+            ("bad", None),
+            ("broken", None),
+            ("sp", None),
+            ("alice", None),
+            ("", None),
+        ] {
+            assert_eq!(find_group(text, name.as_bytes()), number, "{name}");
+        }
     }
 }

@@ -2,16 +2,19 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
 use std::process::ExitCode;
 
-use vhost_device_spi::cli::{Command, HELP};
-use vhost_device_spi::config::Config;
+use vhost_device_spi::cli::{CAPABILITIES, Command, HELP};
+use vhost_device_spi::config::{Config, Source};
+use vhost_device_spi::environment::Environment;
 use vhost_device_spi::fate::Fatal;
+use vhost_device_spi::handed_in::Socket;
 use vhost_device_spi::seccomp::{self, Pins};
-use vhost_device_spi::{daemon, log, sandbox, way_out};
+use vhost_device_spi::{daemon, handed_in, log, sandbox, way_out};
 
 fn main() -> ExitCode {
-    match daemon::prepare().and_then(obey) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             log::line(format_args!("{}", fatal.message));
@@ -20,9 +23,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn obey(signals: File) -> Result<(), Fatal> {
-    match Command::parse(std::env::args_os().skip(1))? {
-        Command::Run(config) => serve(&config, signals),
+fn run() -> Result<(), Fatal> {
+    // These say which fds stay. What is wrong with them is told when the ground is prepared.
+    let command = Command::parse(std::env::args_os().skip(1), &Environment::take());
+    let mut guests: &[Source] = &[];
+    if let Ok(Command::Run(config)) = &command {
+        guests = &config.guests;
+    }
+    let handed_in = handed_in::adopt(guests);
+    let fds: Vec<RawFd> = handed_in.iter().flatten().map(Socket::as_raw_fd).collect();
+    sandbox::leave_inherited(&fds);
+    let signals = daemon::prepare()?;
+    match command? {
+        Command::Run(config) => serve(&config, handed_in?, signals),
         Command::Help => print(HELP),
         Command::Version => print(concat!(
             "vhost-device-spi ",
@@ -30,19 +43,20 @@ fn obey(signals: File) -> Result<(), Fatal> {
             "\n"
         )),
         Command::Syscalls => print(&(seccomp::names().join(" ") + "\n")),
+        Command::Capabilities => print(CAPABILITIES),
     }
 }
 
-fn serve(config: &Config, signals: File) -> Result<(), Fatal> {
+fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), Fatal> {
     let hardware = daemon::open(config)?;
-    let listeners = daemon::bind(config)?;
-    let served = daemon::assemble(config, hardware, listeners, signals).and_then(|event_loop| {
+    let sockets = daemon::bind(config, handed_in)?;
+    let served = daemon::assemble(config, hardware, sockets, signals).and_then(|event_loop| {
         let (devices, directories) = way_out::fds();
         let pins = Pins {
             devices,
             directories,
         };
-        sandbox::restrict(config.seccomp, config.sockets.len(), &pins)?;
+        sandbox::restrict(config.seccomp, config.guests.len(), &pins)?;
         event_loop.run()
     });
     way_out::remove_sockets();

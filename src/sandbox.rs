@@ -1,9 +1,9 @@
-//! The stages of confinement. [`leave_inherited`] is the first thing that the process does;
-//! [`restrict`] comes between the last file opened and the first byte from a front-end.
+//! The stages of confinement. [`leave_inherited`] comes before the process opens anything;
+//! [`restrict`] between the last file opened and the first byte from a front-end.
 //!
 //! | stage | takes away |
 //! |---|---|
-//! | [`leave_inherited`] | fds that whoever started us left open |
+//! | [`leave_inherited`] | fds that whoever started us left open and did not hand in |
 //! | `no_new_privs` | rights that a program executed could gain |
 //! | `drop_capabilities` | every capability, even where the daemon runs as root |
 //! | `hide` | core dumps, debuggers and `/proc/PID` of other processes of this user |
@@ -31,15 +31,16 @@ const FDS: u64 = 128;
 /// have to be left open.
 const FDS_OF_GUEST: u64 = 24;
 
-/// Closes all fds but stdio that came with the process: none is used, and a front-end's socket or
-/// a directory among them would be a way around what follows.
+/// Closes all fds but stdio that came with the process, and but those that are closed on execution:
+/// none is used, and a front-end's socket or a directory among them would be a way around what
+/// follows.
 ///
-/// What is closed on execution cannot have come from outside; a library that was loaded before
-/// `main` may own it.
-pub fn leave_inherited() {
+/// What is closed on execution cannot have come from outside: a library that was loaded before
+/// `main` may own it, or it was handed in and adopted. Where it cannot be asked which fds there are,
+/// only those in `adopted` stay.
+pub fn leave_inherited(adopted: &[RawFd]) {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else {
-        // SAFETY: no pointers; nothing of ours is open yet.
-        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+        close_all_but(adopted);
         return;
     };
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -52,6 +53,21 @@ pub fn leave_inherited() {
             unsafe { libc::close(fd) };
         }
     }
+}
+
+fn close_all_but(adopted: &[RawFd]) {
+    let close_range = |first: RawFd, last: RawFd| {
+        // SAFETY: no pointers; of what is open here only `adopted` is ours.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    };
+    let mut first = libc::STDERR_FILENO.saturating_add(1);
+    while let Some(&fd) = adopted.iter().filter(|&&fd| fd >= first).min() {
+        if fd > first {
+            close_range(first, fd.saturating_sub(1));
+        }
+        first = fd.saturating_add(1);
+    }
+    close_range(first, RawFd::MAX);
 }
 
 /// Takes from the process what it needs no longer.

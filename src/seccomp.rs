@@ -137,9 +137,9 @@ macro_rules! rules {
 rules! {
     // The way of one request.
     #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
-    SYS_epoll_wait      []                                              "event_loop::serve_until_signal";
+    SYS_epoll_wait      []                                              "event_loop::serve_until_the_end";
     #[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
-    SYS_epoll_pwait     []                                              "event_loop::serve_until_signal";
+    SYS_epoll_pwait     []                                              "event_loop::serve_until_the_end";
     SYS_ioctl           [DEVICE, masked(1, !SIZE_BITS, MESSAGE_0)]      "spidev::transfer";
     SYS_ioctl           [DEVICE, is(1, WR_MODE32)]                      "spidev::write_mode";
     SYS_write           []                                              "vring::signal";
@@ -169,13 +169,14 @@ rules! {
     #[cfg(target_env = "musl")]
     SYS_fstat           []                                              "memory::check_file";
     SYS_fstatfs         []                                              "kind::huge_page_len";
-    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "kind::is_socketpair";
+    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "kind::socket_option";
     SYS_getpeername     []                                              "kind::is_socketpair";
     SYS_mmap            [NOT_EXECUTABLE]                                "memory::add";
     SYS_munmap          []                                              "memory::remove";
 
     // The C library's allocator.
-    SYS_brk             []                                              "session::accept";
+    SYS_brk             []                                              "session::accept"
+        unseen "only where the heap's first piece is too small", "allocations_under_the_filter_are_served";
     #[cfg(target_env = "musl")]
     SYS_mprotect        [NOT_EXECUTABLE]                                "session::accept";
     #[cfg(target_env = "musl")]
@@ -185,7 +186,7 @@ rules! {
     SYS_ppoll           [is(1, 1)]                                      "log::is_writable";
 
     // The end.
-    SYS_read            [is(2, SIGINFO_LEN)]                            "event_loop::wind_up";
+    SYS_read            [is(2, SIGINFO_LEN)]                            "event_loop::mark";
     SYS_newfstatat      [DIRECTORY, is(3, AT_SYMLINK_NOFOLLOW)]         "listener::stat";
     SYS_unlinkat        [DIRECTORY, is(2, 0)]                           "listener::remove";
     SYS_sigaltstack     []                                              "main::main";
@@ -242,6 +243,8 @@ const STARTUP: &[&str] = &[
     #[cfg(target_arch = "x86_64")]
     "poll",
     "sched_getaffinity",
+    // handed_in::adopt
+    "getsockname",
     // daemon::prepare, daemon::open and daemon::assemble
     "epoll_create1",
     "flock",
@@ -257,6 +260,7 @@ const STARTUP: &[&str] = &[
     "bind",
     "clock_nanosleep",
     "connect",
+    "fchownat",
     "listen",
     "restart_syscall",
     "socket",

@@ -1,12 +1,14 @@
 //! One guest's socket, and the front-end connected to it.
 //!
 //! A socket serves one front-end at a time, for ever: when one goes away, everything that it
-//! brought (connection, memory, eventfds) goes with it, and the next is accepted.
+//! brought (connection, memory, eventfds) goes with it, and the next is accepted. A front-end that
+//! was handed in has no socket to come back to: with it, its session is over.
 //!
 //! Invariant: every fd of a front-end belongs to its `Connection`. Called by `event_loop`.
 
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use crate::epoll::{Poller, Token};
 use crate::fate::SessionError;
 use crate::garbage;
 use crate::gate::{self, Queued, Request};
+use crate::handed_in::Socket;
 use crate::kind;
 use crate::listener::{Listener, hang_up};
 use crate::log;
@@ -80,6 +83,8 @@ pub struct Session {
     number: u32,
     index: usize,
     listener: Option<Listener>,
+    /// Its only front-end was handed in.
+    is_single: bool,
     connection: Option<Connection>,
     requestq: Requestq,
     /// Its messages wait for the kernel to take what was thrown away.
@@ -95,22 +100,22 @@ pub struct Session {
 }
 
 impl Session {
-    /// The session of guest `number`, which listens.
+    /// The session of guest `number`, whose front-ends come through `socket`.
     ///
     /// # Errors
     /// The kernel refused the registration.
     pub fn new(
         number: u32,
-        listener: Listener,
+        socket: Socket,
         grant: Grant,
         poller: &Poller,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, SessionError> {
         let index = usize::try_from(number).unwrap_or(usize::MAX);
-        poller.add_listener(listener.as_raw_fd(), Token::Listener(number))?;
-        let session = Self {
+        let mut session = Self {
             number,
             index,
-            listener: Some(listener),
+            listener: None,
+            is_single: false,
             connection: None,
             requestq: Requestq::new(index, grant),
             held_up: false,
@@ -119,7 +124,18 @@ impl Session {
             wake_at: None,
             listen_at: None,
         };
-        session.listen(poller, true);
+        match socket {
+            Socket::Listening(listener) => {
+                let (fd, token) = (listener.as_raw_fd(), Token::Listener(number));
+                poller.add_listener(fd, token).map_err(SessionError::Host)?;
+                session.listener = Some(listener);
+                session.listen(poller, true);
+            }
+            Socket::Connected(stream) => {
+                session.is_single = true;
+                session.connect(stream, poller)?;
+            }
+        }
         Ok(session)
     }
 
@@ -157,6 +173,11 @@ impl Session {
         }
         let stream = accepted.map_err(SessionError::Host)?;
         self.listen(poller, false);
+        self.connect(stream, poller)?;
+        Ok(true)
+    }
+
+    fn connect(&mut self, stream: UnixStream, poller: &Poller) -> Result<(), SessionError> {
         let token = Token::Connection(self.number);
         if let Err(error) = poller.add_edge(stream.as_raw_fd(), token) {
             hang_up(stream.as_raw_fd());
@@ -176,17 +197,26 @@ impl Session {
             deadline: None,
             hung_up: false,
         });
-        Ok(true)
+        Ok(())
     }
 
-    /// Stops listening for good. Those who wait in vain may have sent files already.
+    /// Whether there is a front-end.
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Whether there is no front-end, and will be none.
+    pub fn is_over(&self) -> bool {
+        self.is_single && self.connection.is_none()
+    }
+
+    /// Stops listening for good.
     pub fn stop_listening(&mut self, poller: &Poller) {
         garbage::set_owner(self.index);
         self.listen_at = None;
         if let Some(listener) = self.listener.take() {
             poller.remove(listener.as_raw_fd());
-            hang_up(listener.as_raw_fd());
-            garbage::throw_away(listener);
+            listener.stop();
         }
     }
 

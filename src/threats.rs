@@ -11,11 +11,11 @@
 //!
 //! | who | is trusted with | and not with |
 //! |---|---|---|
-//! | administrator (command line, devices, who may connect) | everything | typing without mistakes |
+//! | administrator (command line, devices, who may connect), service manager (sockets and variables that it hands in) | everything | typing without mistakes |
 //! | host kernel | everything | - |
 //! | front-end (VMM) | its guest's memory and devices | the daemon's time, fds and memory; other guests; the host |
 //! | guest driver | the devices of its guest, within their limits | anything else, its front-end included |
-//! | other programs of the host | nothing: they cannot connect (mode 0600) | - |
+//! | other programs of the host | nothing: they cannot connect (mode 0600, unless the administrator says otherwise) | - |
 //!
 //! # Attacks by a front-end
 //!
@@ -58,6 +58,10 @@
 //! | stderr full, closed, a stopped terminal | a line is written whole if there is room for it, or not at all | `process_stderr_full_broken_or_closed_neither_blocks_nor_ends_it` |
 //! | a signal in the middle of a transfer | it ends in order: chip select released, modes restored, sockets removed | `process_told_to_end_does_not_finish_a_long_transfer_and_releases_chip_select` |
 //! | stopped and continued, frozen; few fds | system calls that are begun again are allowed; see above | `process_stopped_and_continued_in_traffic_loses_nothing`, `process_with_64_fds_serves_its_guests_while_one_takes_all` |
+//! | fds that were left open by accident | all but those handed in are closed, before anything is opened | `fds_inherited_are_all_closed`, `fds_inherited_are_closed_but_for_those_handed_in` |
+//! | an fd handed in that is another than was meant; variables meant for another process | each is looked at before anything is opened, so that no fd of ours is taken for it; `LISTEN_PID` and `WATCHDOG_PID` must be ours | `handed_in_fd_of_no_use_is_refused_with_option_value_and_cause`, `activation_of_another_process_is_ignored` |
+//! | a connection while a socket is being made | it has its permissions when it is bound, and does not listen before it has its group | `sockets_have_the_mode_that_is_given_whatever_the_umask`, `sockets_are_given_to_the_group_by_number` |
+//! | a service manager that does not read, is gone, or was never there | its socket does not wait and cannot reach anybody else | `notify_socket_that_nobody_reads_or_that_is_gone_costs_nothing`, `notify_socket_that_cannot_be_reached_is_one_line_and_the_daemon_serves` |
 //! | a clock that jumps | only `CLOCK_MONOTONIC` is looked at: the filter allows no other | `filter_wants_every_argument_of_every_rule` |
 //! | a device that fails or is unplugged | `TRANS_ERR`; a line that cannot be released blocks its controller until it can | `line_that_could_not_be_released_is_tried_again_at_the_end` |
 //!

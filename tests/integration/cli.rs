@@ -49,6 +49,12 @@ fn cli_help_prints_all_options_and_exits_0() {
         for option in [
             "--socket-path",
             "--socket-count",
+            "--socket=",
+            "--fd=",
+            "--socket-fd=",
+            "--socket-mode",
+            "--socket-group",
+            "--print-capabilities",
             "--device",
             "--help",
             "--version",
@@ -85,6 +91,41 @@ fn cli_version_prints_one_line_and_exits_0() {
         );
         assert_eq!(finished.stdout.lines().count(), 1);
     }
+}
+
+/// QEMU's conventions: JSON on stdout, success, and whatever else is given is ignored.
+#[test]
+fn cli_print_capabilities_prints_json_whatever_else_is_given() {
+    for args in [
+        &["--print-capabilities"][..],
+        &["--nonsense", "--print-capabilities", "--device"],
+        &["--fd=3", "--socket-path=/nowhere/s", "--print-capabilities"],
+    ] {
+        let finished = run(&Host::new(), args);
+        assert_eq!(
+            (finished.status.code(), finished.stderr.as_str()),
+            (Some(0), "")
+        );
+        let json: serde_json::Value = serde_json::from_str(&finished.stdout).unwrap();
+        assert_eq!(json, serde_json::json!({ "type": "spi" }));
+    }
+}
+
+/// The file for the folder where QEMU's management software looks for back-ends.
+#[test]
+fn cli_capabilities_and_the_file_for_qemu_agree() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/50-vhost-device-spi.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let fields = json.as_object().unwrap();
+    let mut names: Vec<_> = fields.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["binary", "description", "type"]);
+    let printed = run(&Host::new(), &["--print-capabilities"]).stdout;
+    let printed: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(fields["type"], printed["type"]);
+    let binary = fields["binary"].as_str().unwrap();
+    assert!(binary.starts_with('/') && binary.ends_with("/vhost-device-spi"));
 }
 
 #[test]

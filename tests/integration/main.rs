@@ -6,6 +6,7 @@
 
 mod rig;
 
+mod access;
 mod allocations;
 mod cli;
 mod closing;
@@ -14,6 +15,7 @@ mod confinement;
 mod delays;
 mod errors;
 mod guests;
+mod handed_in;
 mod heads;
 mod holds;
 mod hostile;
@@ -30,6 +32,7 @@ mod polling;
 mod requests;
 mod rig_self;
 mod rules;
+mod sd_notify;
 mod sequences;
 mod soak;
 mod sockets;

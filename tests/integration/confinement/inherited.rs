@@ -4,7 +4,7 @@ use super::*;
 use crate::life::fds_in_a_session;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -90,6 +90,42 @@ fn fds_inherited_are_all_closed_where_there_is_no_proc() {
     let setup = Setup::new(&host).device("/dev/spidev0.0");
     let setup = setup.before_exec(extra.give()).before_exec(hide_proc);
     assert_none_left(&setup.start(), extra);
+}
+
+/// A socket that was handed in stays, and nothing else does.
+#[test]
+fn fds_inherited_are_closed_but_for_those_handed_in() {
+    for with_proc in [true, false] {
+        let (host, extra) = (Host::with_devices(1), Extra::new());
+        let (dir, pair) = (tempfile::tempdir().unwrap(), UnixStream::pair().unwrap());
+        let path = dir.path().join("ours");
+        let listener = UnixListener::bind(&path).unwrap();
+        let setup = Setup::new(&host).no_sockets().before_exec(extra.give());
+        let setup = setup.hand_in(&listener, 520).hand_in(&pair.0, 510);
+        let setup = setup.arg("--fd=520").arg("--fd=510");
+        let setup = setup.device("/dev/spidev0.0");
+        let daemon = match with_proc {
+            true => setup.launch(),
+            false => setup.before_exec(hide_proc).launch(),
+        };
+        drop(pair.0);
+        Plug::default().connect_to(&path).assert_served();
+        Plug::default().connect_over(pair.1).assert_served();
+        let left: Vec<_> = links(&daemon)
+            .into_iter()
+            .filter(|link| link.starts_with(extra.dir.path()))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        if !traced() {
+            let Extra {
+                sock, mut other, ..
+            } = extra;
+            drop(sock);
+            other.set_read_timeout(Some(PATIENCE)).unwrap();
+            assert_eq!(std::io::Read::read(&mut other, &mut [0]).unwrap(), 0);
+        }
+        daemon.stop();
+    }
 }
 
 fn hide_proc() -> std::io::Result<()> {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +156,32 @@ fn profile_leaves_every_kind_of_start_alone() {
     next.stop();
 }
 
+/// With sockets handed in and made for a group, and a service manager that is told.
+#[test]
+fn profile_leaves_what_a_service_manager_brings_alone() {
+    let (host, dir) = (Host::with_devices(1), tempfile::tempdir().unwrap());
+    let path = dir.path().join("ours");
+    let listener = UnixListener::bind(&path).unwrap();
+    let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let setup = Setup::new(&host).hand_in(&listener, 500);
+    let setup = setup.before_exec(profile(KILL, "")).arg("--socket-fd=500");
+    let setup = setup.spelled(|base, _| vec![format!("--socket={base}0")]);
+    let setup = setup.arg("--socket-group=0").device("/dev/spidev0.0");
+    let setup = setup.env("NOTIFY_SOCKET", dir.path().join("notify"));
+    let daemon = setup.env("WATCHDOG_USEC", "2000").start();
+    Plug::default().connect_to(&path).assert_served();
+    Guest::connect(&daemon, 0).assert_served();
+    let mut message = [0; 64];
+    let mut next = || {
+        let len = manager.recv(&mut message).unwrap();
+        String::from_utf8(message[..len].to_vec()).unwrap()
+    };
+    assert_eq!(next(), "READY=1");
+    assert_eq!(next(), "WATCHDOG=1");
+    daemon.stop();
+}
+
 /// Two daemons that are started at once wait for each other's sockets.
 #[test]
 fn profile_leaves_the_wait_for_the_directory_alone() {
@@ -173,8 +200,10 @@ fn profile_leaves_the_wait_for_the_directory_alone() {
 
 #[test]
 fn profile_leaves_starts_that_end_alone() {
-    let cases: [(&[&str], Option<i32>); 6] = [
+    let cases: [(&[&str], Option<i32>); 8] = [
         (&["--help"], Some(0)),
+        (&["--print-capabilities"], Some(0)),
+        (&["--fd=500", "--device=/dev/spidev0.0"], Some(64)),
         (&["--version"], Some(0)),
         (&["--print-syscalls"], Some(0)),
         (&["--no-such-option"], Some(64)),

@@ -85,10 +85,23 @@ impl Plug {
         guest
     }
 
+    /// The same over a connection.
+    #[track_caller]
+    pub fn connect_over(self, sock: UnixStream) -> Guest {
+        let mut guest = self.negotiate_over(sock);
+        guest.start();
+        guest
+    }
+
     /// Connects, negotiates features and shares memory; `Guest::start` sets the queue up.
     #[track_caller]
     pub fn negotiate(self, path: &Path) -> Guest {
         let sock = UnixStream::connect(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        self.negotiate_over(sock)
+    }
+
+    #[track_caller]
+    fn negotiate_over(self, sock: UnixStream) -> Guest {
         let guard = Guard::new(sock.try_clone().expect("dup"));
         let raw = Raw::over(sock.try_clone().expect("dup"));
         let mut frontend = Frontend::from_stream(sock, 1);

@@ -6,7 +6,7 @@ use super::{notify, sys};
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -118,6 +118,7 @@ pub struct Setup<'a> {
     closed_stdin: bool,
     env: Vec<(&'static str, OsString)>,
     spelling: Option<fn(&str, usize) -> Vec<String>>,
+    shell: Option<String>,
     dir: Option<Arc<tempfile::TempDir>>,
     before: Vec<Box<dyn FnMut() -> std::io::Result<()> + Send + Sync>>,
 }
@@ -135,6 +136,7 @@ impl<'a> Setup<'a> {
             closed_stdin: false,
             env: Vec::new(),
             spelling: None,
+            shell: None,
             dir: None,
             before,
         }
@@ -196,6 +198,44 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Gives no option of sockets at all.
+    pub fn no_sockets(self) -> Self {
+        self.spelled(|_, _| Vec::new())
+    }
+
+    /// Leaves `fd` open in the daemon, as `number`.
+    pub fn hand_in(self, fd: &impl AsRawFd, number: RawFd) -> Self {
+        let fd = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        self.before_exec(move || {
+            sys::check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
+        })
+    }
+
+    /// Has a shell run this in front of the daemon, in its process: `$$` is its number.
+    pub fn shell(mut self, script: &str) -> Self {
+        self.shell = Some(format!("{script}; exec \"$0\" \"$@\""));
+        self
+    }
+
+    /// Hands `sockets` in as a service manager does: from fd 3 on.
+    pub fn activate(mut self, sockets: &[&dyn AsRawFd]) -> Self {
+        // By way of high numbers: the low ones may be the test's own between fork and exec.
+        const HIGH: RawFd = 600;
+        let count = sockets.len();
+        for (number, socket) in (HIGH..).zip(sockets) {
+            self = self.hand_in(&socket.as_raw_fd(), number);
+        }
+        let moved = (0..count).map(|n| format!("{}<&{} ", n + 3, HIGH as usize + n));
+        let closed = (0..count).map(|n| format!("{}<&- ", HIGH as usize + n));
+        let script = format!(
+            "exec {}{}; export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES=x",
+            moved.collect::<String>(),
+            closed.collect::<String>()
+        );
+        self.no_sockets().shell(&script)
+    }
+
     /// Puts the sockets where another daemon of this test has (or had) its own.
     pub fn in_dir_of(mut self, other: &Daemon) -> Self {
         self.dir = Some(other.dir.clone());
@@ -237,7 +277,14 @@ impl<'a> Setup<'a> {
             )
         });
         let base = dir.path().join("s");
-        let mut command = Command::new(&self.program);
+        let mut command = match &self.shell {
+            None => Command::new(&self.program),
+            Some(script) => {
+                let mut command = Command::new("bash");
+                command.args(["-c", script]).arg(&self.program);
+                command
+            }
+        };
         let usual = |base: &str, n: usize| {
             vec![
                 format!("--socket-path={base}"),

@@ -4,8 +4,9 @@
 use super::*;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use vhost_device_spi::config::AccessConfig;
 use vhost_device_spi::config::SeccompMode;
-use vhost_device_spi::listener::Listener;
+use vhost_device_spi::listener::{Access, Listener};
 use vhost_device_spi::seccomp::Pins;
 use vhost_device_spi::{sandbox, spidev, watchdog, way_out};
 
@@ -13,7 +14,11 @@ fn panic_on_purpose(socket: &Path) {
     let device = node("/dev/spidev0.0");
     watchdog::install().unwrap();
     way_out::install();
-    let (_listener, socket) = Listener::create(socket).unwrap();
+    let access = Access::new(&AccessConfig {
+        mode: 0o600,
+        group: None,
+    });
+    let (_listener, socket) = Listener::create(socket, &access.unwrap()).unwrap();
     way_out::set_modes(vec![(device.as_raw_fd(), 0)]);
     way_out::set_sockets(vec![socket]);
     let (devices, directories) = way_out::fds();
