@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::{
-    Config, DeviceConfig, DevicePath, HoldPolicy, MAX_GUESTS, SeccompMode, TransferConfig,
+    Config, DeviceConfig, DevicePath, HoldPolicy, LogLevel, MAX_GUESTS, SeccompMode, TransferConfig,
 };
 use crate::fate::{ExitCode, Fatal};
 use crate::virtio_spi::MAX_CHIP_SELECTS;
@@ -45,11 +45,12 @@ Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI contr
       --max-transfer-ms=N     longest transfer in milliseconds on the wire (default 10000)
       --poll-us=N             how long to watch for the next request before sleeping (default 0)
       --seccomp=kill|log|none what happens to a system call that is not allowed (default kill)
+      --log-level=LEVEL       lines on stderr: only error, also warning, or also info (default)
       --print-syscalls        print the system calls that it makes, for a service manager's filter
   -h, --help                  print this text
   -V, --version               print the version
 
-Lists of guests look like 0, 0-2 or 0+3-5.
+Lists of guests look like 0, 0-2 or 0+3-5. SIGUSR1 has the daemon write what it has counted.
 ";
 
 /// What the command line asks for.
@@ -110,13 +111,14 @@ enum Name {
     MaxTransferMs,
     Poll,
     Seccomp,
+    LogLevel,
     PrintSyscalls,
     Help,
     Version,
 }
 
 /// Name, long form, short form.
-const OPTIONS: [(Name, &str, Option<u8>); 12] = [
+const OPTIONS: [(Name, &str, Option<u8>); 13] = [
     (Name::SocketPath, "socket-path", Some(b's')),
     (Name::SocketCount, "socket-count", Some(b'c')),
     (Name::Device, "device", Some(b'l')),
@@ -126,6 +128,7 @@ const OPTIONS: [(Name, &str, Option<u8>); 12] = [
     (Name::MaxTransferMs, "max-transfer-ms", None),
     (Name::Poll, "poll-us", None),
     (Name::Seccomp, "seccomp", None),
+    (Name::LogLevel, "log-level", None),
     (Name::PrintSyscalls, "print-syscalls", None),
     (Name::Help, "help", Some(b'h')),
     (Name::Version, "version", Some(b'V')),
@@ -189,6 +192,7 @@ struct Options {
     max_ms: Option<u64>,
     poll_us: Option<u64>,
     seccomp: Option<SeccompMode>,
+    log_level: Option<LogLevel>,
 }
 
 impl Options {
@@ -231,6 +235,15 @@ impl Options {
                     _ => return Err(bad(name, &value, "is none of kill, log and none")),
                 };
                 once(&mut self.seccomp, name, mode)
+            }
+            Name::LogLevel => {
+                let level = match value.as_bytes() {
+                    b"error" => LogLevel::Error,
+                    b"warning" => LogLevel::Warning,
+                    b"info" => LogLevel::Info,
+                    _ => return Err(bad(name, &value, "is none of error, warning and info")),
+                };
+                once(&mut self.log_level, name, level)
             }
             Name::PrintSyscalls | Name::Help | Name::Version => Ok(()),
         }
@@ -283,6 +296,7 @@ impl Options {
             },
             poll: Duration::from_micros(self.poll_us.unwrap_or(0)),
             seccomp: self.seccomp.unwrap_or(SeccompMode::Kill),
+            log_level: self.log_level.unwrap_or(LogLevel::Info),
         })
     }
 }

@@ -9,16 +9,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::bus::Bus;
-use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy};
+use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy, LogLevel};
 use crate::device::{Device, Port};
 use crate::epoll::Poller;
 use crate::event_loop::EventLoop;
 use crate::fate::{ExitCode, Fatal};
+use crate::grant::{Grant, Shared};
 use crate::kind;
 use crate::listener::{Listener, SocketFile};
 use crate::log;
-use crate::message::Scratch;
-use crate::requestq::{Grant, Shared};
 use crate::sandbox;
 use crate::session::Session;
 use crate::sigbus;
@@ -53,7 +52,7 @@ enum Controller {
 }
 
 fn failed(error: io::Error) -> Fatal {
-    Fatal::os(ExitCode::OsError, "start", &error)
+    Fatal::os(ExitCode::OsError, "cannot start", &error)
 }
 
 /// Lets go of what was inherited and installs what everything else relies on: the handlers of panics, SIGALRM and SIGBUS, and the
@@ -62,6 +61,7 @@ fn failed(error: io::Error) -> Fatal {
 /// # Errors
 /// The host refused a system call.
 pub fn prepare() -> Result<File, Fatal> {
+    log::look_at_stderr();
     sandbox::leave_inherited();
     way_out::install();
     kind::trust_root();
@@ -220,12 +220,7 @@ pub fn assemble(
         announce(number, &listener, &grant, &hardware);
         sessions.push(Session::new(number, listener, grant, &poller).map_err(failed)?);
     }
-    let shared = Shared {
-        buses: hardware.buses,
-        scratch: Scratch::default(),
-        store: Box::default(),
-        poller,
-    };
+    let shared = Shared::new(hardware.buses, poller);
     EventLoop::new(sessions, shared, signals)
 }
 
@@ -275,7 +270,8 @@ fn announce(number: u32, listener: &Listener, grant: &Grant, hardware: &Hardware
         }
     }
     let path = listener.path().display();
-    log::line(format_args!(
-        "guest {number}: listening on {path}, chip selects{names}"
-    ));
+    log::line(
+        LogLevel::Info,
+        format_args!("guest={number} listening on {path}, chip selects{names}"),
+    );
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use vhost_device_spi::cli::{Command, HELP};
-use vhost_device_spi::config::Config;
+use vhost_device_spi::config::{Config, LogLevel};
 use vhost_device_spi::fate::Fatal;
 use vhost_device_spi::seccomp::{self, Pins};
 use vhost_device_spi::{daemon, log, sandbox, way_out};
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     match daemon::prepare().and_then(obey) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
-            log::line(format_args!("{}", fatal.message));
+            log::line(LogLevel::Error, format_args!("{}", fatal.message));
             ExitCode::from(fatal.code.number())
         }
     }
@@ -34,6 +34,7 @@ fn obey(signals: File) -> Result<(), Fatal> {
 }
 
 fn serve(config: &Config, signals: File) -> Result<(), Fatal> {
+    log::set_level(config.log_level);
     let hardware = daemon::open(config)?;
     let listeners = daemon::bind(config)?;
     let served = daemon::assemble(config, hardware, listeners, signals).and_then(|event_loop| {
