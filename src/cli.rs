@@ -556,6 +556,14 @@ mod tests {
                 &["--seccomp=off"],
                 "option '--seccomp': 'off' is none of kill, log and none",
             ),
+            (
+                &["--log-level=debug"],
+                "option '--log-level': 'debug' is none of error, warning and info",
+            ),
+            (
+                &["--log-level=info", "--log-level=info"],
+                "option '--log-level' given twice",
+            ),
             (&["--help=yes"], "option '--help=yes' takes no value"),
             (&["-l", "d"], "option '--device': 'd' given twice"),
             (&["-l", ""], "option '--device': '' names no device"),
