@@ -51,7 +51,7 @@ impl fmt::Display for Counters {
     }
 }
 
-/// The requests of one guest: for each chip select, and those that name none of its.
+/// The requests of one guest: those that name none of its chip selects, then those to each.
 #[derive(Debug)]
 pub struct Tally(Box<[Counters]>);
 
@@ -64,7 +64,7 @@ impl Tally {
 
     /// Counts a request to `chip_select`, of the guest's own or none, that was answered; one without
     /// a result byte counts as `PARAM_ERR`.
-    pub fn count(&mut self, chip_select: Option<usize>, result: TransResult) {
+    pub fn count(&mut self, chip_select: Option<u8>, result: TransResult) {
         if let Some(counters) = self.of(chip_select) {
             let counter = match result {
                 TransResult::TransOk => &mut counters.ok,
@@ -76,7 +76,7 @@ impl Tally {
     }
 
     /// Counts what a request that succeeded had on the wire: bytes in one direction, nanoseconds.
-    pub fn count_wire(&mut self, chip_select: Option<usize>, (len, wire_ns): (u64, u64)) {
+    pub fn count_wire(&mut self, chip_select: Option<u8>, (len, wire_ns): (u64, u64)) {
         if let Some(counters) = self.of(chip_select) {
             counters.bytes = counters.bytes.wrapping_add(len);
             counters.wire_ns = counters.wire_ns.wrapping_add(wire_ns);
@@ -84,30 +84,29 @@ impl Tally {
     }
 
     /// Notes how long a request waited that now goes on the wire.
-    pub fn note_wait(&mut self, chip_select: Option<usize>, wait: Duration) {
+    pub fn note_wait(&mut self, chip_select: Option<u8>, wait: Duration) {
         if let Some(counters) = self.of(chip_select) {
             counters.longest_wait = counters.longest_wait.max(wait);
         }
     }
 
-    fn of(&mut self, chip_select: Option<usize>) -> Option<&mut Counters> {
-        let (unknown, known) = self.0.split_last_mut()?;
-        match chip_select {
-            Some(number) => known.get_mut(number),
-            None => Some(unknown),
-        }
+    fn of(&mut self, chip_select: Option<u8>) -> Option<&mut Counters> {
+        let index = chip_select.map_or(0, |number| usize::from(number).saturating_add(1));
+        self.0.get_mut(index)
     }
 
     /// The n-th line about `guest`, written if there is anything to it; `false` if it could not be.
     fn write(&self, guest: usize, number: usize) -> bool {
-        let Some(counters) = self.0.get(number) else {
+        let chip_select = u8::try_from(number).ok();
+        let chip_select = chip_select.filter(|_| number.saturating_add(1) < self.0.len());
+        let index = chip_select.map_or(0, |_| number.saturating_add(1));
+        let Some(counters) = self.0.get(index) else {
             return true;
         };
-        let last = number.saturating_add(1) == self.0.len();
-        if last && counters.requests() == 0 {
+        if chip_select.is_none() && counters.requests() == 0 {
             return true;
         }
-        let of = ChipSelect((!last).then_some(number));
+        let of = ChipSelect(chip_select);
         log::write(
             LogLevel::Info,
             format_args!("guest={guest} {of} {counters}"),
@@ -117,7 +116,7 @@ impl Tally {
 
 /// A chip select as a field; `cs=-` is none of the guest's.
 #[derive(Debug, Clone, Copy)]
-pub struct ChipSelect(pub Option<usize>);
+pub struct ChipSelect(pub Option<u8>);
 
 impl fmt::Display for ChipSelect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

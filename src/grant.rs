@@ -127,8 +127,8 @@ impl Grant {
     }
 
     /// The chip select that a request names, if the guest has it.
-    pub fn chip_select_of(&self, request: &Request) -> Option<usize> {
-        let number = usize::from(request.head.chip_select_id);
-        (number < self.chip_selects.len()).then_some(number)
+    pub fn chip_select_of(&self, request: &Request) -> Option<u8> {
+        let number = request.head.chip_select_id;
+        (usize::from(number) < self.chip_selects.len()).then_some(number)
     }
 }

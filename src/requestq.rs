@@ -53,7 +53,7 @@ struct Active {
     bus: usize,
     answer: Answer,
     /// The one it names.
-    chip_select: Option<usize>,
+    chip_select: Option<u8>,
 }
 
 /// The requests of one guest.
@@ -107,7 +107,7 @@ impl Requestq {
         self.limiter.line(level, self.number, what, cause);
     }
 
-    fn log_failure(&mut self, chip_select: Option<usize>, error: &TransferError) {
+    fn log_failure(&mut self, chip_select: Option<u8>, error: &TransferError) {
         let cs = ChipSelect(chip_select);
         self.log(error.level(), format_args!("{cs} request failed"), error);
     }
@@ -192,8 +192,10 @@ impl Requestq {
                 accepted.transfer.set_continues(continues);
                 vring.consume();
                 self.waits_since = None;
-                let wait = shared.now.saturating_duration_since(seen_at);
-                self.tally.note_wait(chip_select, wait);
+                if seen_at < shared.now {
+                    let wait = shared.now.saturating_duration_since(seen_at);
+                    self.tally.note_wait(chip_select, wait);
+                }
                 self.active = Some(Active {
                     bus: accepted.bus,
                     answer,
@@ -218,7 +220,7 @@ impl Requestq {
         &mut self,
         guest: &mut Guest,
         answer: Answer,
-        chip_select: Option<usize>,
+        chip_select: Option<u8>,
         error: &TransferError,
     ) -> Result<Turn, Stop> {
         self.log_failure(chip_select, error);
@@ -230,7 +232,7 @@ impl Requestq {
         &mut self,
         guest: &mut Guest,
         answer: Answer,
-        chip_select: Option<usize>,
+        chip_select: Option<u8>,
         result: TransResult,
     ) -> Result<Turn, Stop> {
         guest.vring.consume();
@@ -242,7 +244,7 @@ impl Requestq {
         &mut self,
         guest: &mut Guest,
         answer: Answer,
-        chip_select: Option<usize>,
+        chip_select: Option<u8>,
         result: TransResult,
     ) -> Result<Turn, Stop> {
         self.tally.count(chip_select, result);
