@@ -242,7 +242,8 @@ fn counters_asked_for_together_with_the_end_do_not_put_it_off() {
         let setup = Setup::new(&host).device("/dev/spidev0.0");
         let mut daemon = setup.stderr(Stderr::FullPipe).start();
         daemon.signal(libc::SIGSTOP);
-        let stopped = || daemon.status("State").starts_with('T');
+        // A small t where it is traced, as `tests/syscalls` does.
+        let stopped = || daemon.status("State").starts_with(['T', 't']);
         assert!(sys::eventually(PATIENCE, stopped));
         signals.iter().for_each(|signal| daemon.signal(*signal));
         daemon.signal(libc::SIGCONT);
