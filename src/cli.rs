@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use self::device::{check_devices, check_guests, device, guests, guests_below};
 use self::sockets::Sockets;
-use crate::config::{Config, DeviceConfig, HoldPolicy, SeccompMode, TransferConfig, digits};
+use crate::config::{
+    Config, DeviceConfig, HoldPolicy, LogLevel, SeccompMode, TransferConfig, digits,
+};
 use crate::environment::Environment;
 use crate::fate::{ExitCode, Fatal};
 
@@ -55,12 +57,13 @@ or what a service manager hands in (LISTEN_FDS):
       --max-transfer-ms=N     longest transfer in milliseconds on the wire (default 10000)
       --poll-us=N             how long to watch for the next request before sleeping (default 0)
       --seccomp=kill|log|none what happens to a system call that is not allowed (default kill)
+      --log-level=LEVEL       lines on stderr: only error, also warning, or also info (default)
       --print-syscalls        print the system calls that it makes, for a service manager's filter
       --print-capabilities    print what kind of back-end it is, as JSON, whatever else is given
   -h, --help                  print this text
   -V, --version               print the version
 
-Lists of guests look like 0, 0-2 or 0+3-5.
+Lists of guests look like 0, 0-2 or 0+3-5. SIGUSR1 has the daemon write what it has counted.
 ";
 
 /// What `--print-capabilities` prints, by QEMU's conventions for back-ends.
@@ -145,6 +148,7 @@ enum Name {
     MaxTransferMs,
     Poll,
     Seccomp,
+    LogLevel,
     PrintSyscalls,
     PrintCapabilities,
     Help,
@@ -152,7 +156,7 @@ enum Name {
 }
 
 /// Name, long form, short form.
-const OPTIONS: [(Name, &str, Option<u8>); 18] = [
+const OPTIONS: [(Name, &str, Option<u8>); 19] = [
     (Name::SocketPath, "socket-path", Some(b's')),
     (Name::SocketCount, "socket-count", Some(b'c')),
     (Name::Socket, "socket", None),
@@ -167,6 +171,7 @@ const OPTIONS: [(Name, &str, Option<u8>); 18] = [
     (Name::MaxTransferMs, "max-transfer-ms", None),
     (Name::Poll, "poll-us", None),
     (Name::Seccomp, "seccomp", None),
+    (Name::LogLevel, "log-level", None),
     (Name::PrintSyscalls, "print-syscalls", None),
     (Name::PrintCapabilities, "print-capabilities", None),
     (Name::Help, "help", Some(b'h')),
@@ -233,6 +238,7 @@ struct Options {
     max_ms: Option<u64>,
     poll_us: Option<u64>,
     seccomp: Option<SeccompMode>,
+    log_level: Option<LogLevel>,
 }
 
 impl Options {
@@ -278,6 +284,15 @@ impl Options {
                 };
                 once(&mut self.seccomp, name, mode)
             }
+            Name::LogLevel => {
+                let level = match value.as_bytes() {
+                    b"error" => LogLevel::Error,
+                    b"warning" => LogLevel::Warning,
+                    b"info" => LogLevel::Info,
+                    _ => return Err(bad(name, &value, "is none of error, warning and info")),
+                };
+                once(&mut self.log_level, name, level)
+            }
             Name::PrintSyscalls | Name::PrintCapabilities | Name::Help | Name::Version => Ok(()),
         }
     }
@@ -322,6 +337,7 @@ impl Options {
             },
             poll: Duration::from_micros(self.poll_us.unwrap_or(0)),
             seccomp: self.seccomp.unwrap_or(SeccompMode::Kill),
+            log_level: self.log_level.unwrap_or(LogLevel::Info),
         })
     }
 }
@@ -443,6 +459,14 @@ mod tests {
             (
                 &["--seccomp=off"],
                 "option '--seccomp': 'off' is none of kill, log and none",
+            ),
+            (
+                &["--log-level=debug"],
+                "option '--log-level': 'debug' is none of error, warning and info",
+            ),
+            (
+                &["--log-level=info", "--log-level=info"],
+                "option '--log-level' given twice",
             ),
             (&["--help=yes"], "option '--help=yes' takes no value"),
             (&["-l", "d"], "option '--device': 'd' given twice"),

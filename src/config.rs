@@ -32,6 +32,8 @@ pub struct Config {
     pub poll: Duration,
     /// What the seccomp filter does.
     pub seccomp: SeccompMode,
+    /// Which lines are written.
+    pub log_level: LogLevel,
 }
 
 /// Where a guest's front-end comes from.
@@ -88,6 +90,28 @@ pub enum SeccompMode {
     Log,
     /// There is no filter.
     None,
+}
+
+/// How much a line matters, in syslog's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Somebody is not served: the daemon, a socket, or a request that its device failed.
+    Error,
+    /// Somebody did what is refused, or there is less protection than there could be.
+    Warning,
+    /// All else.
+    Info,
+}
+
+impl LogLevel {
+    /// syslog's number, as in `LOG_ERR`, `LOG_WARNING` and `LOG_INFO`.
+    pub const fn priority(self) -> u8 {
+        match self {
+            Self::Error => 3,
+            Self::Warning => 4,
+            Self::Info => 6,
+        }
+    }
 }
 
 /// What `cs_change` 0 means for a guest.

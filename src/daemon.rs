@@ -8,20 +8,18 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
 
 use crate::bus::Bus;
-use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy, Source};
+use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy, LogLevel, Source};
 use crate::device::{Device, Port};
 use crate::epoll::Poller;
 use crate::event_loop::EventLoop;
 use crate::fate::{ExitCode, Fatal, SessionError};
+use crate::grant::{Grant, Shared};
 use crate::handed_in::Socket;
 use crate::kind;
 use crate::listener::{Access, Listener, SocketFile};
 use crate::log;
-use crate::message::Scratch;
-use crate::requestq::{Grant, Shared};
 use crate::sd_notify::SdNotify;
 use crate::session::Session;
 use crate::sigbus;
@@ -56,7 +54,7 @@ enum Controller {
 }
 
 fn failed(error: io::Error) -> Fatal {
-    Fatal::os(ExitCode::OsError, "start", &error)
+    Fatal::os(ExitCode::OsError, "cannot start", &error)
 }
 
 /// Installs what everything else relies on: the handlers of panics, SIGALRM and SIGBUS, and the
@@ -65,6 +63,7 @@ fn failed(error: io::Error) -> Fatal {
 /// # Errors
 /// The host refused a system call.
 pub fn prepare() -> Result<File, Fatal> {
+    log::look_at_stderr();
     way_out::install();
     kind::trust_root();
     watchdog::install().map_err(failed)?;
@@ -229,13 +228,7 @@ pub fn assemble(
         announce(number, &socket, &grant, &hardware);
         sessions.push(Session::new(number, socket, grant, &poller).map_err(refused)?);
     }
-    let shared = Shared {
-        buses: hardware.buses,
-        scratch: Scratch::default(),
-        store: Box::default(),
-        poller,
-        now: Instant::now(),
-    };
+    let shared = Shared::new(hardware.buses, poller);
     EventLoop::new(
         sessions,
         shared,
@@ -245,7 +238,7 @@ pub fn assemble(
 }
 
 fn refused(error: SessionError) -> Fatal {
-    Fatal::new(ExitCode::OsError, format!("start: {error}"))
+    Fatal::new(ExitCode::OsError, format!("cannot start: {error}"))
 }
 
 fn modes(hardware: &Hardware) -> Vec<(std::os::fd::RawFd, u32)> {
@@ -294,13 +287,19 @@ fn announce(number: u32, socket: &Socket, grant: &Grant, hardware: &Hardware) {
         }
     }
     match socket {
-        Socket::Listening(listener) => log::line(format_args!(
-            "guest {number}: listening on {}, chip selects{names}",
-            listener.name()
-        )),
-        Socket::Connected(stream) => log::line(format_args!(
-            "guest {number}: connected by fd {}, chip selects{names}",
-            stream.as_raw_fd()
-        )),
+        Socket::Listening(listener) => log::line(
+            LogLevel::Info,
+            format_args!(
+                "guest={number} listening on {}, chip selects{names}",
+                listener.name()
+            ),
+        ),
+        Socket::Connected(stream) => log::line(
+            LogLevel::Info,
+            format_args!(
+                "guest={number} connected by fd {}, chip selects{names}",
+                stream.as_raw_fd()
+            ),
+        ),
     }
 }

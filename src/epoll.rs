@@ -84,6 +84,14 @@ impl Poller {
         self.add(fd, token, events)
     }
 
+    /// Adds `fd` for reading: events until all was read.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_level(&self, fd: RawFd, token: Token) -> io::Result<()> {
+        self.add(fd, token, EventSet::IN)
+    }
+
     /// Adds `fd`, of which [`Poller::set_listening`] says whether it is listened to.
     ///
     /// # Errors

@@ -11,23 +11,27 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
-use vmm_sys_util::timerfd::TimerFd;
 
+use crate::alarm::Alarm;
 use crate::bus::Bus;
+use crate::config::LogLevel;
+use crate::counters::Report;
 use crate::epoll::Token;
 use crate::fate::{ExitCode, Fatal, SessionError};
 use crate::garbage;
+use crate::grant::Shared;
 use crate::log;
-use crate::requestq::{GRACE, Shared, Turn};
+use crate::requestq::{GRACE, Turn};
 use crate::sd_notify::SdNotify;
 use crate::session::Session;
 use crate::sigbus;
-use crate::turns::Turns;
+use crate::signals::{self, Wish};
+use crate::turns::{Taken, Turns};
 
 const EVENTS: usize = 32;
 /// Most turns of a guest that is alone between two looks for events.
@@ -43,21 +47,20 @@ pub struct EventLoop {
     shared: Shared,
     signals: File,
     sd_notify: SdNotify,
-    timer: TimerFd,
-    /// When the timer will go off.
-    armed: Option<Instant>,
+    alarm: Alarm,
     turns: Turns,
     /// Sessions with a `wake_at`, in the order in which they began to wait: whoever waits longest
     /// is first where several want the same moment.
     sleepers: VecDeque<usize>,
     /// How many front-ends are connected.
     connected: usize,
+    report: Report,
     /// Since the end was asked for: when it will come whatever is on the wire.
     ends_at: Option<Instant>,
 }
 
 fn fatal(error: io::Error) -> Fatal {
-    Fatal::os(ExitCode::OsError, "event loop", &error)
+    Fatal::os(ExitCode::OsError, "the event loop failed", &error)
 }
 
 impl EventLoop {
@@ -71,18 +74,18 @@ impl EventLoop {
         signals: File,
         sd_notify: SdNotify,
     ) -> Result<Self, Fatal> {
-        let timer = TimerFd::new().map_err(|e| fatal(io::Error::from_raw_os_error(e.errno())))?;
+        let alarm = Alarm::new().map_err(fatal)?;
         let poller = &shared.poller;
         poller
-            .add_edge(signals.as_raw_fd(), Token::Signal)
-            .and_then(|()| poller.add_edge(timer.as_raw_fd(), Token::Timer))
+            .add_level(signals.as_raw_fd(), Token::Signal)
+            .and_then(|()| poller.add_edge(alarm.fd(), Token::Timer))
             .map_err(fatal)?;
         Ok(Self {
-            timer,
-            armed: None,
+            alarm,
             turns: Turns::new(sessions.len()),
             sleepers: VecDeque::with_capacity(sessions.len()),
             connected: sessions.iter().filter(|s| s.is_connected()).count(),
+            report: Report::default(),
             ends_at: None,
             sessions,
             shared,
@@ -97,7 +100,7 @@ impl EventLoop {
     /// The host failed the loop itself.
     pub fn run(mut self) -> Result<(), Fatal> {
         if let Some(at) = self.sd_notify.ready() {
-            self.arm(at);
+            self.alarm.set(at);
         }
         let served = self.serve_until_the_end();
         self.end();
@@ -107,12 +110,11 @@ impl EventLoop {
     fn serve_until_the_end(&mut self) -> Result<(), Fatal> {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
-            let timeout = if self.turns.is_empty() { -1 } else { 0 };
-            let count = self
-                .shared
-                .poller
-                .wait(timeout, &mut events)
-                .map_err(fatal)?;
+            let sleeps = self.turns.is_empty() && !self.report.is_due();
+            let timeout = if sleeps { -1 } else { 0 };
+            let poller = &self.shared.poller;
+            let count = poller.wait(timeout, &mut events).map_err(fatal)?;
+            self.turns.now = Instant::now();
             for event in events.iter().take(count) {
                 if let Some(token) = Token::decode(event.data()) {
                     self.mark(token, event.event_set());
@@ -121,9 +123,13 @@ impl EventLoop {
             self.serve();
             self.keep_deadlines();
             self.collect();
+            self.write_report();
             if self.connected == 0 && self.sessions.iter().all(Session::is_over) {
                 // Those that were handed in were all that there can be.
-                log::line(format_args!("every guest's front-end has left"));
+                log::line(
+                    LogLevel::Info,
+                    format_args!("every guest's front-end has left"),
+                );
                 self.wind_up();
             }
             if self.is_over() {
@@ -144,18 +150,13 @@ impl EventLoop {
                 }
             }
         } else if let Some(at) = Instant::now().checked_add(RETRY) {
-            self.arm(at);
+            self.alarm.set(at);
         }
     }
 
     fn mark(&mut self, token: Token, events: EventSet) {
         match token {
-            Token::Signal => {
-                let mut siginfo = [0; 128];
-                // Which signal it was makes no difference.
-                let _ = self.signals.read(&mut siginfo);
-                self.wind_up();
-            }
+            Token::Signal => self.obey(),
             Token::Timer => self.expire(),
             Token::Listener(guest) => self.accept(guest),
             Token::Kick(guest) => self.turns.queue(index(guest), false),
@@ -187,8 +188,7 @@ impl EventLoop {
     /// Gives turns, until nobody has anything to do or it is time to look for events.
     fn serve(&mut self) {
         // Before the first turn: a long one is followed by a look for events.
-        let start = Instant::now();
-        self.shared.now = start;
+        let start = self.turns.now;
         let mut last = None;
         let turns = if self.connected > 1 {
             self.turns.len()
@@ -196,19 +196,22 @@ impl EventLoop {
             TURNS
         };
         for _ in 0..turns {
-            let Some((number, control)) = self.turns.take() else {
+            let Some(taken) = self.turns.take() else {
                 break;
             };
-            if last.is_some_and(|last| last != number) {
+            if last.is_some_and(|last| last != taken.number) {
                 self.notify(last);
             }
-            last = Some(number);
-            self.turn(number, control);
-            if self.turns.is_empty() {
+            last = Some(taken.number);
+            let again = self.turn(taken);
+            if again.is_none() && self.turns.is_empty() {
                 break;
             }
-            self.shared.now = Instant::now();
-            if self.shared.now.saturating_duration_since(start) >= TURNS_TIME {
+            self.turns.now = Instant::now();
+            if let Some(control) = again {
+                self.turns.queue_again(taken.number, control);
+            }
+            if self.turns.now.saturating_duration_since(start) >= TURNS_TIME {
                 break;
             }
         }
@@ -218,20 +221,20 @@ impl EventLoop {
         }
     }
 
-    fn turn(&mut self, number: usize, control: bool) {
-        let Some(session) = self.sessions.get_mut(number) else {
-            return;
-        };
+    /// Gives a turn. `Some` if the session is to have another one, `true` to look for messages.
+    fn turn(&mut self, taken: Taken) -> Option<bool> {
+        let number = taken.number;
+        self.shared.now = self.turns.now;
+        self.shared.due_since = taken.since;
+        let session = self.sessions.get_mut(number)?;
         let mut turn = Ok(Turn::Again);
-        if control {
+        if taken.control {
             turn = session.control(&mut self.shared);
             if let Some(at) = session.deadline() {
-                self.arm(at);
+                self.alarm.set(at);
             }
         }
-        let Some(session) = self.sessions.get_mut(number) else {
-            return;
-        };
+        let session = self.sessions.get_mut(number)?;
         // A flood of messages must not keep the transfer from going on, and with it the bus.
         let more_control = matches!(turn, Ok(Turn::Control));
         if turn.is_ok() {
@@ -244,24 +247,23 @@ impl EventLoop {
             .iter_mut()
             .for_each(|bus| bus.forget_promise(number));
         self.wake_waiters();
-        let Some(session) = self.sessions.get_mut(number) else {
-            return;
-        };
+        let session = self.sessions.get_mut(number)?;
         match turn {
-            Ok(Turn::Idle) => (),
-            Ok(Turn::Again) => self.turns.queue_again(number, false),
-            Ok(Turn::Control) => self.turns.queue_again(number, true),
+            Ok(Turn::Idle) => more_control.then_some(true),
+            Ok(Turn::Again) => Some(more_control),
+            Ok(Turn::Control) => Some(true),
             Ok(Turn::At(at)) => {
                 session.wake_at = Some(at);
                 if !self.sleepers.contains(&number) {
                     self.sleepers.push_back(number);
                 }
-                self.arm(at);
+                self.alarm.set(at);
+                more_control.then_some(true)
             }
-            Err(error) => return self.close(number, &error),
-        }
-        if more_control {
-            self.turns.queue_again(number, true);
+            Err(error) => {
+                self.close(number, &error);
+                None
+            }
         }
     }
 
@@ -280,7 +282,7 @@ impl EventLoop {
             let closed = session.close(error, &mut self.shared);
             self.connected = self.connected.saturating_sub(usize::from(closed));
             if let Some(at) = session.listen_at {
-                self.arm(at);
+                self.alarm.set(at);
             }
         }
         self.wake_waiters();
@@ -296,41 +298,24 @@ impl EventLoop {
 
     fn wake_waiters(&mut self) {
         for number in 0..self.shared.buses.len() {
-            if let Some(guest) = self.next_waiter(number) {
+            let bus = self.shared.buses.get_mut(number);
+            if let Some(guest) = bus.and_then(Bus::next_waiter) {
                 self.turns.queue(guest, false);
             }
-        }
-    }
-
-    fn next_waiter(&mut self, bus: usize) -> Option<usize> {
-        self.shared.buses.get_mut(bus)?.next_waiter()
-    }
-
-    /// Has the timer go off at `at`, or earlier. It is never put off: an early look costs less than
-    /// a system call for each change.
-    fn arm(&mut self, at: Instant) {
-        if self.armed.is_some_and(|armed| armed <= at) {
-            return;
-        }
-        // Zero would disarm it.
-        let shortest = Duration::from_nanos(1);
-        let wait = at.saturating_duration_since(Instant::now()).max(shortest);
-        if self.timer.reset(wait, None).is_ok() {
-            self.armed = Some(at);
         }
     }
 
     fn keep_deadlines(&mut self) {
         for number in 0..self.shared.buses.len() {
             if let Some(at) = self.shared.buses.get(number).and_then(|bus| bus.deadline()) {
-                self.arm(at);
+                self.alarm.set(at);
             }
         }
     }
 
     /// The timer went off: whoever's moment has come gets its due, and the next moment is set.
     fn expire(&mut self) {
-        self.armed = None;
+        self.alarm.went_off();
         let now = Instant::now();
         for number in 0..self.sessions.len() {
             self.expire_session(number, now);
@@ -344,7 +329,7 @@ impl EventLoop {
         self.wake_waiters();
         let next = [self.ends_at, self.sd_notify.alive(now)];
         for at in next.into_iter().flatten() {
-            self.arm(at);
+            self.alarm.set(at);
         }
     }
 
@@ -361,7 +346,7 @@ impl EventLoop {
             self.turns.queue(number, false);
         } else if let Some(at) = session.wake_at {
             self.sleepers.push_back(number);
-            self.arm(at);
+            self.alarm.set(at);
         }
     }
 
@@ -380,7 +365,23 @@ impl EventLoop {
         }
         let next = [session.deadline(), session.listen_at];
         for at in next.into_iter().flatten() {
-            self.arm(at);
+            self.alarm.set(at);
+        }
+    }
+
+    fn obey(&mut self) {
+        match signals::take(&self.signals) {
+            Some(Wish::End) => self.wind_up(),
+            Some(Wish::Report) => self.report.begin(),
+            None => (),
+        }
+    }
+
+    /// Writes the next line of the counters, if they were asked for.
+    fn write_report(&mut self) {
+        let tally = |guest: usize| self.sessions.get(guest).map(Session::tally);
+        if let Some(at) = self.report.step(tally) {
+            self.alarm.set(at);
         }
     }
 
@@ -398,7 +399,7 @@ impl EventLoop {
         let ends_at = now.checked_add(GRACE).unwrap_or(now);
         // A second signal does not put it off.
         let ends_at = *self.ends_at.get_or_insert(ends_at);
-        self.arm(ends_at);
+        self.alarm.set(ends_at);
     }
 
     fn is_over(&self) -> bool {

@@ -13,6 +13,8 @@
 use std::fmt;
 use std::io;
 
+use crate::config::LogLevel;
+
 /// Why a request was refused before it touched the bus: answered `PARAM_ERR`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParamError {
@@ -56,18 +58,18 @@ pub enum ParamError {
 impl fmt::Display for ParamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Framing => write!(f, "no whole head in front of the device-writable part"),
+            Self::Framing => write!(f, "no whole head in front, or no result byte behind"),
             Self::TooManyPieces => write!(f, "cut into too many pieces"),
             Self::Address(address) => write!(f, "buffer at {address:#x} is outside guest memory"),
-            Self::ChipSelect(id) => write!(f, "no chip select {id}"),
-            Self::BitsPerWord(bits) => write!(f, "bits_per_word {bits} not supported"),
-            Self::Nbits(nbits) => write!(f, "nbits {nbits} not supported"),
-            Self::Mode(mode) => write!(f, "mode {mode:#x} not supported or not allowed"),
-            Self::Frequency(hz) => write!(f, "freq {hz} Hz out of the device's range"),
-            Self::Delay(ns) => write!(f, "a delay of {ns} ns is not offered"),
+            Self::ChipSelect(id) => write!(f, "this guest has no chip select {id}"),
+            Self::BitsPerWord(bits) => write!(f, "bits_per_word {bits} is not supported"),
+            Self::Nbits(nbits) => write!(f, "tx_nbits or rx_nbits {nbits} is not supported"),
+            Self::Mode(mode) => write!(f, "mode {mode:#x} is not supported or not allowed"),
+            Self::Frequency(hz) => write!(f, "freq {hz} is outside of the device's range"),
+            Self::Delay(ns) => write!(f, "a delay of {ns} ns is longer than the device offers"),
             Self::CsChange(value) => write!(f, "cs_change {value} is neither 0 nor 1"),
-            Self::Duplex(tx, rx) => write!(f, "tx of {tx} bytes with rx of {rx}"),
-            Self::HalfDuplex => write!(f, "tx with rx on a half-duplex device"),
+            Self::Duplex(tx, rx) => write!(f, "tx of {tx} bytes and rx of {rx} differ in length"),
+            Self::HalfDuplex => write!(f, "tx and rx at once on a half-duplex device"),
             Self::NoPayload => write!(f, "neither tx nor rx"),
             Self::PartialWord(len) => write!(f, "{len} bytes are not whole words"),
             Self::TooLong(len) => write!(f, "{len} bytes are above --max-transfer-len"),
@@ -98,15 +100,29 @@ pub enum TransferError {
     Memory,
 }
 
+impl TransferError {
+    /// How much it matters: most to say of a device, least of a front-end that gave up.
+    pub fn level(&self) -> LogLevel {
+        match self {
+            Self::Ioctl(_) | Self::Short(_) | Self::Stuck => LogLevel::Error,
+            Self::HoldCut | Self::Memory => LogLevel::Warning,
+            Self::Aborted => LogLevel::Info,
+        }
+    }
+}
+
 impl fmt::Display for TransferError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ioctl(error) => write!(f, "transfer: {error}"),
-            Self::Short(len) => write!(f, "transfer ended after {len} bytes"),
-            Self::Aborted => write!(f, "transfer ended by the front-end"),
+            Self::Ioctl(error) => write!(f, "{error}"),
+            Self::Short(len) => write!(f, "the kernel reports {len} bytes, which is not all"),
+            Self::Aborted => write!(f, "its ring or connection ended or changed"),
             Self::HoldCut => write!(f, "chip select was released for another guest"),
-            Self::Stuck => write!(f, "a device of the bus is selected and cannot be released"),
-            Self::Memory => write!(f, "buffers vanished"),
+            Self::Stuck => write!(
+                f,
+                "a device of its controller is selected and cannot be released"
+            ),
+            Self::Memory => write!(f, "its buffers are no longer in guest memory"),
         }
     }
 }
@@ -125,9 +141,12 @@ pub enum RingError {
 impl fmt::Display for RingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::AvailIndex(index) => write!(f, "avail index jumped to {index}"),
+            Self::AvailIndex(index) => write!(
+                f,
+                "avail index jumped to {index}, by more than the ring holds"
+            ),
             Self::Head(head) => write!(f, "chain head {head} is beyond the descriptor table"),
-            Self::Memory => write!(f, "ring is outside guest memory"),
+            Self::Memory => write!(f, "part of the ring is outside guest memory"),
         }
     }
 }
@@ -159,18 +178,33 @@ pub enum SessionError {
     Host(io::Error),
 }
 
+impl SessionError {
+    /// What an error of the `vhost` crate means for the connection.
+    pub fn of_vhost(error: vhost::vhost_user::Error) -> Self {
+        if matches!(error, vhost::vhost_user::Error::Disconnected) {
+            return Self::Disconnected;
+        }
+        if let vhost::vhost_user::Error::ReqHandlerError(cause) = &error
+            && cause.kind() == io::ErrorKind::Interrupted
+        {
+            return Self::CallBlocked;
+        }
+        Self::Vhost(error)
+    }
+}
+
 impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disconnected => write!(f, "front-end left"),
-            Self::Message(code, why) => write!(f, "message {code}: {why}"),
+            Self::Message(code, why) => write!(f, "message {code} {why}"),
             Self::Fds(why) => write!(f, "fds {why}"),
             Self::Flush => write!(
                 f,
                 "fd of a file whose close may wait (FUSE, a network file system): left open"
             ),
-            Self::Uncollected => write!(f, "too many files of this user are in flight"),
-            Self::Silent => write!(f, "silent in the middle of a message"),
+            Self::Uncollected => write!(f, "too many files of the daemon's user are in flight"),
+            Self::Silent => write!(f, "front-end was silent in the middle of a message"),
             Self::RepliesUnread => write!(f, "front-end does not read its replies"),
             Self::CallBlocked => write!(f, "call eventfd is full and blocking"),
             Self::Truncated => write!(f, "guest memory was truncated"),

@@ -21,10 +21,12 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use crate::kind;
 
 /// Most files that are collected at once: with the receiver, fewer than the 253 of one message.
 const BATCH: usize = 128;
@@ -57,6 +59,15 @@ pub fn throw_away(thing: impl AsRawFd + 'static) {
 /// As [`throw_away`], for a file that is memory.
 pub fn throw_away_memory(file: File) {
     push(Box::new(file), true);
+}
+
+/// As the one or the other, for a file that may be memory.
+pub fn throw_away_fd(fd: OwnedFd) {
+    if kind::is_memory(&fd) {
+        throw_away_memory(fd.into());
+    } else {
+        throw_away(fd);
+    }
 }
 
 fn push(file: Box<dyn AsRawFd>, ends: bool) {

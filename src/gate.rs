@@ -128,7 +128,7 @@ pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionErro
     if missing_len > 0 {
         let rest = peek(fd, front.len, missing, 0)?;
         if rest.is_none_or(|rest| rest.len < missing_len) {
-            return Err(SessionError::Fds("in several pieces of a header"));
+            return Err(SessionError::Fds("came in several pieces of a header"));
         }
     }
     let (request, body_len) = check(&header)?;
@@ -151,14 +151,14 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
     let flags = u32::from_le_bytes([f0, f1, f2, f3]);
     let size = u32::from_le_bytes([s0, s1, s2, s3]);
     let Some(request) = Request::from_code(code) else {
-        return Err(SessionError::Message(code, "not supported"));
+        return Err(SessionError::Message(code, "is not supported"));
     };
     if flags & VERSION_MASK != VERSION || flags & !(VERSION_MASK | FLAG_NEED_REPLY) != 0 {
-        return Err(SessionError::Message(code, "wrong version or flags"));
+        return Err(SessionError::Message(code, "has a wrong version or flags"));
     }
     let body_len = usize::try_from(size).unwrap_or(usize::MAX);
     if body_len > MAX_BODY_LEN {
-        return Err(SessionError::Message(code, "body too long"));
+        return Err(SessionError::Message(code, "has a body that is too long"));
     }
     Ok((request, body_len))
 }
@@ -181,7 +181,7 @@ fn hold_fds(fd: RawFd, len: usize, held: &mut Vec<OwnedFd>) -> Result<(), Sessio
             return Ok(());
         }
     }
-    Err(SessionError::Fds("in several pieces of a message"))
+    Err(SessionError::Fds("came in several pieces of a message"))
 }
 
 /// Peeks what is `offset` bytes behind the front, up to the end of the first piece that has fds, and

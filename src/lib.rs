@@ -29,8 +29,8 @@
 //! | modules | job |
 //! |---|---|
 //! | [`daemon`] | from the command line to all that the loop runs on |
-//! | [`event_loop`], [`turns`] | events, deadlines; whose turn it is |
-//! | [`session`], [`requestq`] | one guest: its socket and messages; its requests |
+//! | [`event_loop`], [`turns`], [`alarm`] | events; whose turn it is; deadlines |
+//! | [`session`], [`requestq`], [`grant`], [`counters`] | one guest: its socket and messages; its requests; what it may ask, what became of it |
 //! | [`backend`], [`gate`] | vhost-user messages: what each does; whether one may be read |
 //! | [`bus`], [`hold`], [`transfer`] | who has the controller; one request on its way over the wire |
 //! | [`device`], [`loopback`], [`probe`], [`message`], [`spidev`] | chip selects: what they may be asked, how they do it |
@@ -60,12 +60,14 @@
     )
 )]
 
+pub mod alarm;
 pub mod backend;
 pub mod bpf;
 pub mod bus;
 pub mod chain;
 pub mod cli;
 pub mod config;
+pub mod counters;
 pub mod daemon;
 pub mod device;
 #[allow(unsafe_code, reason = "UNSAFETY: remove_var")]
@@ -79,6 +81,7 @@ pub mod garbage;
     reason = "UNSAFETY: recvmsg with MSG_PEEK, which std has no name for"
 )]
 pub mod gate;
+pub mod grant;
 #[allow(
     unsafe_code,
     reason = "UNSAFETY: fds that are only known by their number"

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::process::ExitCode;
 
 use vhost_device_spi::cli::{CAPABILITIES, Command, HELP};
-use vhost_device_spi::config::{Config, Source};
+use vhost_device_spi::config::{Config, LogLevel, Source};
 use vhost_device_spi::environment::Environment;
 use vhost_device_spi::fate::Fatal;
 use vhost_device_spi::handed_in::Socket;
@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
-            log::line(format_args!("{}", fatal.message));
+            log::line(LogLevel::Error, format_args!("{}", fatal.message));
             ExitCode::from(fatal.code.number())
         }
     }
@@ -48,6 +48,7 @@ fn run() -> Result<(), Fatal> {
 }
 
 fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), Fatal> {
+    log::set_level(config.log_level);
     let hardware = daemon::open(config)?;
     let sockets = daemon::bind(config, handed_in)?;
     let served = daemon::assemble(config, hardware, sockets, signals).and_then(|event_loop| {

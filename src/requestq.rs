@@ -11,16 +11,15 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::backend::Guest;
-use crate::bus::{Access, Bus};
-use crate::config::HoldPolicy;
-use crate::epoll::Poller;
-use crate::fate::{ParamError, RingError, SessionError, TransferError};
-use crate::hold::{Claim, HoldTerms};
-use crate::log::Limiter;
-use crate::message::Scratch;
-use crate::request::{self, Answer, Request, Store};
-use crate::transfer::{Keep, Step, Transfer};
-use crate::virtio_spi::{self, Config, TransResult};
+use crate::bus::Access;
+use crate::config::{HoldPolicy, LogLevel};
+use crate::counters::{ChipSelect, Tally};
+use crate::fate::{RingError, SessionError, TransferError};
+use crate::grant::{Accepted, Grant, Shared};
+use crate::log::{Limiter, Quoted};
+use crate::request::{self, Answer};
+use crate::transfer::{Step, Transfer};
+use crate::virtio_spi::TransResult;
 
 /// How much wire time a transfer may have left to be finished when its ring stops.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -28,36 +27,6 @@ pub const GRACE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(1);
 /// A message that takes longer than this on the wire is not started with a notification pending.
 const LONG_NS: u64 = 1_000_000;
-
-/// What a guest was given.
-#[derive(Debug)]
-pub struct Grant {
-    /// Where each of its chip selects is: index of the bus, index of the device on it.
-    pub chip_selects: Vec<(usize, usize)>,
-    /// Its config space.
-    pub config: Config,
-    /// What `cs_change` 0 means.
-    pub policy: HoldPolicy,
-    /// How long it may hold chip select.
-    pub hold_timeout: Duration,
-    /// How long its ring is watched for the next request after one was served.
-    pub poll: Duration,
-}
-
-/// What all guests share.
-#[derive(Debug)]
-pub struct Shared {
-    /// The controllers.
-    pub buses: Vec<Bus>,
-    /// Where messages are made.
-    pub scratch: Scratch,
-    /// Where a chain is read before it is known whether it can begin.
-    pub store: Box<Store>,
-    /// The one epoll set.
-    pub poller: Poller,
-    /// When the turn began: each look at the clock takes time.
-    pub now: Instant,
-}
 
 /// What the loop is to do with a session after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +47,13 @@ enum Stop {
     Session(SessionError),
 }
 
-/// A request that may go on the wire.
-struct Accepted {
+/// The request on the way.
+#[derive(Debug, Clone, Copy)]
+struct Active {
     bus: usize,
-    claim: Claim,
-    terms: HoldTerms,
-    transfer: Transfer,
+    answer: Answer,
+    /// The one it names.
+    chip_select: Option<u8>,
 }
 
 /// The requests of one guest.
@@ -93,8 +63,10 @@ pub struct Requestq {
     /// What the guest was given.
     pub grant: Grant,
     limiter: Limiter,
-    /// The request on the way: its bus, and how to answer it.
-    active: Option<(usize, Answer)>,
+    tally: Tally,
+    active: Option<Active>,
+    /// Since when the next request waits, if it was looked at and could not begin.
+    waits_since: Option<Instant>,
     /// The bus on which chip select was left asserted.
     holding: Option<usize>,
     /// No new request begins: a message waits for the active one to be over.
@@ -112,9 +84,11 @@ impl Requestq {
     pub fn new(number: usize, grant: Grant) -> Self {
         Self {
             number,
+            tally: Tally::new(grant.chip_selects.len()),
             grant,
             limiter: Limiter::default(),
             active: None,
+            waits_since: None,
             holding: None,
             stopping: false,
             ended: false,
@@ -128,9 +102,19 @@ impl Requestq {
         self.ended = true;
     }
 
-    /// Logs a line about this guest, as far as the limit lets it through.
-    pub fn log(&mut self, text: fmt::Arguments<'_>) {
-        self.limiter.line(self.number, text);
+    /// Logs what became of this guest, and why, as far as the limit lets it through.
+    pub fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
+        self.limiter.line(level, self.number, what, cause);
+    }
+
+    fn log_failure(&mut self, chip_select: Option<u8>, error: &TransferError) {
+        let cs = ChipSelect(chip_select);
+        self.log(error.level(), format_args!("{cs} request failed"), error);
+    }
+
+    /// What became of the requests so far.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Whether a request is on the way.
@@ -154,7 +138,7 @@ impl Requestq {
             Ok(turn) => Ok(turn),
             Err(Stop::Session(error)) => Err(error),
             Err(Stop::Ring(error)) => {
-                self.log(format_args!("ring stopped: {error}"));
+                self.log(LogLevel::Warning, format_args!("ring stopped"), &error);
                 let awaited = self.stopping;
                 self.abort(guest, shared)?;
                 guest.vring.set_broken()?;
@@ -172,24 +156,29 @@ impl Requestq {
         }
         self.served = true;
         self.empty_since = None;
+        let seen_at = *self.waits_since.get_or_insert(shared.due_since);
         if pending > 1 || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
         let chain_head = vring.peek(memory).map_err(Stop::Ring)?;
         let (answer, parsed) = request::parse(vring.chain(chain_head), memory, &mut shared.store);
-        let accepted = parsed.and_then(|request| self.judge(&request, shared, pending > 1));
-        let mut accepted = match accepted {
+        let named = parsed.as_ref().ok();
+        let chip_select = named.and_then(|request| self.grant.chip_select_of(request));
+        let judge = |request| self.grant.judge(self.number, &request, shared, pending > 1);
+        let mut accepted = match parsed.and_then(judge) {
             Ok(accepted) => accepted,
             Err(error) => {
-                self.log(format_args!("request refused: {error}"));
-                vring.consume();
-                return finish(guest, answer, TransResult::ParamErr);
+                let cs = ChipSelect(chip_select);
+                let what = format_args!("{cs} request refused");
+                self.log(LogLevel::Warning, what, &error);
+                return self.skip(guest, answer, chip_select, TransResult::ParamErr);
             }
         };
         if self.holding.is_some_and(|held| held != accepted.bus) && !self.release(shared) {
             return Ok(self.wait(shared));
         }
-        match access(shared, &accepted) {
+        let bus = shared.buses.get_mut(accepted.bus);
+        match bus.map_or(Access::Busy, |bus| bus.access(&accepted.claim)) {
             Access::Busy => {
                 if let Some(bus) = shared.buses.get_mut(accepted.bus) {
                     bus.wait(self.number);
@@ -197,12 +186,21 @@ impl Requestq {
                 Ok(Turn::Idle)
             }
             Access::NotBefore(at) => Ok(Turn::At(at)),
-            Access::HoldCut => self.fail(guest, answer, &TransferError::HoldCut),
-            Access::Stuck => self.fail(guest, answer, &TransferError::Stuck),
+            Access::HoldCut => self.fail(guest, answer, chip_select, &TransferError::HoldCut),
+            Access::Stuck => self.fail(guest, answer, chip_select, &TransferError::Stuck),
             Access::Free { continues } => {
                 accepted.transfer.set_continues(continues);
                 vring.consume();
-                self.active = Some((accepted.bus, answer));
+                self.waits_since = None;
+                if seen_at < shared.now {
+                    let wait = shared.now.saturating_duration_since(seen_at);
+                    self.tally.note_wait(chip_select, wait);
+                }
+                self.active = Some(Active {
+                    bus: accepted.bus,
+                    answer,
+                    chip_select,
+                });
                 if let Some(bus) = shared.buses.get_mut(accepted.bus) {
                     let Accepted {
                         claim,
@@ -222,11 +220,38 @@ impl Requestq {
         &mut self,
         guest: &mut Guest,
         answer: Answer,
+        chip_select: Option<u8>,
         error: &TransferError,
     ) -> Result<Turn, Stop> {
-        self.log(format_args!("{error}"));
+        self.log_failure(chip_select, error);
+        self.skip(guest, answer, chip_select, TransResult::TransErr)
+    }
+
+    /// Answers the next request without its going on the wire.
+    fn skip(
+        &mut self,
+        guest: &mut Guest,
+        answer: Answer,
+        chip_select: Option<u8>,
+        result: TransResult,
+    ) -> Result<Turn, Stop> {
         guest.vring.consume();
-        finish(guest, answer, TransResult::TransErr)
+        self.waits_since = None;
+        self.finish(guest, answer, chip_select, result)
+    }
+
+    fn finish(
+        &mut self,
+        guest: &mut Guest,
+        answer: Answer,
+        chip_select: Option<u8>,
+        result: TransResult,
+    ) -> Result<Turn, Stop> {
+        self.tally.count(chip_select, result);
+        answer
+            .complete(&mut guest.vring, &guest.memory, result)
+            .map(|()| Turn::Again)
+            .map_err(Stop::Ring)
     }
 
     /// Nothing is queued: what is held only for the sake of a queued request is released, and the
@@ -262,68 +287,20 @@ impl Requestq {
         self.served
     }
 
-    /// Judges a request against the chip select it names.
-    fn judge(
-        &self,
-        request: &Request,
-        shared: &Shared,
-        follows: bool,
-    ) -> Result<Accepted, ParamError> {
-        let head = &request.head;
-        let unknown = ParamError::ChipSelect(head.chip_select_id);
-        let place = self
-            .grant
-            .chip_selects
-            .get(usize::from(head.chip_select_id));
-        let &(bus_index, device_index) = place.ok_or(unknown)?;
-        let bus = shared.buses.get(bus_index).ok_or(unknown)?;
-        let device = bus.devices.get(device_index).ok_or(unknown)?;
-        let (tx_len, rx_len) = (request.tx_len, request.rx_len);
-        let timing = virtio_spi::validate(head, tx_len, rx_len, &device.limits)?;
-        let keep = match (head.cs_change, self.grant.policy) {
-            (0, HoldPolicy::Queued) => Keep::IfFollowed,
-            (0, HoldPolicy::Spec) => Keep::Always,
-            (0, HoldPolicy::WriteRead) if rx_len == 0 => Keep::Always,
-            _ => Keep::Never,
-        };
-        let mode = device.mode_for(head);
-        let mut transfer = Transfer::new(request, timing, mode, keep);
-        if let Some(neighbour) = bus.neighbour {
-            let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
-            if holds || !transfer.fits_one_message(device, &shared.store) {
-                return Err(ParamError::SharedBus(neighbour));
-            }
-            transfer.never_keep();
-        }
-        Ok(Accepted {
-            bus: bus_index,
-            claim: Claim {
-                guest: self.number,
-                device: device_index,
-                mode,
-                only_reads: tx_len == 0,
-            },
-            terms: HoldTerms {
-                timeout: self.grant.hold_timeout,
-                for_read: self.grant.policy == HoldPolicy::WriteRead,
-            },
-            transfer,
-        })
-    }
-
     /// Makes the next step of the request on the way.
     fn advance(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
-        let Some((bus_index, answer)) = self.active else {
+        let Some(active) = self.active else {
             return Ok(Turn::Again);
         };
         let (memory, vring) = (&guest.memory, &mut guest.vring);
-        let Some(bus) = shared.buses.get_mut(bus_index) else {
+        let Some(bus) = shared.buses.get_mut(active.bus) else {
             return Ok(Turn::Idle);
         };
         let transfer = bus.running_for(self.number);
         if vring.is_unnotified() && transfer.is_some_and(|t| t.next_message_ns() > LONG_NS) {
             vring.notify(memory).map_err(Stop::Session)?;
         }
+        let whole = transfer.map_or((0, 0), Transfer::whole);
         // A ring that cannot be believed shows itself at the next request.
         let follows = !(self.stopping || self.ended)
             && vring.pending(memory).is_ok_and(|pending| pending > 0);
@@ -331,29 +308,32 @@ impl Requestq {
             Ok(Step::More) => return Ok(Turn::Again),
             Ok(Step::Until(at)) => return Ok(Turn::At(at)),
             Ok(Step::Done { kept }) => {
-                self.holding = kept.then_some(bus_index);
+                self.holding = kept.then_some(active.bus);
+                self.tally.count_wire(active.chip_select, whole);
                 TransResult::TransOk
             }
             Err(error) => {
                 self.holding = None;
-                self.report(&error, bus_index, shared);
+                self.report(&error, active, shared);
                 TransResult::TransErr
             }
         };
         self.active = None;
-        let turn = finish(guest, answer, result)?;
+        let turn = self.finish(guest, active.answer, active.chip_select, result)?;
         Ok(if self.stopping { Turn::Control } else { turn })
     }
 
-    fn report(&mut self, error: &TransferError, bus_index: usize, shared: &mut Shared) {
+    fn report(&mut self, error: &TransferError, active: Active, shared: &mut Shared) {
         let down =
             matches!(error, TransferError::Ioctl(e) if e.raw_os_error() == Some(libc::ESHUTDOWN));
         let name = shared
             .buses
-            .get_mut(bus_index)
+            .get_mut(active.bus)
             .and_then(|bus| bus.note_failure(down));
         if let Some(name) = name {
-            self.log(format_args!("{name}: {error}"));
+            let (cs, device) = (ChipSelect(active.chip_select), Quoted(&name));
+            let what = format_args!("{cs} device={device} request failed");
+            self.log(error.level(), what, error);
         }
     }
 
@@ -363,7 +343,7 @@ impl Requestq {
     /// # Errors
     /// The call eventfd blocked.
     pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        let bus = self.active.and_then(|(bus, _)| shared.buses.get(bus));
+        let bus = self.active.and_then(|active| shared.buses.get(active.bus));
         let transfer = bus.and_then(|bus| bus.running_for(self.number));
         if transfer.is_some_and(|transfer| transfer.remaining() <= GRACE) {
             self.stopping = true;
@@ -381,13 +361,19 @@ impl Requestq {
     pub fn abort(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<(), SessionError> {
         self.stopping = false;
         self.holding = None;
+        self.waits_since = None;
         for bus in &mut shared.buses {
             bus.abort(self.number);
         }
-        if let Some((_, answer)) = self.active.take() {
-            self.log(format_args!("{}", TransferError::Aborted));
+        if let Some(active) = self.active.take() {
+            self.log_failure(active.chip_select, &TransferError::Aborted);
             // The ring may be gone with its front-end: then there is nobody to answer.
-            let _ = answer.complete(&mut guest.vring, &guest.memory, TransResult::TransErr);
+            let _ = self.finish(
+                guest,
+                active.answer,
+                active.chip_select,
+                TransResult::TransErr,
+            );
         }
         guest.vring.notify(&guest.memory)
     }
@@ -409,16 +395,4 @@ impl Requestq {
         }
         Turn::Idle
     }
-}
-
-fn access(shared: &mut Shared, accepted: &Accepted) -> Access {
-    let bus = shared.buses.get_mut(accepted.bus);
-    bus.map_or(Access::Busy, |bus| bus.access(&accepted.claim))
-}
-
-fn finish(guest: &mut Guest, answer: Answer, result: TransResult) -> Result<Turn, Stop> {
-    answer
-        .complete(&mut guest.vring, &guest.memory, result)
-        .map(|()| Turn::Again)
-        .map_err(Stop::Ring)
 }

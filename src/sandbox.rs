@@ -17,7 +17,7 @@ use std::fs;
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::config::SeccompMode;
+use crate::config::{LogLevel, SeccompMode};
 use crate::fate::{ExitCode, Fatal};
 use crate::landlock;
 use crate::log;
@@ -75,7 +75,13 @@ fn close_all_but(adopted: &[RawFd]) {
 /// # Errors
 /// The kernel refused a stage.
 pub fn restrict(mode: SeccompMode, guests: usize, pins: &Pins) -> Result<(), Fatal> {
-    let failed = |stage: &str, error: &io::Error| Fatal::os(ExitCode::OsError, stage, error);
+    let failed = |stage: &str, error: &io::Error| {
+        Fatal::os(
+            ExitCode::OsError,
+            format_args!("cannot confine the process: {stage}"),
+            error,
+        )
+    };
     let stages = [
         ("no_new_privs", set(libc::PR_SET_NO_NEW_PRIVS, 1)),
         ("capabilities", drop_capabilities()),
@@ -88,21 +94,28 @@ pub fn restrict(mode: SeccompMode, guests: usize, pins: &Pins) -> Result<(), Fat
     match mode {
         SeccompMode::Kill => (),
         SeccompMode::Log => {
-            log::line(format_args!(
-                "warning: --seccomp=log only logs what is not allowed"
-            ));
+            log::line(
+                LogLevel::Warning,
+                format_args!(
+                    "warning: --seccomp=log: what is not allowed is only logged by the kernel"
+                ),
+            );
         }
         SeccompMode::None => {
-            log::line(format_args!(
-                "warning: --seccomp=none, neither filter nor Landlock"
-            ));
+            log::line(
+                LogLevel::Warning,
+                format_args!("warning: --seccomp=none: there is neither a filter nor Landlock"),
+            );
             return Ok(());
         }
     }
     if !landlock::restrict(&pins.directories).map_err(|error| failed("Landlock", &error))? {
-        log::line(format_args!(
-            "warning: this kernel has no Landlock, only seccomp keeps the daemon from files"
-        ));
+        log::line(
+            LogLevel::Warning,
+            format_args!(
+                "warning: this kernel has no Landlock, only seccomp keeps the daemon from files"
+            ),
+        );
     }
     seccomp::install(mode, pins).map_err(|error| failed("seccomp", &error))
 }
@@ -155,9 +168,12 @@ fn limit(guests: usize) -> io::Result<()> {
     let wanted = FDS.saturating_add(guests.saturating_mul(of_guest));
     let most = hard_limit(libc::RLIMIT_NOFILE)?;
     if most < wanted {
-        log::line(format_args!(
-            "warning: at most {most} fds; the guests may need {wanted}"
-        ));
+        log::line(
+            LogLevel::Warning,
+            format_args!(
+                "warning: at most {most} open files are allowed, the guests may need {wanted}"
+            ),
+        );
     }
     // Not fewer than the host allows: it also bounds how many of this user's files may be in flight
     // when the kernel is to take what a front-end brought (`garbage`).

@@ -145,7 +145,7 @@ rules! {
     SYS_write           []                                              "vring::signal";
     SYS_setitimer       [is(0, ITIMER_REAL)]                            "watchdog::set_timer";
     SYS_rt_sigreturn    []                                              "watchdog::on_tick";
-    SYS_timerfd_settime [is(1, 0)]                                      "event_loop::arm";
+    SYS_timerfd_settime [is(1, 0)]                                      "alarm::set";
     SYS_clock_gettime   [is(0, CLOCK_MONOTONIC)]                        "event_loop::serve"
         unseen "only where the kernel gives no vDSO", "clock_without_vdso_serves";
 
@@ -186,7 +186,7 @@ rules! {
     SYS_ppoll           [is(1, 1)]                                      "log::is_writable";
 
     // The end.
-    SYS_read            [is(2, SIGINFO_LEN)]                            "event_loop::mark";
+    SYS_read            [is(2, SIGINFO_LEN)]                            "signals::take";
     SYS_newfstatat      [DIRECTORY, is(3, AT_SYMLINK_NOFOLLOW)]         "listener::stat";
     SYS_unlinkat        [DIRECTORY, is(2, 0)]                           "listener::remove";
     SYS_sigaltstack     []                                              "main::main";

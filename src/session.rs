@@ -12,18 +12,20 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::{self, BackendReqHandler};
+use vhost::vhost_user::BackendReqHandler;
 
 use crate::backend::Backend;
+use crate::config::LogLevel;
+use crate::counters::Tally;
 use crate::epoll::{Poller, Token};
 use crate::fate::SessionError;
 use crate::garbage;
 use crate::gate::{self, Queued, Request};
+use crate::grant::{Grant, Shared};
 use crate::handed_in::Socket;
-use crate::kind;
 use crate::listener::{Listener, hang_up};
 use crate::log;
-use crate::requestq::{Grant, Requestq, Shared, Turn};
+use crate::requestq::{Requestq, Turn};
 use crate::watchdog;
 
 /// How long a front-end may be silent in the middle of a message.
@@ -65,16 +67,8 @@ impl Connection {
         if !gate::is_drained(fd) {
             garbage::throw_away(self.handler);
         }
-        self.held.into_iter().for_each(throw_away);
+        self.held.into_iter().for_each(garbage::throw_away_fd);
         garbage::collect();
-    }
-}
-
-fn throw_away(fd: OwnedFd) {
-    if kind::is_memory(&fd) {
-        garbage::throw_away_memory(fd.into());
-    } else {
-        garbage::throw_away(fd);
     }
 }
 
@@ -311,10 +305,13 @@ impl Session {
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
-        connection.handler.handle_request().map_err(fate)?;
+        connection
+            .handler
+            .handle_request()
+            .map_err(SessionError::of_vhost)?;
         // Those that an accepted message should not have had were closed by the `vhost` crate:
         // these are the last.
-        connection.held.drain(..).for_each(throw_away);
+        connection.held.drain(..).for_each(garbage::throw_away_fd);
         garbage::collect();
         Ok(())
     }
@@ -369,12 +366,18 @@ impl Session {
         self.requestq.is_active()
     }
 
+    /// What became of its requests.
+    pub fn tally(&self) -> &Tally {
+        self.requestq.tally()
+    }
+
     /// Ends the connection, if there is one, because of `error`, and listens again, at once or after
     /// a rest. Returns whether there was one.
     pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> bool {
         garbage::set_owner(self.index);
         if !matches!(error, SessionError::Disconnected) {
-            self.requestq.log(format_args!("connection ended: {error}"));
+            let what = format_args!("connection ended");
+            self.requestq.log(LogLevel::Warning, what, error);
         }
         self.wake_at = None;
         self.listen_at = self
@@ -390,10 +393,12 @@ impl Session {
         if matches!(error, SessionError::Flush) {
             self.left_open = self.left_open.saturating_add(1);
             if self.left_open > MAX_LEFT_OPEN {
-                let number = self.number;
-                log::line(format_args!(
-                    "guest {number}: too many such fds, not listening any more"
-                ));
+                // Once, and whatever was said before: not to be lost to the limit.
+                let (guest, cause) = (self.number, "too many fds had to be left open");
+                log::line(
+                    LogLevel::Error,
+                    format_args!("guest={guest} not listening any more: cause=\"{cause}\""),
+                );
                 self.stop_listening(&shared.poller);
             }
         }
@@ -421,17 +426,4 @@ impl Session {
             | SessionError::Vhost(_) => None,
         }
     }
-}
-
-/// What an error of the `vhost` crate means for the connection.
-fn fate(error: vhost_user::Error) -> SessionError {
-    if matches!(error, vhost_user::Error::Disconnected) {
-        return SessionError::Disconnected;
-    }
-    if let vhost_user::Error::ReqHandlerError(cause) = &error
-        && cause.kind() == ErrorKind::Interrupted
-    {
-        return SessionError::CallBlocked;
-    }
-    SessionError::Vhost(error)
 }

@@ -1,20 +1,36 @@
-//! The signals that end the daemon, as a file that the loop can wait for.
+//! The signals that end the daemon and the one that asks what it has counted, as a file that the
+//! loop can wait for.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::FromRawFd;
 
 use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
 
-const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+const CAUGHT: [libc::c_int; 5] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+];
 
-/// Blocks the ending signals and gives a signalfd for them: from here on none is lost, and none
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// The end.
+    End,
+    /// The counters.
+    Report,
+}
+
+/// Blocks these signals and gives a signalfd for them: from here on none is lost, and none
 /// interrupts anything. SIGALRM, the watchdog's, is unblocked whatever was inherited.
 ///
 /// # Errors
 /// The kernel's.
 pub fn catch() -> io::Result<File> {
-    for signal in ENDING {
+    for signal in CAUGHT {
         // Shells start background jobs with SIGINT and SIGQUIT ignored, and an ignored signal
         // reaches no signalfd.
         // SAFETY: SIG_DFL is a valid disposition of these signals.
@@ -25,16 +41,28 @@ pub fn catch() -> io::Result<File> {
         }
     }
     unblock_signal(libc::SIGALRM).map_err(|error| other(&error))?;
-    let ending =
-        create_sigset(&ENDING).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    let caught =
+        create_sigset(&CAUGHT).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
     // SAFETY: the set is initialised, and -1 asks for a new fd.
-    let fd = unsafe { libc::signalfd(-1, &raw const ending, flags) };
+    let fd = unsafe { libc::signalfd(-1, &raw const caught, flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: signalfd() gave this fd to us alone.
     Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Takes one signal from the signalfd: what it asks for, if there was one.
+pub fn take(mut signals: &File) -> Option<Wish> {
+    // `struct signalfd_siginfo` begins with the signal's number.
+    let mut siginfo = [0; 128];
+    signals.read_exact(&mut siginfo).ok()?;
+    let number = siginfo
+        .first_chunk()
+        .map(|bytes| u32::from_ne_bytes(*bytes))?;
+    let report = libc::c_int::try_from(number) == Ok(libc::SIGUSR1);
+    Some(if report { Wish::Report } else { Wish::End })
 }
 
 fn other(error: &Error) -> io::Error {

@@ -47,7 +47,7 @@
 //! | descriptors that loop, wrap, point outside, nest, or were not negotiated | each is read once, at most 1,024 of them; a chain that cannot be believed is completed with length 0 | `indirect_table_of_1024_is_a_whole_chain`, `request_with_readable_after_writable_is_not_carried_out` |
 //! | bytes that change while they are read | head and descriptors are copied once; payload is the guest's own affair | `request_payload_pointers_are_the_guests_memory` |
 //! | requests of gigabytes or years | refused above `--max-transfer-len` and `--max-transfer-ms`, no memory is taken for them; one ioctl is at most 100 ms on the wire | `time_of_each_message_at_a_low_speed_is_at_most_100_ms`, `time_of_one_word_above_100_ms_is_param_err` |
-//! | a flood of requests, valid or not | one request a turn, nobody is passed twice; log lines are limited and counted | `turns_of_three_flooding_guests_are_taken_request_by_request`, `inactive_delays_in_a_flood_delay_another_guest_by_one_request` |
+//! | a flood of requests, valid or not | one request a turn, nobody is passed twice; log lines are limited and counted | `turns_of_three_flooding_guests_are_taken_request_by_request`, `log_of_a_guest_that_floods_is_ten_lines_in_ten_seconds_and_the_rest_is_counted`, `inactive_delays_in_a_flood_delay_another_guest_by_one_request` |
 //! | chip select held for ever | only while nobody else waits, then `--cs-hold-timeout-ms`; other devices of the bus are never selected beside it | `guest_that_waits_for_the_bus_keeps_its_place_before_later_ones` |
 //! | a polarity that selects the device against everyone | refused unless the administrator allows it | `head_cs_high_on_an_active_low_device_is_param_err` |
 //!
@@ -56,6 +56,8 @@
 //! | what | defence | shown by |
 //! |---|---|---|
 //! | stderr full, closed, a stopped terminal | a line is written whole if there is room for it, or not at all | `process_stderr_full_broken_or_closed_neither_blocks_nor_ends_it` |
+//! | counters asked for at any moment, of 1,024 chip selects, with stderr full | one line a turn of the loop; one that finds no room is tried again for a second | `counters_asked_for_in_a_long_transfer_do_not_change_it`, `counters_asked_for_with_stderr_full_broken_or_closed_neither_block_nor_spin`, `counters_of_64_guests_and_16_chip_selects_are_all_written_when_they_are_read_late` |
+//! | text in a log line that looks like a field or a line of its own | no control characters, and no quotes within quotes | `quoted_text_cannot_end_its_field` |
 //! | a signal in the middle of a transfer | it ends in order: chip select released, modes restored, sockets removed | `process_told_to_end_does_not_finish_a_long_transfer_and_releases_chip_select` |
 //! | stopped and continued, frozen; few fds | system calls that are begun again are allowed; see above | `process_stopped_and_continued_in_traffic_loses_nothing`, `process_with_64_fds_serves_its_guests_while_one_takes_all` |
 //! | fds that were left open by accident | all but those handed in are closed, before anything is opened | `fds_inherited_are_all_closed`, `fds_inherited_are_closed_but_for_those_handed_in` |

@@ -108,6 +108,11 @@ impl Transfer {
         self.keep = Keep::Never;
     }
 
+    /// All of it on the wire: bytes in one direction, and nanoseconds with its delays.
+    pub fn whole(&self) -> (u64, u64) {
+        (self.len, self.timing.total_ns)
+    }
+
     /// How long it will still take on the wire.
     pub fn remaining(&self) -> Duration {
         let left = self.len.saturating_sub(self.progress.done);

@@ -6,8 +6,9 @@
 //! sending messages cannot keep a third from going on.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Due {
     queued: bool,
     /// Messages may have come in.
@@ -16,6 +17,19 @@ struct Due {
     last_turn: u64,
     /// Number of the turn before which it was put into a queue.
     queued_at: u64,
+    /// What the clock showed then.
+    since: Instant,
+}
+
+/// A turn of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Whose.
+    pub number: usize,
+    /// It is to look for messages first.
+    pub control: bool,
+    /// Since when it was to have it.
+    pub since: Instant,
 }
 
 /// The sessions that are to have a turn.
@@ -28,16 +42,27 @@ pub struct Turns {
     due: Vec<Due>,
     /// How many turns there have been.
     count: u64,
+    /// The clock, as the loop last read it.
+    pub now: Instant,
 }
 
 impl Turns {
     /// Nobody's turn, with room for `sessions`.
     pub fn new(sessions: usize) -> Self {
+        let now = Instant::now();
+        let due = Due {
+            queued: false,
+            control: false,
+            last_turn: 0,
+            queued_at: 0,
+            since: now,
+        };
         Self {
             fresh: VecDeque::with_capacity(sessions),
             again: VecDeque::with_capacity(sessions),
-            due: vec![Due::default(); sessions],
+            due: vec![due; sessions],
             count: 0,
+            now,
         }
     }
 
@@ -76,11 +101,12 @@ impl Turns {
         }
         due.queued = true;
         due.queued_at = self.count;
+        due.since = self.now;
         true
     }
 
-    /// The next session to have a turn, and whether it is to look for messages.
-    pub fn take(&mut self) -> Option<(usize, bool)> {
+    /// The next session to have a turn.
+    pub fn take(&mut self) -> Option<Taken> {
         let due = |number: Option<&usize>| self.due.get(*number?);
         let again_first = match (due(self.fresh.front()), due(self.again.front())) {
             (Some(fresh), Some(again)) => fresh.last_turn > again.queued_at,
@@ -96,7 +122,11 @@ impl Turns {
         let due = self.due.get_mut(number)?;
         due.queued = false;
         due.last_turn = self.count;
-        Some((number, std::mem::take(&mut due.control)))
+        Some(Taken {
+            number,
+            control: std::mem::take(&mut due.control),
+            since: due.since,
+        })
     }
 }
 
@@ -104,21 +134,25 @@ impl Turns {
 mod tests {
     use super::*;
 
+    fn take(turns: &mut Turns) -> Option<(usize, bool)> {
+        turns.take().map(|turn| (turn.number, turn.control))
+    }
+
     #[test]
     fn turns_events_go_before_floods_but_each_only_once() {
         let mut turns = Turns::new(3);
         turns.queue(0, false);
-        assert_eq!(turns.take(), Some((0, false)));
+        assert_eq!(take(&mut turns), Some((0, false)));
         turns.queue_again(0, false);
         // Both newcomers pass the flood, once.
         turns.queue(1, true);
         turns.queue(2, false);
-        assert_eq!(turns.take(), Some((1, true)));
+        assert_eq!(take(&mut turns), Some((1, true)));
         turns.queue(1, true);
-        assert_eq!(turns.take(), Some((2, false)));
-        assert_eq!(turns.take(), Some((0, false)));
-        assert_eq!(turns.take(), Some((1, true)));
-        assert_eq!(turns.take(), None);
+        assert_eq!(take(&mut turns), Some((2, false)));
+        assert_eq!(take(&mut turns), Some((0, false)));
+        assert_eq!(take(&mut turns), Some((1, true)));
+        assert_eq!(take(&mut turns), None);
         assert!(turns.is_empty());
     }
 
@@ -129,7 +163,7 @@ mod tests {
         turns.queue(0, true);
         turns.queue_again(0, false);
         assert_eq!(turns.len(), 1);
-        assert_eq!(turns.take(), Some((0, true)));
-        assert_eq!(turns.take(), None);
+        assert_eq!(take(&mut turns), Some((0, true)));
+        assert_eq!(take(&mut turns), None);
     }
 }

@@ -10,6 +10,7 @@ use std::panic;
 use std::process;
 use std::sync::OnceLock;
 
+use crate::config::LogLevel;
 use crate::listener::SocketFile;
 use crate::log;
 use crate::spidev::write_mode;
@@ -34,7 +35,7 @@ pub fn install() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         let place = place.as_deref().unwrap_or("an unknown place");
-        log::line(format_args!("internal error at {place}"));
+        log::line(LogLevel::Error, format_args!("internal error at {place}"));
         restore_devices();
         remove_sockets();
         process::abort();
@@ -61,7 +62,10 @@ pub fn remove<'s>(sockets: impl IntoIterator<Item = &'s SocketFile>) {
     for socket in sockets {
         if let Err(error) = socket.remove() {
             let path = socket.path().display();
-            log::line(format_args!("socket '{path}' stays: {error}"));
+            log::line(
+                LogLevel::Warning,
+                format_args!("socket '{path}' stays: {error}"),
+            );
         }
     }
 }

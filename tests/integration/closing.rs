@@ -120,7 +120,7 @@ fn backlog_of_a_socket_that_stops_listening_does_not_hold_up_other_guests() {
         .collect();
     let last = leave_in_the_backlog(&daemon, &pipe);
     drop((first, pipe));
-    daemon.wait_line(&["guest 0", "not listening any more"]);
+    daemon.wait_line(&["guest=0", "not listening any more"]);
     drop((waiting, last));
     second.assert_served();
     second.assert_served();

@@ -146,7 +146,7 @@ fn socket_without_an_fd_for_a_connection_listens_again_when_there_is_one() {
     Raw::connect(&daemon.socket(1)).ask(raw::GET_FEATURES, &[]);
     limit(3);
     let refused = daemon::connect(&daemon.socket(0));
-    daemon.wait_line(&["guest 0", "Too many open files"]);
+    daemon.wait_line(&["guest=0", "Too many open files"]);
     limit(1024);
     drop(refused);
     Guest::connect(&daemon, 0).assert_served();
@@ -205,7 +205,7 @@ fn memory_of_part_of_a_huge_page_is_refused() {
         .raw
         .send(raw::SET_MEM_TABLE, raw::VERSION, &table, &fds)
         .unwrap();
-    daemon.wait_line(&["guest 0", "page aligned"]);
+    daemon.wait_line(&["guest=0", "page aligned"]);
     second.assert_served();
 }
 
@@ -226,7 +226,7 @@ fn fds_of_unknown_file_systems_are_left_open_and_end_that_socket_after_a_few() {
         assert!(front_end.recv().is_err(), "connection {n} goes on");
         second.assert_served();
     }
-    daemon.wait_line(&["guest 0", "not listening any more"]);
+    daemon.wait_line(&["guest=0", "not listening any more"]);
     let refused = std::os::unix::net::UnixStream::connect(daemon.socket(0));
     assert!(refused.is_err());
     assert!(daemon.fd_count() <= before + 17);

@@ -6,8 +6,7 @@ use vhost_device_spi::bus::Bus;
 use vhost_device_spi::config::{DeviceConfig, DevicePath, HoldPolicy, TransferConfig};
 use vhost_device_spi::device::Device;
 use vhost_device_spi::epoll::Poller;
-use vhost_device_spi::message::Scratch;
-use vhost_device_spi::requestq::{Grant, Shared};
+use vhost_device_spi::grant::{Grant, Shared};
 use vhost_device_spi::virtio_spi::Config;
 
 /// Longest request, in nanoseconds: short enough to wait for.
@@ -39,13 +38,7 @@ pub fn grant(config: Config) -> Grant {
 
 /// What a loop over `buses` shares.
 pub fn shared(buses: Vec<Bus>) -> Shared {
-    Shared {
-        buses,
-        scratch: Scratch::default(),
-        store: Box::default(),
-        poller: Poller::new().unwrap(),
-        now: Instant::now(),
-    }
+    Shared::new(buses, Poller::new().unwrap())
 }
 
 fn device() -> Device {

@@ -22,5 +22,5 @@ fn assert_all_well(daemon: &Daemon) {
         hostile.send(999, raw::VERSION, &[], &[]).unwrap();
         assert!(hostile.hung_up(PATIENCE));
     }
-    daemon.wait_line(&["guest 0", "999"]);
+    daemon.wait_line(&["guest=0", "999"]);
 }

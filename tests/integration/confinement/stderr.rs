@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
-use vhost_device_spi::config::SeccompMode;
+use vhost_device_spi::config::{LogLevel, SeccompMode};
 use vhost_device_spi::seccomp::Pins;
 use vhost_device_spi::{log, sandbox, watchdog};
 
@@ -74,7 +74,7 @@ fn line_stopped_on_its_way_to_a_full_pipe_goes_on() {
         watchdog::install().unwrap();
         sandbox::restrict(SeccompMode::Kill, 1, &Pins::default()).unwrap();
         loop {
-            log::line(format_args!("into a full pipe"));
+            log::line(LogLevel::Info, format_args!("into a full pipe"));
         }
     }
     let (_ours, theirs) = full_pipe();

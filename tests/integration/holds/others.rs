@@ -103,7 +103,7 @@ fn hold_with_others_waiting_ends_time_out_after_its_first_assertion() {
         [TRANS_OK; 2]
     );
     assert_trace(&host, "0+ 0");
-    daemon.wait_line(&["guest 0", "chip select"]);
+    daemon.wait_line(&["guest=0", "chip select"]);
 }
 
 #[test]

@@ -1,0 +1,50 @@
+//! The one timer that wakes the loop for its next deadline.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::timerfd::TimerFd;
+
+/// The timer.
+#[derive(Debug)]
+pub struct Alarm {
+    timer: TimerFd,
+    /// When it will go off.
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    /// A timer that is not set.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new() -> io::Result<Self> {
+        let timer = TimerFd::new().map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        Ok(Self { timer, at: None })
+    }
+
+    /// The fd that is readable when it went off.
+    pub fn fd(&self) -> RawFd {
+        self.timer.as_raw_fd()
+    }
+
+    /// Has it go off at `at`, or earlier. It is never put off: an early look costs less than a
+    /// system call for each change.
+    pub fn set(&mut self, at: Instant) {
+        if self.at.is_some_and(|set| set <= at) {
+            return;
+        }
+        // Zero would disarm it.
+        let shortest = Duration::from_nanos(1);
+        let wait = at.saturating_duration_since(Instant::now()).max(shortest);
+        if self.timer.reset(wait, None).is_ok() {
+            self.at = Some(at);
+        }
+    }
+
+    /// It went off.
+    pub fn went_off(&mut self) {
+        self.at = None;
+    }
+}

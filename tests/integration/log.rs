@@ -1,0 +1,145 @@
+//! Lines on stderr: their priorities, levels and fields, and that no guest can flood them.
+
+use crate::rig::ask::*;
+use crate::rig::*;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+/// Has a guest do what is logged at each level, and the daemon write to a file with `environment`; what it wrote.
+fn written(args: &[&str], journal: impl Fn(&File) -> Option<String>) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let file = File::create(dir.path().join("log")).unwrap();
+    let host = Host::with_devices(1);
+    let mut setup = Setup::new(&host).device("/dev/spidev0.0");
+    if let Some(named) = journal(&file) {
+        setup = setup.env("JOURNAL_STREAM", named);
+    }
+    let stderr = file.as_raw_fd();
+    let setup =
+        setup.before_exec(move || sys::check(unsafe { libc::dup2(stderr, 2) }.into()).map(drop));
+    let daemon = args
+        .iter()
+        .fold(setup, |setup, arg| setup.arg(*arg))
+        .start();
+    let mut guest = Guest::connect(&daemon, 0);
+    assert_eq!(in_turn(&mut guest, &[wrong(0)]), [PARAM_ERR]);
+    host.fail_message(DEV, 0, When::OnWire, libc::EIO);
+    assert_eq!(in_turn(&mut guest, &[both(let_go(0))]), [TRANS_ERR]);
+    daemon.stop();
+    fs::read_to_string(dir.path().join("log")).unwrap()
+}
+
+fn number_of(file: &File) -> String {
+    let metadata = file.metadata().unwrap();
+    format!("{}:{}", metadata.dev(), metadata.ino())
+}
+
+#[test]
+fn log_lines_begin_with_priorities_where_stderr_is_the_journal() {
+    let text = written(&[], |file| Some(number_of(file)));
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    for (line, priority, words) in [
+        (lines[0], "<6>", "guest=0 listening on "),
+        (lines[1], "<4>", "guest=0 cs=0 request refused: "),
+        (
+            lines[2],
+            "<3>",
+            "guest=0 cs=0 device=\"/dev/spidev0.0\" request failed: ",
+        ),
+    ] {
+        let expected = format!("{priority}vhost-device-spi: {words}");
+        assert!(line.starts_with(&expected), "{line}");
+    }
+}
+
+#[test]
+fn log_lines_have_no_priorities_where_stderr_is_another_file_than_the_journal() {
+    for named in [
+        |_: &File| None,
+        |_: &File| Some(String::new()),
+        |_: &File| Some("1:2".into()),
+        |_: &File| Some("\u{1}<3>:-1:".repeat(10_000)),
+        |file: &File| Some(number_of(file) + "0"),
+        |file: &File| Some(number_of(file).replace(':', "")),
+    ] {
+        let text = written(&[], named);
+        assert!(text.lines().count() == 3 && !text.contains('<'), "{text}");
+    }
+}
+
+#[test]
+fn log_level_leaves_out_what_matters_less() {
+    for (level, expected) in [
+        ("error", &["request failed"][..]),
+        (
+            "warning",
+            &["--seccomp=log", "request refused", "request failed"],
+        ),
+        (
+            "info",
+            &[
+                "listening",
+                "--seccomp=log",
+                "request refused",
+                "request failed",
+            ],
+        ),
+    ] {
+        let text = written(&["--seccomp=log", &format!("--log-level={level}")], |_| {
+            None
+        });
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), expected.len(), "{level}: {text}");
+        for (line, word) in lines.iter().zip(expected) {
+            assert!(line.contains(word), "{level}: {text}");
+        }
+    }
+}
+
+#[test]
+fn log_lines_about_guests_name_guest_chip_select_and_cause() {
+    let host = three_devices();
+    let (daemon, mut guests) = serve_three(&host, 2, &[]);
+    assert_eq!(in_turn(&mut guests[1], &[wrong(2)]), [PARAM_ERR]);
+    assert_eq!(in_turn(&mut guests[1], &[both(let_go(3))]), [PARAM_ERR]);
+    host.fail_message((0, 1), 0, When::OnWire, libc::EIO);
+    assert_eq!(in_turn(&mut guests[0], &[both(let_go(1))]), [TRANS_ERR]);
+    let guest = guests.remove(0);
+    guest.raw.send(999, raw::VERSION, &[], &[]).unwrap();
+    assert!(guest.raw.hung_up(PATIENCE));
+    let expected = [
+        "guest=1 cs=2 request refused: cause=\"bits_per_word 0 is not supported\"",
+        "guest=1 cs=- request refused: cause=\"this guest has no chip select 3\"",
+        "guest=0 cs=1 device=\"/dev/spidev0.1\" request failed: cause=\"Input/output error (os error 5)\"",
+        "guest=0 connection ended: cause=\"message 999 is not supported\"",
+    ];
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|line| format!("vhost-device-spi: {line}"))
+        .collect();
+    sys::eventually(PATIENCE, || daemon.said().len() >= expected.len());
+    assert_eq!(daemon.said(), expected);
+}
+
+#[test]
+fn log_of_a_guest_that_floods_is_ten_lines_in_ten_seconds_and_the_rest_is_counted() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
+    let mut guests: Vec<_> = (0..2).map(|n| Guest::connect(&daemon, n)).collect();
+    let flood = [wrong(0); 50];
+    for _ in 0..4 {
+        assert_eq!(together(&mut guests[0], &flood), [PARAM_ERR; 50]);
+    }
+    // Another guest has lines of its own.
+    assert_eq!(in_turn(&mut guests[1], &[wrong(0)]), [PARAM_ERR]);
+    daemon.wait_line(&["guest=1", "refused"]);
+    assert_eq!(daemon.said().len(), 11, "{:#?}", daemon.said());
+    std::thread::sleep(Duration::from_secs(10));
+    assert_eq!(in_turn(&mut guests[0], &[wrong(0)]), [PARAM_ERR]);
+    daemon.wait_line(&["guest=0 lines were dropped: count=190"]);
+    sys::eventually(PATIENCE, || daemon.said().len() == 13);
+    assert_eq!(daemon.said().len(), 13, "{:#?}", daemon.said());
+}
