@@ -133,14 +133,17 @@ impl fmt::Display for ChipSelect {
 pub struct Report {
     /// Guest and number of the next line, while there is one.
     next: Option<(usize, usize)>,
+    /// Asked for once more meanwhile: what is written already may be out of date.
+    again: bool,
     /// Since when stderr has no room, and how often it was asked.
     tries: u32,
     retry_at: Option<Instant>,
 }
 
 impl Report {
-    /// Begins; one that is under way goes on.
+    /// Begins, or has another one follow that which is under way.
     pub fn begin(&mut self) {
+        self.again = self.next.is_some();
         self.next.get_or_insert((0, 0));
     }
 
@@ -159,7 +162,9 @@ impl Report {
         }
         self.retry_at = None;
         let Some(tally) = of(guest) else {
+            let again = self.again;
             *self = Self::default();
+            self.next = again.then_some((0, 0));
             return None;
         };
         if tally.write(guest, number) {
