@@ -221,7 +221,9 @@ fn notify_socket_that_nobody_reads_or_that_is_gone_costs_nothing() {
             } else {
                 Some(manager)
             };
-            // Many more messages than the queue has room for.
+            // Many more messages than the queue has room for, and nothing else that would wake it.
+            std::thread::sleep(Duration::from_millis(500));
+            Raw::connect(&daemon.socket(0)).ask(raw::GET_FEATURES, &[]);
             let end = Instant::now() + Duration::from_millis(200);
             let mut guest = Guest::connect(&daemon, 0);
             while Instant::now() < end {
