@@ -25,6 +25,7 @@ mod loopback;
 mod mix;
 mod neighbours;
 mod options;
+mod packaging;
 mod passing;
 mod polling;
 mod requests;
