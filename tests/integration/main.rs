@@ -29,6 +29,7 @@ mod loopback;
 mod mix;
 mod neighbours;
 mod options;
+mod packaging;
 mod passing;
 mod polling;
 mod requests;
