@@ -1,6 +1,6 @@
 //! Controllers and chip selects as fuzzed guests have them: all loopbacks, and quick.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vhost_device_spi::bus::Bus;
 use vhost_device_spi::config::{DeviceConfig, DevicePath, HoldPolicy, TransferConfig};

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vhost_device_spi::bus::Bus;
+use vhost_device_spi::config::AccessConfig;
 use vhost_device_spi::epoll::Token;
 use vhost_device_spi::fate::SessionError;
 use vhost_device_spi::grant::Shared;
+use vhost_device_spi::handed_in::Socket;
 use vhost_device_spi::kind;
-use vhost_device_spi::listener::{Listener, SocketFile};
+use vhost_device_spi::listener::{Access, Listener, SocketFile};
 use vhost_device_spi::requestq::Turn;
 use vhost_device_spi::session::Session;
 use vhost_device_spi::sigbus;
@@ -47,7 +49,10 @@ impl Rig {
         kind::trust_root();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let Ok((listener, file)) = Listener::create(&path) else {
+        let (mode, group) = (0o600, None);
+        let access = Access::new(&AccessConfig { mode, group });
+        let created = access.and_then(|access| Listener::create(&path, &access));
+        let Ok((listener, file)) = created else {
             panic!("no socket at {}", path.display());
         };
         let buses = devices::buses();
@@ -58,7 +63,7 @@ impl Rig {
             _directory: directory,
             _file: file,
             path,
-            session: Session::new(0, listener, grant, &shared.poller).unwrap(),
+            session: Session::new(0, Socket::Listening(listener), grant, &shared.poller).unwrap(),
             shared,
             is_connected: false,
             due: false,
