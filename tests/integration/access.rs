@@ -26,7 +26,7 @@ fn sockets_named_exactly_are_made_served_and_removed() {
         vec![format!("--socket={base}-a"), "--socket".into(), path]
     });
     let daemon = setup.device("/dev/spidev0.0").launch();
-    daemon.wait_line(&["guest 1", "s-b"]);
+    daemon.wait_line(&["guest=1", "s-b"]);
     let paths = ["s-a", "s-b"].map(|name| daemon.base().with_file_name(name));
     for path in &paths {
         assert_eq!(mode(path), 0o600);

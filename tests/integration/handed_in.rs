@@ -36,7 +36,7 @@ fn handed_in_listening_socket_serves_one_front_end_after_the_other_and_stays() {
         for _ in 0..3 {
             guest_at(&path).assert_served();
         }
-        daemon.wait_line(&["guest 0", "listening on fd 500", path.to_str().unwrap()]);
+        daemon.wait_line(&["guest=0", "listening on fd 500", path.to_str().unwrap()]);
         assert_eq!(daemon.said(), [""; 0]);
         let flags = unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_GETFL) };
         assert_ne!(flags & libc::O_NONBLOCK, 0, "it would wait for others");
@@ -62,7 +62,7 @@ fn handed_in_front_end_is_served_and_the_daemon_ends_with_it() {
         drop(theirs);
         let mut guest = Plug::default().connect_over(ours);
         guest.assert_served();
-        daemon.wait_line(&["guest 0", "connected by fd 500"]);
+        daemon.wait_line(&["guest=0", "connected by fd 500"]);
         assert!(daemon.alive());
         drop(guest);
         assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
@@ -109,7 +109,7 @@ fn handed_in_front_end_that_breaks_the_protocol_ends_its_guest_and_no_other() {
     let hostile = Raw::over(ours);
     hostile.send(999, raw::VERSION, &[], &[]).unwrap();
     assert!(hostile.hung_up(PATIENCE));
-    daemon.wait_line(&["guest 0", "999"]);
+    daemon.wait_line(&["guest=0", "999"]);
     // Guest 1 has a socket to come back to.
     for _ in 0..2 {
         guest_at(&path).assert_served();
@@ -151,7 +151,7 @@ fn handed_in_and_named_sockets_are_guests_in_the_order_of_the_line() {
         setup.device(&format!("/dev/spidev{n}.0,guests={n}"))
     });
     let daemon = setup.launch();
-    daemon.wait_line(&["guest 2"]);
+    daemon.wait_line(&["guest=2"]);
     let exact = daemon.base().with_file_name("sexact");
     let guests = [
         guest_at(&exact),
@@ -249,7 +249,7 @@ fn activated_sockets_are_the_guests_in_their_order() {
         let mut guest = guest_at(path);
         assert_eq!(guest.transfer(Head::default(), &[], 1).rx, [n as u8]);
     }
-    daemon.wait_line(&["guest 1", "listening on fd 4"]);
+    daemon.wait_line(&["guest=1", "listening on fd 4"]);
     daemon.stop();
     assert!(sockets.iter().all(|(_, path)| daemon::listens(path)));
 }
