@@ -26,12 +26,14 @@ use crate::fate::{ExitCode, Fatal, SessionError};
 use crate::garbage;
 use crate::grant::Shared;
 use crate::log;
-use crate::requestq::{GRACE, Turn};
+use crate::requestq::Turn;
 use crate::sd_notify::SdNotify;
 use crate::session::Session;
 use crate::sigbus;
 use crate::signals::{self, Wish};
 use crate::turns::{Taken, Turns};
+
+mod end;
 
 const EVENTS: usize = 32;
 /// Most turns of a guest that is alone between two looks for events.
@@ -383,38 +385,6 @@ impl EventLoop {
         if let Some(at) = self.report.step(tally) {
             self.alarm.set(at);
         }
-    }
-
-    /// The end is asked for: nobody new is let in, and what is on the wire may come to its end if
-    /// it is short.
-    fn wind_up(&mut self) {
-        if self.ends_at.is_none() {
-            self.sd_notify.stopping();
-        }
-        for session in &mut self.sessions {
-            session.stop_listening(&self.shared.poller);
-            session.wind_up(&mut self.shared);
-        }
-        let now = Instant::now();
-        let ends_at = now.checked_add(GRACE).unwrap_or(now);
-        // A second signal does not put it off.
-        let ends_at = *self.ends_at.get_or_insert(ends_at);
-        self.alarm.set(ends_at);
-    }
-
-    fn is_over(&self) -> bool {
-        let late = |at: Instant| at <= Instant::now();
-        self.ends_at
-            .is_some_and(|at| late(at) || !self.sessions.iter().any(Session::is_active))
-    }
-
-    /// Ends every session; the devices go back to how they were found as they are closed.
-    fn end(mut self) {
-        for session in &mut self.sessions {
-            session.stop_listening(&self.shared.poller);
-            session.close(&SessionError::Disconnected, &mut self.shared);
-        }
-        self.shared.buses.iter_mut().for_each(Bus::release_all);
     }
 }
 

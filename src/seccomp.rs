@@ -142,7 +142,7 @@ rules! {
     SYS_epoll_pwait     []                                              "event_loop::serve_until_the_end";
     SYS_ioctl           [DEVICE, masked(1, !SIZE_BITS, MESSAGE_0)]      "spidev::transfer";
     SYS_ioctl           [DEVICE, is(1, WR_MODE32)]                      "spidev::write_mode";
-    SYS_write           []                                              "vring::signal";
+    SYS_write           []                                              "watchdog::signal";
     SYS_setitimer       [is(0, ITIMER_REAL)]                            "watchdog::set_timer";
     SYS_rt_sigreturn    []                                              "watchdog::on_tick";
     SYS_timerfd_settime [is(1, 0)]                                      "alarm::set";

@@ -7,12 +7,9 @@
 //! Invariant: every fd of a front-end belongs to its `Connection`. Called by `event_loop`.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use vhost::vhost_user::BackendReqHandler;
 
 use crate::backend::Backend;
 use crate::config::LogLevel;
@@ -28,6 +25,10 @@ use crate::log;
 use crate::requestq::{Requestq, Turn};
 use crate::watchdog;
 
+mod connection;
+
+use self::connection::Connection;
+
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
 /// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
@@ -42,35 +43,6 @@ const MAX_PENALTY: Duration = Duration::from_secs(64);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Messages handled before others get their turn.
 const MESSAGES_PER_TURN: u32 = 16;
-
-struct Connection {
-    handler: BackendReqHandler<Backend>,
-    backend: Arc<Backend>,
-    /// Duplicates of the fds that came with the message that is being handled.
-    held: Vec<OwnedFd>,
-    /// When the rest of a message must be there.
-    deadline: Option<Instant>,
-    hung_up: bool,
-}
-
-impl Connection {
-    /// Closes it, without waiting for what that may mean for what the front-end brought or still
-    /// has queued.
-    fn end(self, poller: &Poller) {
-        let fd = self.handler.as_raw_fd();
-        // The last close, which would remove it, is not ours.
-        poller.remove(fd);
-        // The front-end sees the end now, whenever the kernel gets to it.
-        hang_up(fd);
-        self.backend.clear();
-        // With nothing in its queue, which takes nothing any more, its close is quick.
-        if !gate::is_drained(fd) {
-            garbage::throw_away(self.handler);
-        }
-        self.held.into_iter().for_each(garbage::throw_away_fd);
-        garbage::collect();
-    }
-}
 
 /// One guest's socket and what is behind it.
 pub struct Session {
@@ -179,18 +151,7 @@ impl Session {
             return Err(SessionError::Host(error));
         }
         let backend = Backend::new(self.number, self.requestq.grant.config, poller.clone());
-        #[expect(
-            clippy::arc_with_non_send_sync,
-            reason = "the vhost crate asks for an Arc"
-        )]
-        let backend = Arc::new(backend);
-        self.connection = Some(Connection {
-            handler: BackendReqHandler::from_stream(stream, Arc::clone(&backend)),
-            backend,
-            held: Vec::new(),
-            deadline: None,
-            hung_up: false,
-        });
+        self.connection = Some(Connection::new(stream, backend));
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::chain::{Chain, DESC_LEN};
 use crate::fate::{RingError, SessionError};
 use crate::garbage::Foreign;
 use crate::memory::{Memory, UserAddress};
-use crate::watchdog;
+use crate::watchdog::signal;
 
 /// Most descriptors in a ring.
 pub const MAX_SIZE: u16 = 1024;
@@ -392,23 +392,5 @@ impl Vring {
             Some(err) => signal(err),
             None => Ok(()),
         }
-    }
-}
-
-/// Adds 1 to an eventfd that the front-end shares with us.
-///
-/// Its file description is the front-end's too: it can fill the counter and clear `O_NONBLOCK` at
-/// any time, so the write can block. The watchdog tick (`watchdog`) then interrupts it.
-fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
-    watchdog::arm();
-    let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {
-        return Ok(());
-    };
-    match error.raw_os_error() {
-        // A full counter is a notification that is still to be read.
-        Some(libc::EAGAIN) => Ok(()),
-        // An eventfd that has room is written without waiting: only one that blocked is interrupted.
-        Some(libc::EINTR) => Err(SessionError::CallBlocked),
-        Some(_) | None => Err(SessionError::Host(error)),
     }
 }

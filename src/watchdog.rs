@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::signal::register_signal_handler;
 
+use crate::fate::SessionError;
+use crate::garbage::Foreign;
+
 /// Milliseconds between ticks: the longest that the first write can block.
 const TICK_MS: u32 = 100;
 /// Milliseconds between ticks after that.
@@ -41,6 +44,27 @@ pub fn arm() {
     USED.store(true, Ordering::Relaxed);
     if !ARMED.swap(true, Ordering::Relaxed) {
         set_timer(INTERVAL_MS.load(Ordering::Relaxed));
+    }
+}
+
+/// Adds 1 to an eventfd that the front-end shares with us.
+///
+/// Its file description is the front-end's too: it can fill the counter and clear `O_NONBLOCK` at
+/// any time, so the write can block. A tick then interrupts it.
+///
+/// # Errors
+/// It blocked, or the host refused the write.
+pub fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
+    arm();
+    let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {
+        return Ok(());
+    };
+    match error.raw_os_error() {
+        // A full counter is a notification that is still to be read.
+        Some(libc::EAGAIN) => Ok(()),
+        // An eventfd that has room is written without waiting: only one that blocked is interrupted.
+        Some(libc::EINTR) => Err(SessionError::CallBlocked),
+        Some(_) | None => Err(SessionError::Host(error)),
     }
 }
 
