@@ -344,15 +344,20 @@ impl SocketFile {
     /// Gives it to `group`. Not by its name: whoever may write to the directory could have put a
     /// file there that is somebody else's.
     fn give_to(&self, group: libc::gid_t) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
-            .open(&self.path)?;
+        // std's `OpenOptions` loses O_PATH with musl, where it counts as an access mode.
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::openat(self.directory(), self.name.as_ptr(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: openat() gave this fd to us alone.
+        let file = unsafe { File::from_raw_fd(fd) };
         let found = file.metadata()?;
         if !found.file_type().is_socket() || found.nlink() != 1 {
             return Err(io::Error::other("was replaced by something else"));
         }
-        let (fd, no_path, flags) = (file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
+        let (no_path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
         // SAFETY: the path is a C string.
         if unsafe { libc::fchownat(fd, no_path, NOBODY_ELSE, group, flags) } < 0 {
             let error = io::Error::last_os_error();
