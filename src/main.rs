@@ -1,5 +1,7 @@
 //! The program: its phases, in order.
 
+#![deny(unsafe_code)]
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,6 +14,13 @@ use vhost_device_spi::fate::Fatal;
 use vhost_device_spi::handed_in::Socket;
 use vhost_device_spi::seccomp::{self, Pins};
 use vhost_device_spi::{daemon, handed_in, log, sandbox, way_out};
+
+#[cfg(panic = "abort")]
+#[allow(
+    unsafe_code,
+    reason = "UNSAFETY: names that the standard library calls, and nothing else in the program has"
+)]
+mod no_unwinder;
 
 fn main() -> ExitCode {
     match run() {

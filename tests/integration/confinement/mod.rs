@@ -2,6 +2,7 @@
 
 mod inherited;
 mod landlock;
+mod libraries;
 mod paths;
 mod profile;
 mod stages;
