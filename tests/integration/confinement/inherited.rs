@@ -5,8 +5,6 @@ use crate::life::fds_in_a_session;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::process::Command;
 
 /// A directory, a connection and a file, each three times in the daemon, at low and high numbers.
 struct Extra {
@@ -141,16 +139,10 @@ fn hide_proc() -> std::io::Result<()> {
 /// A library that is loaded before `main` keeps what it opened to be closed on execution.
 #[test]
 fn fds_of_a_preloaded_library_survive() {
-    let dir = tempfile::tempdir().unwrap();
-    let (source, library) = (dir.path().join("keep.c"), dir.path().join("keep.so"));
-    let text = "#include <fcntl.h>\n__attribute__((constructor)) static void keep(void) {\
-                fcntl(open(\"/dev/zero\", O_RDONLY | O_CLOEXEC), F_DUPFD_CLOEXEC, 500); }";
-    fs::write(&source, text).unwrap();
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-D_GNU_SOURCE", "-o"])
-        .arg(&library)
-        .arg(&source);
-    assert!(cc.status().unwrap().success());
+    let (_dir, library) = preloadable(
+        "#include <fcntl.h>\n__attribute__((constructor)) static void keep(void) {\
+         fcntl(open(\"/dev/zero\", O_RDONLY | O_CLOEXEC), F_DUPFD_CLOEXEC, 500); }",
+    );
     let host = Host::with_devices(1);
     let setup = Setup::new(&host).device("/dev/spidev0.0");
     let daemon = setup.env("LD_PRELOAD", &library).start();

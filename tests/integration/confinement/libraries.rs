@@ -2,7 +2,6 @@
 
 use super::*;
 use std::fs;
-use std::process::Command;
 
 /// Without an unwinder (`src/no_unwinder.rs`) the program that ships needs none of the C compiler's.
 #[test]
@@ -28,20 +27,14 @@ fn process_has_no_library_but_the_c_library() {
 /// has the unwinder that it brought.
 #[test]
 fn preloaded_library_has_an_unwinder_of_its_own() {
-    let dir = tempfile::tempdir().unwrap();
-    let (source, library) = (dir.path().join("unwind.c"), dir.path().join("unwind.so"));
-    let text = "#include <fcntl.h>\n#include <unwind.h>\n\
-        static _Unwind_Reason_Code each(struct _Unwind_Context *c, void *seen) {\
-            *(int *)seen += _Unwind_GetIP(c) != 0; return _URC_NO_REASON; }\n\
-        __attribute__((constructor)) static void look(void) {\
-            int seen = 0; _Unwind_Backtrace(each, &seen);\
-            fcntl(open(seen ? \"/dev/zero\" : \"/dev/null\", O_RDONLY | O_CLOEXEC), F_DUPFD_CLOEXEC, 500); }";
-    fs::write(&source, text).unwrap();
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-fexceptions", "-D_GNU_SOURCE", "-o"])
-        .arg(&library)
-        .arg(&source);
-    assert!(cc.status().unwrap().success());
+    let (_dir, library) = preloadable(
+        "#include <fcntl.h>\n#include <unwind.h>\n\
+         static _Unwind_Reason_Code each(struct _Unwind_Context *c, void *seen) {\
+             *(int *)seen += _Unwind_GetIP(c) != 0; return _URC_NO_REASON; }\n\
+         __attribute__((constructor)) static void look(void) {\
+             int seen = 0; _Unwind_Backtrace(each, &seen);\
+             fcntl(open(seen ? \"/dev/zero\" : \"/dev/null\", O_RDONLY | O_CLOEXEC), F_DUPFD_CLOEXEC, 500); }",
+    );
     let host = Host::with_devices(1);
     let setup = Setup::new(&host).device("/dev/spidev0.0");
     let daemon = setup.env("LD_PRELOAD", &library).start();

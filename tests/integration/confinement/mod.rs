@@ -9,6 +9,8 @@ mod stages;
 mod stderr;
 
 use crate::rig::*;
+use std::path::PathBuf;
+use std::process::Command;
 
 /// `tests/syscalls` has `strace` in front of the daemon, which some of these tests must spare.
 fn traced() -> bool {
@@ -24,4 +26,15 @@ fn assert_all_well(daemon: &Daemon) {
         assert!(hostile.hung_up(PATIENCE));
     }
     daemon.wait_line(&["guest=0", "999"]);
+}
+
+/// A library to be preloaded, made of this C, and the directory that it is in.
+fn preloadable(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, library) = (dir.path().join("library.c"), dir.path().join("library.so"));
+    std::fs::write(&source, text).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-fexceptions", "-D_GNU_SOURCE", "-o"]);
+    assert!(cc.arg(&library).arg(&source).status().unwrap().success());
+    (dir, library)
 }
