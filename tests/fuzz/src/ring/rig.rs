@@ -260,8 +260,9 @@ impl Rig {
         turn
     }
 
-    /// Kicks may be suppressed before the chain is read: where the used ring lies over what is read,
-    /// that makes another chain of it, the one whose own answer explains what the flags are now.
+    /// With more in the ring than the next chain, kicks may be suppressed before it is read: where the
+    /// used ring lies over what is read, that makes another chain of it, the one whose own answer
+    /// explains what the flags are now.
     fn with_kicks_suppressed(&mut self, next: Option<Next>) -> Option<Next> {
         const SUPPRESSED: [u8; 2] = [1, 0];
         let flags = self.setup.used;
@@ -269,7 +270,8 @@ impl Rig {
         let address = u64::try_from(flags).unwrap();
         self.backend.guest().memory.read(address, &mut now);
         let before = [self.copy[flags], self.copy[flags + 1]];
-        if !matches!(next, Some(Next::Chain(_))) || before == SUPPRESSED {
+        let more = self.available().wrapping_sub(self.next_avail) > 1;
+        if !matches!(next, Some(Next::Chain(_))) || !more || before == SUPPRESSED {
             return next;
         }
         self.copy[flags..flags + 2].copy_from_slice(&SUPPRESSED);
