@@ -143,6 +143,8 @@ fn facts(bench: &Bench, contender: &Contender, options: &Options) -> io::Result<
             facts.counts.push((work, counts));
         }
     }
+    let times = if options.quick { 20 } else { 100 };
+    facts.start_ms = footprint::start_ms(bench, contender, times).map_err(failed)?;
     if contender.is_floor {
         return Ok(facts);
     }
@@ -156,8 +158,6 @@ fn facts(bench: &Bench, contender: &Contender, options: &Options) -> io::Result<
             .loads
             .push(footprint::load(bench, contender, guests).map_err(failed)?);
     }
-    let times = if options.quick { 20 } else { 100 };
-    facts.start_ms = footprint::start_ms(bench, contender, times).map_err(failed)?;
     Ok(facts)
 }
 

@@ -480,6 +480,13 @@ fn builds(text: &mut String, results: &Results) -> fmt::Result {
             )?;
         }
     }
+    if let Some(facts) = results.facts(FLOOR) {
+        writeln!(
+            text,
+            "| {FLOOR} | - | - | - | {:.2} ms | - |",
+            facts.start_ms
+        )?;
+    }
     writeln!(text)
 }
 
