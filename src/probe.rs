@@ -40,7 +40,7 @@ pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
     let settable = probe_modes(device)?;
     let lanes = probe_lanes(device)?;
     let bits_per_word_mask =
-        probe_word_sizes(bits, |bits| device.write_bits_per_word(bits).is_ok());
+        probe_word_sizes(bits, |bits| accepted(device.write_bits_per_word(bits)))?;
     if bits_per_word_mask.count_ones() > 1 {
         device.write_bits_per_word(bits)?;
     }
@@ -78,7 +78,12 @@ fn probe_modes(device: &mut Spidev) -> io::Result<u32> {
 }
 
 fn accepts(device: &mut Spidev, bits: u32) -> io::Result<bool> {
-    match device.set_mode(device.found_mode() | bits) {
+    accepted(device.set_mode(device.found_mode() | bits))
+}
+
+/// What cannot be done is invalid; any other error says nothing of that.
+fn accepted(tried: io::Result<()>) -> io::Result<bool> {
+    match tried {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
         Err(error) => Err(error),
@@ -125,19 +130,28 @@ fn same_direction(lanes: u32) -> u32 {
 /// Each success is a call of `spi_setup()`, so ranges are not tried size by size: where the sizes
 /// next to both ends are accepted too, all between is taken for accepted. A controller with a hole
 /// in such a range refuses the transfer before the wire.
-fn probe_word_sizes(current: u8, mut accepts: impl FnMut(u8) -> bool) -> u32 {
-    let mut known = |bits: u8| bits == current || accepts(bits);
-    let low = (1..=current).find(|&bits| known(bits)).unwrap_or(current);
-    let high = (current..=32)
-        .rev()
-        .find(|&bits| known(bits))
-        .unwrap_or(current);
+fn probe_word_sizes(
+    current: u8,
+    mut accepts: impl FnMut(u8) -> io::Result<bool>,
+) -> io::Result<u32> {
+    let mut known = |bits: u8| Ok::<_, io::Error>(bits == current || accepts(bits)?);
+    let (mut low, mut high) = (1.min(current), 32.max(current));
+    while !known(low)? {
+        low = low.saturating_add(1);
+    }
+    while !known(high)? {
+        high = high.saturating_sub(1);
+    }
     let dense = high.saturating_sub(low) < 2
-        || (known(low.saturating_add(1)) && known(high.saturating_sub(1)));
-    (low..=high)
-        .filter(|&bits| dense || bits == low || bits == high || known(bits))
-        .filter_map(|bits| 1u32.checked_shl(u32::from(bits).checked_sub(1)?))
-        .fold(0, |mask, bit| mask | bit)
+        || (known(low.saturating_add(1))? && known(high.saturating_sub(1))?);
+    let mut mask = 0;
+    for bits in low..=high {
+        if dense || bits == low || bits == high || known(bits)? {
+            let shift = u32::from(bits).saturating_sub(1);
+            mask |= 1u32.checked_shl(shift).unwrap_or(0);
+        }
+    }
+    Ok(mask)
 }
 
 #[cfg(test)]
@@ -150,9 +164,9 @@ mod tests {
         let mask = probe_word_sizes(current, |bits| {
             let ok = sizes.contains(&bits);
             setups += u32::from(ok);
-            ok
+            Ok(ok)
         });
-        (mask, setups)
+        (mask.unwrap(), setups)
     }
 
     fn mask(sizes: &[u8]) -> u32 {
