@@ -20,9 +20,10 @@ use vhost::vhost_user::{
 };
 use vm_memory::GuestAddress;
 
+use crate::config::MAX_REGIONS;
 use crate::epoll::{Poller, Registered, Token};
 use crate::kind;
-use crate::memory::{MAX_REGIONS, Memory, RegionDescription, UserAddress};
+use crate::memory::{Memory, RegionDescription, UserAddress};
 use crate::virtio_spi::Config;
 use crate::vring::{RingAddresses, Vring};
 use crate::watchdog;
@@ -111,14 +112,6 @@ impl Backend {
         }
         self.change(change)
     }
-
-    fn reset(&self) -> Result<()> {
-        self.change(|guest| {
-            guest.vring.reset();
-            guest.kick = None;
-            Ok(())
-        })
-    }
 }
 
 fn describe(region: &VhostUserMemoryRegion) -> RegionDescription {
@@ -191,12 +184,20 @@ impl VhostUserBackendReqHandler for Backend {
         Ok(())
     }
 
+    /// "It is recommended that back-ends either ignore this message, or use it to disable all rings."
     fn reset_owner(&self) -> Result<()> {
-        self.reset()
+        self.change(|guest| {
+            guest.vring.set_enabled(false);
+            Ok(())
+        })
     }
 
     fn reset_device(&self) -> Result<()> {
-        self.reset()
+        self.change(|guest| {
+            guest.vring.reset();
+            guest.kick = None;
+            Ok(())
+        })
     }
 
     fn get_features(&self) -> Result<u64> {

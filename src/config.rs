@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// Most guests, each with a socket of its own.
 pub const MAX_GUESTS: usize = 64;
+/// Most regions of memory that a guest may have.
+pub const MAX_REGIONS: usize = 32;
 const DEFAULT_HOLD_MS: u64 = 100;
 const DEFAULT_READ_HOLD_MS: u64 = 1;
 

@@ -15,6 +15,7 @@ use crate::device::{Device, Port};
 use crate::epoll::Poller;
 use crate::event_loop::EventLoop;
 use crate::fate::{ExitCode, Fatal, SessionError};
+use crate::garbage;
 use crate::grant::{Grant, Shared};
 use crate::handed_in::Socket;
 use crate::kind;
@@ -222,6 +223,7 @@ pub fn assemble(
     signals: File,
 ) -> Result<EventLoop, Fatal> {
     let poller = Poller::new().map_err(failed)?;
+    garbage::make_room(config.guests.len());
     let mut sessions = Vec::new();
     for (number, socket) in (0u32..).zip(sockets) {
         let grant = grant(config, &hardware, number);

@@ -160,6 +160,11 @@ impl EventLoop {
         match token {
             Token::Signal => self.obey(),
             Token::Timer => self.expire(),
+            Token::Listener(guest) if events.intersects(EventSet::HANG_UP) => {
+                if let Some(session) = self.sessions.get_mut(index(guest)) {
+                    session.lose_listener(&self.shared.poller);
+                }
+            }
             Token::Listener(guest) => self.accept(guest),
             Token::Kick(guest) => self.turns.queue(index(guest), false),
             Token::Connection(guest) => {

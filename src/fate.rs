@@ -160,16 +160,18 @@ pub enum SessionError {
     Message(u32, &'static str),
     /// It sent fds that do not belong there.
     Fds(&'static str),
-    /// It sent an fd that must not be closed, since that could wait for ever.
-    Flush,
+    /// It sent an fd that was left open, since its close could wait for ever.
+    LeftOpen,
     /// The kernel does not take what it brought, to close it: too many files are in flight.
     Uncollected,
     /// Silent for a second in the middle of a message.
     Silent,
     /// It does not read its replies.
     RepliesUnread,
-    /// It filled its call eventfd and made it blocking.
+    /// It filled its call or err eventfd and made it blocking.
     CallBlocked,
+    /// What it gave as call or err cannot be written to.
+    NotNotified(io::Error),
     /// It truncated a file of its guest's memory.
     Truncated,
     /// The `vhost` crate, or one of our handlers through it, refused the message.
@@ -199,14 +201,15 @@ impl fmt::Display for SessionError {
             Self::Disconnected => write!(f, "front-end left"),
             Self::Message(code, why) => write!(f, "message {code} {why}"),
             Self::Fds(why) => write!(f, "fds {why}"),
-            Self::Flush => write!(
+            Self::LeftOpen => write!(
                 f,
                 "fd of a file whose close may wait (FUSE, a network file system): left open"
             ),
             Self::Uncollected => write!(f, "too many files of the daemon's user are in flight"),
             Self::Silent => write!(f, "front-end was silent in the middle of a message"),
             Self::RepliesUnread => write!(f, "front-end does not read its replies"),
-            Self::CallBlocked => write!(f, "call eventfd is full and blocking"),
+            Self::CallBlocked => write!(f, "call or err eventfd is full and blocking"),
+            Self::NotNotified(error) => write!(f, "call or err cannot be written to: {error}"),
             Self::Truncated => write!(f, "guest memory was truncated"),
             Self::Vhost(error) => write!(f, "message refused: {error}"),
             Self::Host(error) => write!(f, "{error}"),
@@ -227,6 +230,8 @@ pub enum ExitCode {
     OsError,
     /// `EX_CANTCREAT`: a socket cannot be made.
     CantCreate,
+    /// `EX_IOERR`: what was asked for cannot be written to stdout.
+    IoError,
     /// `EX_NOPERM`: a device or socket directory may not be used.
     NoPermission,
     /// `EX_CONFIG`: a device cannot be served as configured.
@@ -242,6 +247,7 @@ impl ExitCode {
             Self::Unavailable => 69,
             Self::OsError => 71,
             Self::CantCreate => 73,
+            Self::IoError => 74,
             Self::NoPermission => 77,
             Self::Config => 78,
         }

@@ -1,7 +1,8 @@
 //! The last close of what a front-end brought is left to the kernel.
 //!
 //! Closing a file for the last time may take long: it frees a dead guest's memory, 0.1 s for each
-//! GiB that is populated, and a hostile front-end can make it wait for ever (a pipe whose lock it
+//! GiB that is populated (unmapping what was touched here takes as long for that part, and is done
+//! here), and a hostile front-end can make it wait for ever (a pipe whose lock it
 //! holds, a network socket that lingers, anything that a locked epoll set watches). Here nobody
 //! else would be served meanwhile. So nothing of a front-end's is closed where it is given up: it
 //! is thrown away, and collected at the end of the message or of the connection.
@@ -31,6 +32,10 @@ use crate::kind;
 /// Most files that are collected at once: with the receiver, fewer than the 253 of one message.
 const BATCH: usize = 128;
 
+/// Most things of a guest that wait at the same time: those that make its messages wait, and a
+/// connection with all regions, the files of a message and three eventfds.
+const THINGS: usize = 192;
+
 /// Something that a front-end brought.
 struct Thing {
     /// The number of its guest.
@@ -44,6 +49,12 @@ thread_local! {
     static LEFT: RefCell<Vec<Thing>> = const { RefCell::new(Vec::new()) };
     static OWNER: Cell<usize> = const { Cell::new(0) };
     static TOUCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes the room that the things of `guests` guests can need: to grow, it would need a system call
+/// that the filter does not allow (`mremap`).
+pub fn make_room(guests: usize) {
+    LEFT.with_borrow_mut(|left| left.reserve(guests.saturating_mul(THINGS)));
 }
 
 /// What is thrown away from now on is guest `number`'s.

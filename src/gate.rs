@@ -13,6 +13,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use crate::fate::SessionError;
 use crate::kind;
+use crate::poll;
 
 /// `vhost_user_msg_header`: request code, flags, size of the body, all u32.
 const HEADER_LEN: usize = 12;
@@ -110,6 +111,8 @@ pub enum Queued {
 /// # Errors
 /// The front-end left, or what it sends or does not read must end the session.
 pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionError> {
+    // First: each look below shows all that is counted here, and the fds that came with it.
+    let queued = usize::try_from(count(fd, libc::FIONREAD)?).unwrap_or(0);
     let mut header = [0; HEADER_LEN];
     // Without room for fds none are made, but their presence shows.
     let Some(front) = peek(fd, 0, &mut header, 0)? else {
@@ -118,7 +121,10 @@ pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionErro
     if front.len == 0 {
         return Err(SessionError::Disconnected);
     }
-    let queued = usize::try_from(count(fd, libc::FIONREAD)?).unwrap_or(0);
+    // What comes with one no look shows, and none goes beyond it.
+    if poll::shows(fd, libc::POLLPRI) {
+        return Err(SessionError::Fds("may be with an urgent byte"));
+    }
     if queued < HEADER_LEN {
         return Ok(Queued::Part);
     }
@@ -199,10 +205,10 @@ fn hold_piece(
             break;
         };
         if piece.fds.last().is_some_and(kind::close_may_wait) {
-            // Left open: at the end of the process the wait is nobody's.
+            // Left open: the wait, and it may be for ever, is put off to the end of the process.
             piece.fds.pop().into_iter().for_each(forget);
             held.append(&mut piece.fds);
-            return Err(SessionError::Flush);
+            return Err(SessionError::LeftOpen);
         }
         if !piece.more {
             held.append(&mut piece.fds);
@@ -212,6 +218,15 @@ fn hold_piece(
     Err(SessionError::Fds(
         "that are more than 32 or than the process may have",
     ))
+}
+
+/// Whether the SET_VRING_ENABLE that is queued on the connection `fd` enables its ring: behind the
+/// header, the ring's index and 1. Where that comes in pieces the answer is no.
+pub fn enables(fd: RawFd) -> bool {
+    let mut message = [0; HEADER_LEN + 8];
+    let peeked = peek(fd, 0, &mut message, 0).ok().flatten();
+    let whole = peeked.is_some_and(|peeked| peeked.len == message.len());
+    whole && message.ends_with(&1u32.to_le_bytes())
 }
 
 /// What a peek shows.

@@ -14,6 +14,16 @@ use crate::fate::{ExitCode, Fatal};
 use crate::kind::socket_option;
 use crate::listener::Listener;
 
+/// Options that have the kernel add to what is received; those of the second and third value are not
+/// in all C libraries yet.
+const UNWANTED: [(&str, libc::c_int); 3] = [
+    ("SO_PASSCRED", libc::SO_PASSCRED),
+    ("SO_PASSSEC", 34),
+    ("SO_PASSPIDFD", 76),
+];
+/// Bytes of a send buffer that the longest reply fits in, beside those that may be unread (`gate`).
+const MIN_SNDBUF: libc::c_int = 64 * 1024;
+
 /// What a guest's front-ends come through.
 #[derive(Debug)]
 pub enum Socket {
@@ -75,7 +85,16 @@ fn judge(file: File, fd: RawFd) -> Result<Socket, String> {
     if get(libc::SO_TYPE)? != libc::SOCK_STREAM {
         return Err("is not a stream socket".to_owned());
     }
+    // What comes with messages beside fds would hide these.
+    for (name, option) in UNWANTED {
+        if socket_option(&file, option).is_ok_and(|value| value != 0) {
+            return Err(format!("has {name} set, whose messages are not understood"));
+        }
+    }
     let listens = get(libc::SO_ACCEPTCONN)? != 0;
+    if !listens && get(libc::SO_SNDBUF)? < MIN_SNDBUF {
+        return Err("has a send buffer of less than 64 KiB".to_owned());
+    }
     let fails = |error: std::io::Error| format!("cannot be used: {error}");
     let socket = OwnedFd::from(file);
     if listens {

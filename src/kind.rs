@@ -27,7 +27,7 @@ pub fn trust_root() {
 /// come. So do network file systems. Believed are memory, block devices, and the host's root (in
 /// a container an overlay, which has no block device).
 pub fn close_may_wait(fd: &OwnedFd) -> bool {
-    if is_memory(fd) {
+    if is_memory(fd) || is_only_a_path(fd) {
         return false;
     }
     let Ok((kind, device)) = file_type(fd) else {
@@ -62,6 +62,13 @@ pub fn file_type(fd: &impl AsRawFd) -> io::Result<(u32, (u32, u32))> {
 pub fn is_memory(fd: &impl AsRawFd) -> bool {
     // SAFETY: F_GET_SEALS takes no pointer.
     unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) >= 0 }
+}
+
+/// Whether `fd` was opened by `O_PATH`: the file behind it is not told of its close.
+fn is_only_a_path(fd: &impl AsRawFd) -> bool {
+    // SAFETY: F_GETFL takes no pointer.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_PATH != 0
 }
 
 /// Bytes of a page of `file`, which lives in memory, if they are huge pages of hugetlbfs.

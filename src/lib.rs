@@ -29,16 +29,19 @@
 //! | modules | job |
 //! |---|---|
 //! | [`daemon`] | from the command line to all that the loop runs on |
-//! | [`event_loop`], [`turns`], [`alarm`] | events; whose turn it is; deadlines |
+//! | [`cli`], [`environment`] | what it is told |
+//! | [`sandbox`], [`landlock`], [`seccomp`], [`bpf`], [`way_out`] | confinement and the end |
+//! | [`event_loop`], [`turns`], [`alarm`], [`signals`], [`sd_notify`] | events; whose turn it is; deadlines; signals; the service manager |
 //! | [`session`], [`requestq`], [`grant`], [`counters`] | one guest: its socket and messages; its requests; what it may ask, what became of it |
 //! | [`backend`], [`gate`] | vhost-user messages: what each does; whether one may be read |
 //! | [`bus`], [`hold`], [`transfer`] | who has the controller; one request on its way over the wire |
-//! | [`device`], [`loopback`], [`probe`], [`message`], [`spidev`] | chip selects: what they may be asked, how they do it |
+//! | [`device`], [`probe`], [`loopback`], [`spidev`], [`message`] | chip selects: what they may be asked, how they do it |
 //! | [`request`], [`vring`], [`chain`], [`memory`], [`sigbus`] | requests, rings, guest memory |
 //! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
-//! | [`sandbox`], [`landlock`], [`seccomp`], [`bpf`], [`way_out`], [`signals`] | confinement and the end |
-//! | [`handed_in`], [`listener`], [`epoll`], [`garbage`], [`kind`] | sockets, fds and their end |
-//! | [`sd_notify`], [`watchdog`], [`log`], [`cli`], [`environment`], [`config`], [`fate`] | the service manager, time, text |
+//! | [`handed_in`], [`listener`] | sockets |
+//! | [`log`], [`watchdog`], [`poll`] | lines; writes that must not wait |
+//! | [`epoll`], [`garbage`], [`kind`] | fds and their end |
+//! | [`fate`], [`config`] | errors and settings, as values |
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -100,12 +103,13 @@ pub mod landlock;
     reason = "UNSAFETY: a socket with permissions and a group, shutdown, and the *at calls"
 )]
 pub mod listener;
-#[allow(unsafe_code, reason = "UNSAFETY: poll")]
 pub mod log;
 pub mod loopback;
 pub mod memory;
 pub mod message;
 pub mod plan;
+#[allow(unsafe_code, reason = "UNSAFETY: ppoll")]
+pub mod poll;
 pub mod probe;
 pub mod request;
 pub mod requestq;

@@ -5,7 +5,7 @@
 //! listens: until then nobody gets in.
 //!
 //! Between daemons the directory is the lock: while one of them makes its sockets it holds `flock`
-//! on it, so that a socket that is bound but does not listen yet is not taken for a stale one.
+//! on it, for which the others wait, so that a socket that is bound but does not listen yet is not taken for a stale one.
 
 use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -18,9 +18,10 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{AccessConfig, Group, digits};
+use crate::config::{AccessConfig, Group, LogLevel, digits};
 use crate::fate::{ExitCode, Fatal};
 use crate::garbage;
+use crate::log;
 
 const GROUPS: &str = "/etc/group";
 /// Everything but permissions.
@@ -122,7 +123,7 @@ impl Listener {
             .custom_flags(libc::O_DIRECTORY)
             .open(parent)
             .map_err(cannot)?;
-        lock(&directory).map_err(cannot)?;
+        lock(&directory, &shown).map_err(cannot)?;
         clear_the_way(path, &shown)?;
         let socket = bind(path, access.mode).map_err(cannot)?;
         let file = SocketFile::new(directory, name, path).map_err(cannot)?;
@@ -205,8 +206,9 @@ pub fn hang_up(fd: RawFd) {
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
-/// Waits up to two seconds for another daemon that makes its sockets in the same directory.
-fn lock(directory: &File) -> io::Result<()> {
+/// Waits up to two seconds for another daemon that makes its sockets in the same directory. No longer:
+/// whoever may read the directory can lock it.
+fn lock(directory: &File, shown: &str) -> io::Result<()> {
     for _ in 0..20 {
         match directory.try_lock() {
             Ok(()) => return Ok(()),
@@ -214,7 +216,9 @@ fn lock(directory: &File) -> io::Result<()> {
             Err(TryLockError::Error(error)) => return Err(error),
         }
     }
-    Err(io::Error::other("directory is locked by another process"))
+    let why = "its directory is locked by another process, and not waited for any longer";
+    log::line(LogLevel::Warning, format_args!("warning: {shown}: {why}"));
+    Ok(())
 }
 
 fn split(path: &Path) -> Option<(&Path, CString)> {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::LogLevel;
+use crate::poll;
 use crate::watchdog;
 
 const LINE_LEN: usize = 512;
@@ -94,7 +95,7 @@ pub fn write(level: LogLevel, text: fmt::Arguments<'_>) -> bool {
         *slot = b'\n';
         line.len = line.len.saturating_add(1);
     }
-    if !is_writable() {
+    if !poll::shows(libc::STDERR_FILENO, libc::POLLOUT) {
         return false;
     }
     // Somebody else may fill it before us: then the watchdog ends the wait.
@@ -102,23 +103,6 @@ pub fn write(level: LogLevel, text: fmt::Arguments<'_>) -> bool {
     // Once, whatever comes of it: a failure costs the line alone.
     let written = io::stderr().write(line.bytes.get(..line.len).unwrap_or_default());
     written.is_ok()
-}
-
-fn is_writable() -> bool {
-    let mut fd = libc::pollfd {
-        fd: libc::STDERR_FILENO,
-        events: libc::POLLOUT,
-        revents: 0,
-    };
-    let at_once = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // Not poll(): stopped or frozen within it, the kernel goes on by restart_syscall(), even where
-    // nothing is waited for.
-    // SAFETY: one pollfd and the time-out, both alive; no signal mask is asked for.
-    let ready = unsafe { libc::ppoll(&raw mut fd, 1, &raw const at_once, std::ptr::null()) };
-    ready > 0 && fd.revents & libc::POLLOUT != 0
 }
 
 /// A field's value that is text: in quotes, of which it has none itself.

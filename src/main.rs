@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use vhost_device_spi::cli::{CAPABILITIES, Command, HELP};
 use vhost_device_spi::config::{Config, LogLevel, Source};
 use vhost_device_spi::environment::Environment;
-use vhost_device_spi::fate::Fatal;
+use vhost_device_spi::fate::{self, Fatal};
 use vhost_device_spi::handed_in::Socket;
 use vhost_device_spi::seccomp::{self, Pins};
 use vhost_device_spi::{daemon, handed_in, log, sandbox, way_out};
@@ -74,7 +74,9 @@ fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), F
 }
 
 fn print(text: &str) -> Result<(), Fatal> {
-    // Whoever does not read the text does not miss it.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(())
+    let mut stdout = std::io::stdout();
+    let written = stdout.write_all(text.as_bytes());
+    written
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Fatal::os(fate::ExitCode::IoError, "stdout", &error))
 }

@@ -14,12 +14,11 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, FileOffset, GuestAddress, MmapRegion, VolatileMemory, VolatileSlice};
 
+use crate::config::MAX_REGIONS;
 use crate::garbage::throw_away_memory;
 use crate::kind;
 use crate::sigbus::Watch;
 
-/// Most regions that a guest may have.
-pub const MAX_REGIONS: usize = 32;
 /// Most bytes that all regions of a guest may have together: 256 GiB, half of the address space of
 /// an arm64 process with 39-bit addresses.
 const MAX_TOTAL_LEN: u64 = 1 << 38;

@@ -8,7 +8,23 @@ use std::marker::PhantomData;
 use crate::fate::TransferError;
 use crate::memory::Slice;
 use crate::plan::MAX_PIECES;
-use crate::spidev::SpiIocTransfer;
+
+/// `struct spi_ioc_transfer` of `include/uapi/linux/spi/spidev.h`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct SpiIocTransfer {
+    tx_buf: u64,
+    rx_buf: u64,
+    len: u32,
+    speed_hz: u32,
+    delay_usecs: u16,
+    bits_per_word: u8,
+    cs_change: u8,
+    tx_nbits: u8,
+    rx_nbits: u8,
+    word_delay_usecs: u8,
+    pad: u8,
+}
 
 /// What all transfers of a message have in common.
 #[derive(Debug, Clone, Copy)]

@@ -7,7 +7,7 @@
 //! direction the sum of the lengths, each rounded up to `ARCH_DMA_MINALIGN`, at most `bufsiz`.
 //!
 //! Invariant: the pieces of all messages, put together, are the request's bytes, each once, in
-//! order. Must not: touch memory or fds. Called by `bus`.
+//! order. Must not: touch memory or fds. Called by `transfer`.
 
 /// Most transfers of one `SPI_IOC_MESSAGE`.
 pub const MAX_PIECES: usize = 511;

@@ -191,27 +191,36 @@ impl Requestq {
             Access::Free { continues } => {
                 accepted.transfer.set_continues(continues);
                 vring.consume();
-                self.waits_since = None;
-                if seen_at < shared.now {
-                    let wait = shared.now.saturating_duration_since(seen_at);
-                    self.tally.note_wait(chip_select, wait);
-                }
-                self.active = Some(Active {
-                    bus: accepted.bus,
-                    answer,
-                    chip_select,
-                });
-                if let Some(bus) = shared.buses.get_mut(accepted.bus) {
-                    let Accepted {
-                        claim,
-                        terms,
-                        transfer,
-                        ..
-                    } = accepted;
-                    bus.begin(claim, terms, transfer, &mut shared.store, shared.now);
-                }
+                let waited = shared.now.saturating_duration_since(seen_at);
+                self.tally.note_wait(chip_select, waited);
+                self.begin(accepted, answer, chip_select, shared);
                 self.advance(guest, shared)
             }
+        }
+    }
+
+    /// Puts a request on its way that was taken off the ring and has its bus.
+    fn begin(
+        &mut self,
+        accepted: Accepted,
+        answer: Answer,
+        chip_select: Option<u8>,
+        shared: &mut Shared,
+    ) {
+        let Accepted {
+            bus: index,
+            claim,
+            terms,
+            transfer,
+        } = accepted;
+        self.waits_since = None;
+        self.active = Some(Active {
+            bus: index,
+            answer,
+            chip_select,
+        });
+        if let Some(bus) = shared.buses.get_mut(index) {
+            bus.begin(claim, terms, transfer, &mut shared.store, shared.now);
         }
     }
 
@@ -342,15 +351,26 @@ impl Requestq {
     ///
     /// # Errors
     /// The call eventfd blocked.
-    pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
+    pub fn pause(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
         let bus = self.active.and_then(|active| shared.buses.get(active.bus));
         let transfer = bus.and_then(|bus| bus.running_for(self.number));
-        if transfer.is_some_and(|transfer| transfer.remaining() <= GRACE) {
-            self.stopping = true;
-            return Ok(false);
+        self.stopping = transfer.is_some_and(|transfer| transfer.remaining() <= GRACE);
+        if self.is_active() && !self.stopping {
+            self.abort(guest, shared)?;
         }
-        self.abort(guest, shared)?;
-        Ok(true)
+        Ok(!self.stopping)
+    }
+
+    /// As [`Requestq::pause`], and releases what is held.
+    ///
+    /// # Errors
+    /// The call eventfd blocked.
+    pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
+        let paused = self.pause(guest, shared)?;
+        if paused {
+            self.abort(guest, shared)?;
+        }
+        Ok(paused)
     }
 
     /// Ends the request on the way with `TRANS_ERR`, releases chip select, and tells the driver

@@ -17,11 +17,10 @@ use std::fs;
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::config::{LogLevel, SeccompMode};
+use crate::config::{LogLevel, MAX_REGIONS, SeccompMode};
 use crate::fate::{ExitCode, Fatal};
 use crate::landlock;
 use crate::log;
-use crate::memory::MAX_REGIONS;
 use crate::seccomp::{self, Pins};
 
 /// Fds that do not depend on the number of guests: stdio, signals, timer, epoll, up to 16 devices;

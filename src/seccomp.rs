@@ -90,7 +90,9 @@ const SIZE_BITS: u32 = 0x3fff << 16;
 const NOT_EXECUTABLE: Test = masked(2, 4, 0); // PROT_EXEC
 const FIONREAD: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
+#[cfg(debug_assertions)]
 const F_GETFD: u32 = 1;
+const F_GETFL: u32 = 3;
 const F_GET_SEALS: u32 = 1034;
 const AT_EMPTY_PATH: u32 = 0x1000;
 const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
@@ -165,6 +167,7 @@ rules! {
 
     // What its fds are, and its memory.
     SYS_fcntl           [is(1, F_GET_SEALS)]                            "kind::is_memory";
+    SYS_fcntl           [is(1, F_GETFL)]                                "kind::is_only_a_path";
     SYS_statx           [masked(2, AT_EMPTY_PATH, AT_EMPTY_PATH)]       "kind::file_type";
     #[cfg(target_env = "musl")]
     SYS_fstat           []                                              "memory::check_file";
@@ -182,8 +185,8 @@ rules! {
     #[cfg(target_env = "musl")]
     SYS_madvise         []                                              "session::accept";
 
-    // Lines on stderr.
-    SYS_ppoll           [is(1, 1)]                                      "log::is_writable";
+    // Room on stderr, and urgent bytes on a connection.
+    SYS_ppoll           [is(1, 1)]                                      "poll::shows";
 
     // The end.
     SYS_read            [is(2, SIGINFO_LEN)]                            "signals::take";
@@ -212,6 +215,7 @@ rules! {
         unseen "nothing known makes it happen", "segfault_under_the_filter_ends_by_sigsegv";
 
     // Debug builds check each fd that they close.
+    #[cfg(debug_assertions)]
     SYS_fcntl           [is(1, F_GETFD)]                                "garbage::collect"
         unseen "not in what ships", "debug_build_serves_under_its_filter";
 }

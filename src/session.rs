@@ -49,7 +49,7 @@ pub struct Session {
     number: u32,
     index: usize,
     listener: Option<Listener>,
-    /// Its only front-end was handed in.
+    /// There will be no other front-end: this one was handed in, or the socket was shut down.
     is_single: bool,
     connection: Option<Connection>,
     requestq: Requestq,
@@ -165,6 +165,23 @@ impl Session {
         self.is_single && self.connection.is_none()
     }
 
+    /// Somebody who has the socket too has shut it down: whoever is connected is the last.
+    pub fn lose_listener(&mut self, poller: &Poller) {
+        self.is_single = true;
+        self.give_up_listening("its socket was shut down", poller);
+    }
+
+    /// Stops listening for good, and says why: once, and whatever was said before, so as not to be
+    /// lost to the limit.
+    fn give_up_listening(&mut self, cause: &str, poller: &Poller) {
+        let guest = self.number;
+        log::line(
+            LogLevel::Error,
+            format_args!("guest={guest} not listening any more: cause=\"{cause}\""),
+        );
+        self.stop_listening(poller);
+    }
+
     /// Stops listening for good.
     pub fn stop_listening(&mut self, poller: &Poller) {
         garbage::set_owner(self.index);
@@ -201,6 +218,8 @@ impl Session {
             let Some(connection) = &mut self.connection else {
                 return Ok(Turn::Idle);
             };
+            // Those of a message that had to wait: it is still queued, so that no close is the last.
+            connection.held.clear();
             let fd = connection.handler.as_raw_fd();
             let request = match gate::inspect(fd, &mut connection.held)? {
                 Queued::Nothing if !connection.hung_up => return Ok(Turn::Again),
@@ -225,20 +244,22 @@ impl Session {
     /// the message must wait for that to come to its end.
     ///
     /// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets it finish if it is
-    /// short. Whatever else changes memory or ring ends it. A region that is added takes nothing
-    /// away, so it goes on.
+    /// short, and so does memory that changes, which is no reason to release chip select either.
+    /// Whatever else changes the ring ends it. A ring that is enabled or a region that is added
+    /// takes nothing away, so it goes on.
     fn make_way(&mut self, request: Request, shared: &mut Shared) -> Result<bool, SessionError> {
         let Some(connection) = &self.connection else {
             return Ok(true);
         };
         let mut guest = connection.backend.guest();
+        let fd = connection.handler.as_raw_fd();
         match request {
+            Request::SetVringEnable if gate::enables(fd) => Ok(true),
+            Request::SetMemTable | Request::RemMemReg => self.requestq.pause(&mut guest, shared),
             Request::GetVringBase | Request::SetVringEnable => {
                 self.requestq.stop(&mut guest, shared)
             }
-            Request::SetMemTable
-            | Request::RemMemReg
-            | Request::SetVringNum
+            Request::SetVringNum
             | Request::SetVringAddr
             | Request::SetVringBase
             | Request::SetFeatures
@@ -351,16 +372,10 @@ impl Session {
         // It ends anyway: an eventfd that blocks has done so for the last time.
         let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
         connection.end(&shared.poller);
-        if matches!(error, SessionError::Flush) {
+        if matches!(error, SessionError::LeftOpen) {
             self.left_open = self.left_open.saturating_add(1);
             if self.left_open > MAX_LEFT_OPEN {
-                // Once, and whatever was said before: not to be lost to the limit.
-                let (guest, cause) = (self.number, "too many fds had to be left open");
-                log::line(
-                    LogLevel::Error,
-                    format_args!("guest={guest} not listening any more: cause=\"{cause}\""),
-                );
-                self.stop_listening(&shared.poller);
+                self.give_up_listening("too many fds had to be left open", &shared.poller);
             }
         }
         true
@@ -380,7 +395,8 @@ impl Session {
             SessionError::Disconnected
             | SessionError::Message(..)
             | SessionError::Fds(_)
-            | SessionError::Flush
+            | SessionError::LeftOpen
+            | SessionError::NotNotified(_)
             | SessionError::Silent
             | SessionError::RepliesUnread
             | SessionError::Truncated

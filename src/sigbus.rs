@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vmm_sys_util::signal::register_signal_handler;
 
-use crate::config::MAX_GUESTS;
-use crate::memory::MAX_REGIONS;
+use crate::config::{MAX_GUESTS, MAX_REGIONS};
 
 /// A table is replaced by a new one while the old is still mapped: room for both.
 const SLOTS: usize = 2 * MAX_GUESTS * MAX_REGIONS;

@@ -25,7 +25,8 @@ pub enum Wish {
 }
 
 /// Blocks these signals and gives a signalfd for them: from here on none is lost, and none
-/// interrupts anything. SIGALRM, the watchdog's, is unblocked whatever was inherited.
+/// interrupts anything. SIGALRM, the watchdog's, and SIGBUS are unblocked whatever was inherited. A
+/// file on stderr that may not grow further costs its lines, not the process (SIGXFSZ).
 ///
 /// # Errors
 /// The kernel's.
@@ -40,7 +41,11 @@ pub fn catch() -> io::Result<File> {
             Err(error) => return Err(other(&error)),
         }
     }
-    unblock_signal(libc::SIGALRM).map_err(|error| other(&error))?;
+    for signal in [libc::SIGALRM, libc::SIGBUS] {
+        unblock_signal(signal).map_err(|error| other(&error))?;
+    }
+    // SAFETY: SIG_IGN is a valid disposition of this signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let caught =
         create_sigset(&CAUGHT).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;

@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::fate::{ExitCode, Fatal, TransferError};
-use crate::message::Message;
+use crate::message::{Message, SpiIocTransfer};
 
 /// Mode bit: clock phase.
 pub const SPI_CPHA: u32 = 1 << 0;
@@ -57,24 +57,6 @@ pub const WR_MODE32: u32 = ioc(true, 5, 4);
 pub const MESSAGE_0: u32 = ioc(true, 0, 0);
 
 const TRANSFER_LEN: u32 = 32;
-
-/// `struct spi_ioc_transfer`.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-pub struct SpiIocTransfer {
-    pub(crate) tx_buf: u64,
-    pub(crate) rx_buf: u64,
-    pub(crate) len: u32,
-    pub(crate) speed_hz: u32,
-    pub(crate) delay_usecs: u16,
-    pub(crate) bits_per_word: u8,
-    pub(crate) cs_change: u8,
-    pub(crate) tx_nbits: u8,
-    pub(crate) rx_nbits: u8,
-    pub(crate) word_delay_usecs: u8,
-    pub(crate) pad: u8,
-}
-
 const _: () = assert!(size_of::<SpiIocTransfer>() == 32);
 
 /// An open spidev.

@@ -75,10 +75,19 @@
 //! other controller (one ioctl each; a controller that hangs adds what its driver allows, by
 //! `spi_transfer_wait()` in Linux as much again and 200 ms), and once in the daemon's life 100 ms
 //! for a write that blocks, after that 10 ms for each socket whose front-end does this, with rests
-//! from 1 to 64 seconds in between.
+//! from 1 to 64 seconds in between. A front-end that has much memory can buy more with it: see the
+//! first of what is not defended.
 //!
 //! # Not defended
 //!
+//! - A front-end's memory, in proportion to how much it has. While it punches a hole into it
+//!   (`fallocate()`), whoever touches a page there waits for the whole hole, and so do we: 0.4 s for
+//!   each GiB (measured, with the machine loaded: 1.6 s for 2 GiB). And what was touched here of
+//!   memory that goes away is unmapped here: 0.1 s for each GiB of which every 64 KiB were touched
+//!   (0.5 s for 3 GiB, loaded). The host bounds it by how much memory each VM may have.
+//! - A file that had to be left open, since its close may wait for ever, is closed at the end of the
+//!   process: that is in order by then (lines released, sockets removed), but the process stays until
+//!   its file system answers or is aborted (`/sys/fs/fuse/connections`), and whoever waits for it.
 //! - A front-end against its own guest, or a guest against its front-end: they share memory.
 //! - Other users of the same controller: drivers of the host and other programs. The kernel has no
 //!   lock on a bus for user space; see "Chip select" in the README.

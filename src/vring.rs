@@ -106,9 +106,13 @@ impl Default for Vring {
 }
 
 impl Vring {
-    /// Back to how a session begins, fds closed.
+    /// Back to how a session begins, fds closed; but protocol features, once acknowledged, go on
+    /// asking for the ring to be enabled.
     pub fn reset(&mut self) {
-        *self = Self::default();
+        *self = Self {
+            always_enabled: self.always_enabled,
+            ..Self::default()
+        };
     }
 
     /// Sets the number of descriptors; `false` unless it is a power of two up to [`MAX_SIZE`].
@@ -148,6 +152,8 @@ impl Vring {
         self.event_idx = event_idx;
         self.indirect = indirect;
         self.always_enabled = !protocol_features;
+        // Which field suppresses kicks may be another one now.
+        self.suppressed = None;
     }
 
     /// Enables or disables the ring.
@@ -353,8 +359,8 @@ impl Vring {
     /// # Errors
     /// The front-end filled its eventfd and made it blocking: the write was interrupted.
     pub fn notify(&mut self, memory: &Memory) -> Result<(), SessionError> {
-        // Without a call eventfd the notification is kept for the one that may come.
-        if self.call.is_none() || self.unnotified == 0 {
+        // Without a call eventfd, or while the ring does not run, the notification is kept.
+        if self.call.is_none() || self.unnotified == 0 || !self.running {
             return Ok(());
         }
         let wanted = self.wants_notification(memory);

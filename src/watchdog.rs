@@ -53,7 +53,7 @@ pub fn arm() {
 /// any time, so the write can block. A tick then interrupts it.
 ///
 /// # Errors
-/// It blocked, or the host refused the write.
+/// It blocked, or what the front-end gave cannot be written to.
 pub fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
     arm();
     let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {
@@ -64,7 +64,7 @@ pub fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
         Some(libc::EAGAIN) => Ok(()),
         // An eventfd that has room is written without waiting: only one that blocked is interrupted.
         Some(libc::EINTR) => Err(SessionError::CallBlocked),
-        Some(_) | None => Err(SessionError::Host(error)),
+        Some(_) | None => Err(SessionError::NotNotified(error)),
     }
 }
 

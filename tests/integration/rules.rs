@@ -113,6 +113,54 @@ fn check(file: &str, at_least: usize) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// The modules in the order of the table in `src/lib.rs`, whose rows come from top to bottom.
+fn modules() -> Vec<String> {
+    let text = fs::read_to_string(Path::new(ROOT).join("src/lib.rs")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("//! | [`"));
+    let cells = rows.map(|row| row.split('|').nth(1).unwrap());
+    let names = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    names.map(str::to_owned).collect()
+}
+
+/// What a module's sources name of the crate, tests and comments left out.
+fn uses(module: &str) -> Vec<String> {
+    let src = Path::new(ROOT).join("src");
+    let mut files = vec![src.join(format!("{module}.rs"))];
+    if src.join(module).is_dir() && module != "seccomp" {
+        files.extend(sources(&src.join(module)));
+    }
+    let mut all = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(file).unwrap();
+        let code = text.split("\n#[cfg(test)]\n").next().unwrap();
+        let code = code.lines().filter(|line| !line.trim().starts_with("//"));
+        for line in code {
+            for part in line.split("crate::").skip(1) {
+                let name = part
+                    .split(|c: char| !c.is_alphanumeric() && c != '_')
+                    .next();
+                all.push(name.unwrap_or_default().to_owned());
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn modules_use_only_those_below_them() {
+    let modules = modules();
+    assert!(modules.len() > 40, "{modules:?}: is it read rightly?");
+    let mut count = 0;
+    for (place, module) in modules.iter().enumerate() {
+        for used in uses(module).iter().filter(|used| *used != module) {
+            let at = modules.iter().position(|other| other == used);
+            assert!(at > Some(place), "{module} uses {used}");
+            count += 1;
+        }
+    }
+    assert!(count > 150, "{count} uses: are they read rightly?");
+}
+
 #[test]
 fn rules_check_sees_what_is_no_test() {
     let text = "#[test]\nfn one() {}\nfn helper() {}\n#[test]\n#[ignore = \"x\"]\nfn two() {}\n#[test]\n#[should_panic]\nfn three() {}";

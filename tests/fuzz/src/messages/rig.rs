@@ -176,7 +176,7 @@ impl Rig {
     fn close(&mut self, error: &SessionError) {
         self.session.close(error, &mut self.shared);
         self.is_connected = false;
-        if matches!(error, SessionError::Flush) {
+        if matches!(error, SessionError::LeftOpen) {
             self.left_open += 1;
             self.left_open_ever += 1;
         }
