@@ -463,6 +463,39 @@ mod tests {
         assert!(inspect_pieces(&bytes).0.is_err());
     }
 
+    /// What comes between two of its looks must not be seen by the later one alone.
+    #[test]
+    fn inspect_holds_fds_that_come_while_it_looks() {
+        let mut message = header(13, 1, 8); // SET_VRING_CALL
+        message.extend([0, 1, 0, 0, 0, 0, 0, 0]);
+        let whole = Queued::Message(Request::SetVringCall);
+        let (to_sender, fronts) = std::sync::mpsc::sync_channel::<UnixStream>(0);
+        let sender = std::thread::spawn(move || {
+            let (head, body) = message.split_at(HEADER_LEN);
+            for (round, front) in fronts.iter().enumerate() {
+                front.send_with_fds(&[head], &[]).unwrap();
+                // Each round at another moment.
+                (0..round % 100).for_each(|_| std::hint::spin_loop());
+                front.send_with_fds(&[body], &[front.as_raw_fd()]).unwrap();
+            }
+        });
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(1);
+        for round in 0..5000 {
+            let (front, back) = UnixStream::pair().unwrap();
+            to_sender.send(front).unwrap();
+            let mut held = Vec::new();
+            while inspect(back.as_raw_fd(), &mut held).unwrap() != whole {
+                held.clear();
+            }
+            assert!(!held.is_empty(), "round {round}");
+            if std::time::Instant::now() > end {
+                break;
+            }
+        }
+        drop(to_sender);
+        sender.join().unwrap();
+    }
+
     #[test]
     fn inspect_closed_peer_is_the_end() {
         let (front, back) = UnixStream::pair().unwrap();

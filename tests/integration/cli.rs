@@ -1,5 +1,6 @@
 //! The command line: a contract with existing users.
 
+use crate::rig::kernel_rules as rules;
 use crate::rig::record::Kind;
 use crate::rig::setup::{Finished, run};
 use crate::rig::*;
@@ -112,6 +113,24 @@ fn cli_print_capabilities_prints_json_whatever_else_is_given() {
 }
 
 /// The file for the folder where QEMU's management software looks for back-ends.
+#[test]
+fn cli_text_that_cannot_be_written_is_an_error_that_names_stdout() {
+    for option in [
+        "--help",
+        "--version",
+        "--print-syscalls",
+        "--print-capabilities",
+    ] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let no_room = move || {
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&full);
+            sys::check(unsafe { libc::dup2(fd, 1) }.into()).map(drop)
+        };
+        let finished = setup::run_after(&Host::new(), &[option], no_room);
+        assert_eq!(finished.refused(&["stdout"]), 74, "{option}");
+    }
+}
+
 #[test]
 fn cli_capabilities_and_the_file_for_qemu_agree() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/50-vhost-device-spi.json");
@@ -371,6 +390,19 @@ fn cli_device_that_is_unplugged_at_start_is_refused() {
     let host = Host::with_devices(1);
     host.fail_ioctls(DEV, libc::ESHUTDOWN);
     with_socket(&host, &[DEVICE]).refused(&["/dev/spidev0.0", "shutdown"]);
+}
+
+#[test]
+fn cli_device_that_fails_when_its_word_sizes_are_tried_is_refused() {
+    let host = Host::with_devices(1);
+    host.fail_request(DEV, rules::WR_BITS_PER_WORD, libc::EIO);
+    let code = with_socket(&host, &[DEVICE]).refused(&["/dev/spidev0.0", "input/output error"]);
+    assert_eq!(code, 66);
+    // What is not supported is not what fails.
+    host.fail_request(DEV, rules::WR_BITS_PER_WORD, libc::EINVAL);
+    let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+    let config = Guest::connect(&daemon, 0).config();
+    assert_eq!(config.bits_per_word_mask, 1 << 7);
 }
 
 #[test]

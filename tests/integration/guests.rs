@@ -142,6 +142,26 @@ fn guest_whose_memory_file_shrinks_ends_alone() {
     Guest::connect(&daemon, 0).assert_served();
 }
 
+/// Whoever starts the daemon may have left all signals blocked: SIGBUS would then end it instead of being handled.
+#[test]
+fn guest_whose_memory_file_shrinks_ends_alone_with_all_signals_blocked_before() {
+    let host = Host::with_devices(1);
+    let block_all = || {
+        let mut all = unsafe { std::mem::zeroed() };
+        unsafe { libc::sigfillset(&mut all) };
+        let none = std::ptr::null_mut();
+        sys::check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &all, none) }.into()).map(drop)
+    };
+    let setup = Setup::new(&host).guests(2).device("/dev/spidev0.0");
+    let daemon = setup.before_exec(block_all).start();
+    let (bad, mut good) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
+    bad.memory.regions[0].file.set_len(0).unwrap();
+    bad.kick_anyway();
+    assert!(bad.raw.hung_up(PATIENCE));
+    good.assert_served();
+    daemon.stop();
+}
+
 #[test]
 fn chip_selects_each_reach_their_own_device() {
     let host = (0..4).fold(Host::new(), |host, n| {

@@ -205,6 +205,102 @@ fn handed_in_fd_of_no_use_is_refused_with_option_value_and_cause() {
 }
 
 #[test]
+fn handed_in_socket_whose_messages_would_not_be_understood_is_refused() {
+    const SO_PASSPIDFD: i32 = 76;
+    for (option, name) in [
+        (libc::SO_PASSCRED, "SO_PASSCRED"),
+        (libc::SO_PASSSEC, "SO_PASSSEC"),
+        (SO_PASSPIDFD, "SO_PASSPIDFD"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let ((listener, _), pair) = (listener(&dir), UnixStream::pair().unwrap());
+        for socket in [&listener as &dyn AsRawFd, &pair.0] {
+            let socket = socket.as_raw_fd();
+            set(socket, option);
+            let words = format!("has {name} set, whose messages are not understood");
+            assert_refused_for(socket, &words);
+        }
+    }
+}
+
+#[test]
+fn handed_in_front_end_with_little_room_for_answers_is_refused() {
+    let (theirs, _ours) = UnixStream::pair().unwrap();
+    // The kernel makes it the least that it allows.
+    set(theirs.as_raw_fd(), libc::SO_SNDBUF);
+    let words = "has a send buffer of less than 64 KiB";
+    assert_refused_for(theirs.as_raw_fd(), words);
+}
+
+/// Sets an option of a socket to 1.
+fn set(socket: RawFd, option: i32) {
+    let one = 1i32;
+    let (value, len) = ((&raw const one).cast(), size_of_val(&one) as u32);
+    let set = unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, option, value, len) };
+    assert_eq!(set, 0, "option {option}");
+}
+
+/// Asserts that neither option takes `socket`, and that this is the cause.
+#[track_caller]
+fn assert_refused_for(socket: RawFd, cause: &str) {
+    for option in ["--fd", "--socket-fd"] {
+        let finished = refused(&socket, &[DEVICE, &format!("{option}=500")]);
+        let words = format!("option '{option}': '500' {cause}");
+        assert_eq!(finished.refused(&[&words]), USAGE);
+    }
+}
+
+/// A daemon that has two listening sockets and logs errors only.
+fn with_two(host: &Host, sockets: [&UnixListener; 2]) -> Daemon {
+    let setup = Setup::new(host).no_sockets().arg("--log-level=error");
+    let setup = setup.hand_in(sockets[0], FD).hand_in(sockets[1], FD + 1);
+    let setup = setup.arg("--socket-fd=500").arg("--socket-fd=501");
+    setup.device("/dev/spidev0.0").launch()
+}
+
+fn shut_down(socket: &UnixListener) {
+    let done = unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+    assert_eq!(done, 0);
+}
+
+#[test]
+fn handed_in_listening_socket_that_is_shut_down_is_left_alone() {
+    let host = Host::with_devices(1);
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [(first, path), (second, other)] = dirs.each_ref().map(listener);
+    let daemon = with_two(&host, [&first, &second]);
+    let mut guest = guest_at(&path);
+    guest.assert_served();
+    shut_down(&first);
+    daemon.wait_line(&["guest=0", "not listening any more"]);
+    let before = daemon.cpu_time();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let used = daemon.cpu_time() - before;
+    assert!(used.as_millis() <= 50, "{used:?} of processor time");
+    // Who is connected is served, and so are others.
+    guest.assert_served();
+    guest_at(&other).assert_served();
+    assert_eq!(daemon.stderr().len(), 1, "{:?}", daemon.stderr());
+    daemon.stop();
+}
+
+#[test]
+fn handed_in_listening_sockets_that_are_shut_down_end_the_daemon_with_its_last_guest() {
+    let host = Host::with_devices(1);
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [(first, path), (second, _)] = dirs.each_ref().map(listener);
+    let mut daemon = with_two(&host, [&first, &second]);
+    let mut guest = guest_at(&path);
+    guest.assert_served();
+    shut_down(&first);
+    shut_down(&second);
+    daemon.wait_line(&["guest=1", "not listening any more"]);
+    guest.assert_served();
+    drop(guest);
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+}
+
+#[test]
 fn handed_in_socket_that_is_given_twice_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (listener, _) = listener(&dir);

@@ -1,9 +1,12 @@
 //! Front-ends and guests that mean harm, each of which stopped an earlier version of the daemon.
 
+use crate::life::fds_in_a_session;
+use crate::rig::stall::Stall;
 use crate::rig::*;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -233,6 +236,15 @@ fn fds_of_unknown_file_systems_are_left_open_and_end_that_socket_after_a_few() {
     second.assert_served();
 }
 
+/// An urgent byte that brings `fd`.
+fn send_urgent(to: &Raw, fd: &impl AsRawFd) {
+    let (socket, fds) = (to.sock.as_raw_fd(), [fd.as_raw_fd()]);
+    let sent = sys::send_flagged(socket, &[1], &fds, libc::MSG_OOB);
+    assert_eq!(sent.expect("an urgent byte"), 1);
+    // So that it is looked at before anything follows it.
+    std::thread::sleep(Duration::from_millis(50));
+}
+
 #[test]
 fn urgent_byte_in_place_of_a_body_does_not_hold_up_other_guests() {
     let (_host, daemon, first, mut second) = two();
@@ -245,6 +257,90 @@ fn urgent_byte_in_place_of_a_body_does_not_hold_up_other_guests() {
     assert_eq!(sent, 1, "this kernel has no urgent bytes on Unix sockets");
     second.assert_served();
     daemon.stop();
+}
+
+#[test]
+fn urgent_byte_with_an_fd_in_front_of_a_message_does_not_hold_up_other_guests() {
+    let (_host, _daemon, first, mut second) = two();
+    let (_stall, pipe) = Stall::pipe();
+    send_urgent(&first.raw, &pipe);
+    drop(pipe);
+    let _ = first.raw.send(raw::GET_FEATURES, raw::VERSION, &[], &[]);
+    assert!(first.raw.hung_up(PATIENCE));
+    second.assert_served();
+}
+
+#[test]
+fn urgent_byte_with_an_fd_between_header_and_body_does_not_hold_up_other_guests() {
+    let (_host, _daemon, first, mut second) = two();
+    let (_stall, pipe) = Stall::pipe();
+    let message = Raw::encode(raw::SET_VRING_CALL, raw::VERSION, &raw::NO_FD.to_le_bytes());
+    first.raw.send_bytes(&message[..12], &[]).unwrap();
+    send_urgent(&first.raw, &pipe);
+    drop(pipe);
+    let _ = first.raw.send_bytes(&message[12..], &[]);
+    assert!(first.raw.hung_up(PATIENCE));
+    second.assert_served();
+}
+
+#[test]
+fn fds_of_a_message_that_waits_for_the_transfer_are_not_gathered() {
+    for request in [raw::SET_VRING_ENABLE, raw::GET_VRING_BASE] {
+        let host = Host::new();
+        let daemon = Setup::new(&host).guests(2).device("loopback").start();
+        let (mut first, mut second) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
+        // 800 ms: short enough to be waited for.
+        let transfer = first.request(Head::default(), &pattern(100_000), 0);
+        first.queue(&transfer);
+        first.kick();
+        first.config();
+        let (before, null) = (daemon.fd_count(), File::open("/dev/null").unwrap());
+        let (payload, fds) = (Raw::vring_state(0, 0), [null.as_raw_fd(); 32]);
+        first
+            .raw
+            .send(request, raw::VERSION, &payload, &fds)
+            .unwrap();
+        for _ in 0..100 {
+            // Each wakes the loop, which looks at the queue from its front.
+            let _ = first.raw.send_bytes(&[1], &[]);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let during = daemon.fd_count();
+        assert!(during < before + 100, "{during} fds, {before} before");
+        second.assert_served();
+    }
+}
+
+#[test]
+fn memory_that_is_an_o_path_fd_is_refused_and_not_left_open() {
+    for request in [raw::SET_MEM_TABLE, raw::ADD_MEM_REG] {
+        let (_host, daemon, first, mut second) = two();
+        drop(first);
+        let (memory, before) = (sys::memfd(4096), fds_in_a_session(&daemon, 0));
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        // More often than files may be left open before the socket listens no more.
+        for _ in 0..20 {
+            let mut options = File::options();
+            let file = options
+                .read(true)
+                .custom_flags(libc::O_PATH)
+                .open(&path)
+                .unwrap();
+            let front_end = Raw::connect(&daemon.socket(0));
+            // Of either message: a count or padding, then one region.
+            let count = u64::from(request == raw::SET_MEM_TABLE);
+            let region = [count, 0, 4096, 0x1_0000, 0].map(u64::to_le_bytes).concat();
+            let fds = [file.as_raw_fd()];
+            front_end
+                .send(request, raw::VERSION, &region, &fds)
+                .unwrap();
+            assert!(front_end.hung_up(PATIENCE));
+        }
+        let as_before = || fds_in_a_session(&daemon, 0) == before;
+        assert!(sys::eventually(PATIENCE, as_before), "fds are left open");
+        Guest::connect(&daemon, 0).assert_served();
+        second.assert_served();
+    }
 }
 
 #[test]

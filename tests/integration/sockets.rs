@@ -7,6 +7,8 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 const DEVICE: &str = "--device=/dev/spidev0.0";
 
@@ -228,6 +230,26 @@ fn socket_listens_while_a_guest_is_served() {
     let mut guest = Guest::connect(&daemon, 0);
     guest.assert_served();
     assert!(listens(&daemon.socket(0)));
+}
+
+/// Whoever may read a directory may lock it: that must not keep the daemon from its start.
+#[test]
+fn socket_directory_locked_by_another_process_delays_the_start_by_two_seconds() {
+    let (host, dir) = (Host::with_devices(1), Arc::new(dir()));
+    let lock = fs::File::open(dir.path()).unwrap();
+    lock.lock_shared().unwrap();
+    let setup = Setup::new(&host).in_dir(dir).arg("--log-level=warning");
+    let setup = setup.device("/dev/spidev0.0");
+    let begin = Instant::now();
+    let daemon = setup.start();
+    // The rest is for a busy machine.
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    daemon.wait_line(&["is locked by another process"]);
+    assert_eq!(daemon.said().len(), 1, "{:?}", daemon.stderr());
+    Guest::connect(&daemon, 0).assert_served();
+    daemon.stop();
+    drop(lock);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::rig::plug::{INDIRECT_DESC, VERSION_1};
 use crate::rig::*;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -304,11 +305,76 @@ fn vring_stopped_and_started_many_times_loses_nothing() {
     assert_eq!(host.messages(DEV).len(), 200);
 }
 
+/// Sends a message while `len` bytes are on the wire, 8 us each; the result of that request when it is acknowledged.
+#[track_caller]
+fn in_a_transfer(guest: &mut Guest, host: &Host, len: usize, message: (u32, &[u8])) -> u8 {
+    let gate = host.gate_message(DEV, 1);
+    let request = guest.request(Head::default(), &pattern(len), 0);
+    guest.queue(&request);
+    guest.kick();
+    gate.reached();
+    let file = guest.memory.regions[0].file.as_raw_fd();
+    let fds = [file];
+    let fds = if message.0 == raw::SET_MEM_TABLE {
+        &fds[..]
+    } else {
+        &[]
+    };
+    let flags = raw::VERSION | raw::NEED_REPLY;
+    guest.raw.send(message.0, flags, message.1, fds).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    gate.release();
+    assert_eq!(guest.raw.recv().unwrap().u64(), 0);
+    guest.memory.read(request.result_gpa, 1)[0]
+}
+
+/// A region as a message has it, behind a count or padding.
+fn described(count: u64, region: &Region) -> Vec<u8> {
+    let info = region.info();
+    let (gpa, user) = (info.guest_phys_addr, info.userspace_addr);
+    let words = [count, gpa, info.memory_size, user, info.mmap_offset];
+    words.map(u64::to_le_bytes).concat()
+}
+
 #[test]
-fn vring_memory_replaced_during_a_transfer_ends_it_with_trans_err() {
+fn vring_memory_replaced_during_a_short_transfer_waits_for_its_end() {
+    let (host, _daemon, mut guest) = plugged();
+    let table = described(1, &guest.memory.regions[0]);
+    let message = (raw::SET_MEM_TABLE, &table[..]);
+    assert_eq!(in_a_transfer(&mut guest, &host, 20_000, message), TRANS_OK);
+    guest.wait_used(1);
+    guest.assert_served();
+}
+
+#[test]
+fn vring_memory_that_is_not_in_use_removed_during_a_short_transfer_waits_for_its_end() {
+    let (host, _daemon, mut guest) = plugged();
+    let unused = Region::new(0x9000_0000, 1 << 20);
+    guest.frontend.add_mem_region(&unused.info()).unwrap();
+    let region = described(0, &unused);
+    let message = (raw::REM_MEM_REG, &region[..]);
+    assert_eq!(in_a_transfer(&mut guest, &host, 20_000, message), TRANS_OK);
+    guest.wait_used(1);
+    guest.assert_served();
+}
+
+#[test]
+fn vring_enabled_again_during_a_long_transfer_does_not_end_it() {
+    let (host, _daemon, mut guest) = plugged();
+    let message = (raw::SET_VRING_ENABLE, &Raw::vring_state(0, 1)[..]);
+    in_a_transfer(&mut guest, &host, 500_000, message);
+    // Whether the acknowledgement comes before its end or behind it is all the same.
+    guest.wait_used(1);
+    let sent: usize = host.messages(DEV).iter().map(|m| m.tx().len()).sum();
+    assert_eq!(sent, 500_000);
+    guest.assert_served();
+}
+
+#[test]
+fn vring_memory_replaced_during_a_long_transfer_ends_it_with_trans_err() {
     let (host, _daemon, mut guest) = plugged();
     let gate = host.gate_message(DEV, 1);
-    let request = guest.request(Head::default(), &pattern(20_000), 0);
+    let request = guest.request(Head::default(), &pattern(500_000), 0);
     guest.queue(&request);
     guest.kick();
     gate.reached();
@@ -322,6 +388,57 @@ fn vring_memory_replaced_during_a_transfer_ends_it_with_trans_err() {
     assert_eq!(guest.outcome(&request, used).result, TRANS_ERR);
     assert!(!host.selected(DEV));
     guest.assert_served();
+}
+
+#[test]
+fn owner_reset_disables_the_ring_and_keeps_all_else() {
+    let (_host, _daemon, mut guest) = plugged();
+    guest.assert_served();
+    assert_eq!(guest.raw.ack(raw::RESET_OWNER, &[], &[]), 0);
+    let request = guest.request(Head::default(), b"ab", 2);
+    guest.queue(&request);
+    guest.kick();
+    guest.kick_anyway();
+    nothing_used(&mut guest);
+    guest.frontend.set_vring_enable(0, true).unwrap();
+    let used = guest.wait_used(1)[0];
+    assert_eq!(guest.outcome(&request, used).rx, b"ab");
+    guest.assert_served();
+}
+
+#[test]
+fn vring_completion_without_a_call_is_not_signalled_while_the_ring_is_stopped() {
+    let (_host, _daemon, mut guest) = plugged();
+    let absent = raw::NO_FD.to_le_bytes();
+    assert_eq!(guest.raw.ack(raw::SET_VRING_CALL, &absent, &[]), 0);
+    let request = guest.request(Head::default(), &[1], 0);
+    guest.queue(&request);
+    guest.kick();
+    let used = |guest: &Guest| guest.ring.device_idx(&guest.memory) == 1;
+    assert!(sys::eventually(PATIENCE, || used(&guest)));
+    guest.stop();
+    guest.frontend.set_vring_call(0, &guest.call).unwrap();
+    assert!(!sys::readable(guest.call.as_raw_fd(), A_WHILE));
+    guest.frontend.set_vring_base(0, 1).unwrap();
+    guest.frontend.set_vring_kick(0, &guest.kick).unwrap();
+    assert!(sys::readable(guest.call.as_raw_fd(), PATIENCE));
+}
+
+#[test]
+fn device_reset_without_new_features_leaves_the_ring_to_be_enabled() {
+    let (_host, _daemon, mut guest) = plugged();
+    guest.assert_served();
+    guest.frontend.reset_device().unwrap();
+    guest.ring = Ring::new(guest.ring.layout, false, &guest.memory);
+    let request = guest.request(Head::default(), b"ab", 2);
+    guest.queue(&request);
+    guest.ring.publish(&guest.memory);
+    guest.set_up_ring();
+    guest.kick_anyway();
+    nothing_used(&mut guest);
+    guest.frontend.set_vring_enable(0, true).unwrap();
+    let used = guest.wait_used(1)[0];
+    assert_eq!(guest.outcome(&request, used).rx, b"ab");
 }
 
 #[test]

@@ -196,6 +196,21 @@ fn vring_index_1_is_refused() {
 }
 
 #[test]
+fn err_eventfd_full_and_blocking_ends_the_session_and_is_named() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
+    let (bad, mut good) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
+    bad.err.write(u64::MAX - 1).unwrap();
+    unsafe { libc::fcntl(bad.err.as_raw_fd(), libc::F_SETFL, 0) };
+    // An index beyond the ring: it is broken, and that is to be told.
+    bad.memory.store_u16(bad.ring.layout.avail + 2, 1000);
+    bad.kick_anyway();
+    assert!(bad.raw.hung_up(PATIENCE));
+    daemon.wait_line(&["guest=0", "call or err eventfd is full and blocking"]);
+    good.assert_served();
+}
+
+#[test]
 fn call_eventfd_full_and_blocking_does_not_hold_up_other_guests() {
     let host = Host::with_devices(1);
     let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();

@@ -55,6 +55,33 @@ fn stderr_of_every_kind_takes_lines_under_the_filter() {
     logs_to(&sock);
 }
 
+/// A write beyond the limit would end the process by SIGXFSZ.
+#[test]
+fn stderr_file_as_long_as_files_may_be_takes_no_more_and_the_daemon_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = File::create(dir.path().join("log")).unwrap();
+    let limit = libc::rlimit {
+        rlim_cur: 600,
+        rlim_max: 600,
+    };
+    let host = Host::with_devices(1);
+    let setup = Setup::new(&host).device("/dev/spidev0.0");
+    let daemon = setup.before_exec(move || {
+        sys::check(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }.into())?;
+        sys::check(unsafe { libc::dup2(file.as_raw_fd(), 2) }.into()).map(drop)
+    });
+    let daemon = daemon.start();
+    let mut guest = Guest::connect(&daemon, 0);
+    for _ in 0..12 {
+        let refused = guest.transfer(Head::default().bits(0), &[1], 1);
+        assert_eq!(refused.result, PARAM_ERR);
+    }
+    let written = fs::metadata(dir.path().join("log")).unwrap().len();
+    assert!(written > 400, "{written} bytes");
+    guest.assert_served();
+    daemon.stop();
+}
+
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     let mut fds = [0; 2];
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;

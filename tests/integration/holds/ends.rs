@@ -3,6 +3,7 @@
 use crate::rig::ask::*;
 use crate::rig::kernel_rules as rules;
 use crate::rig::*;
+use vhost::vhost_user::VhostUserFrontend;
 
 const LONG: &[&str] = &["--cs-hold=spec", "--cs-hold-timeout-ms=20000"];
 const ERRNOS: [i32; 8] = [
@@ -125,12 +126,36 @@ fn hold_is_released_by_a_broken_ring() {
     assert_free(&host, &mut guests[1]);
 }
 
-#[test]
-fn hold_is_released_by_another_memory_table() {
+/// After messages that leave ring and memory what they were, the next request goes on in the same assertion.
+#[track_caller]
+fn assert_kept(messages: impl FnOnce(&mut Guest)) {
     let (host, _daemon, mut guests) = held();
-    guests[0].share_memory();
-    assert!(!host.selected(DEV), "before the reply");
-    assert_free(&host, &mut guests[1]);
+    messages(&mut guests[0]);
+    let last = both(let_go(0).mode(virtio::CPHA));
+    assert_eq!(in_turn(&mut guests[0], &[last]), [TRANS_OK]);
+    assert_trace(&host, "0");
+    assert_eq!(host.edges(DEV), 1, "the edge of its end");
+}
+
+#[test]
+fn hold_is_kept_over_another_memory_table() {
+    assert_kept(|guest| guest.share_memory());
+}
+
+#[test]
+fn hold_is_kept_over_memory_that_comes_and_goes() {
+    let memory = Region::new(0x9000_0000, 1 << 20);
+    let region = memory.info();
+    assert_kept(|guest| guest.frontend.add_mem_region(&region).map(drop).unwrap());
+    assert_kept(|guest| {
+        guest.frontend.add_mem_region(&region).unwrap();
+        guest.frontend.remove_mem_region(&region).unwrap();
+    });
+}
+
+#[test]
+fn hold_is_kept_over_an_enabling_of_the_enabled_ring() {
+    assert_kept(|guest| guest.frontend.set_vring_enable(0, true).unwrap());
 }
 
 #[test]
@@ -143,7 +168,6 @@ fn hold_is_released_by_truncated_memory() {
 
 #[test]
 fn hold_of_a_disabled_ring_is_released() {
-    use vhost::vhost_user::VhostUserFrontend;
     let (host, _daemon, mut guests) = held();
     guests[0].frontend.set_vring_enable(0, false).unwrap();
     assert_free(&host, &mut guests[1]);

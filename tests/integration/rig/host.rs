@@ -58,6 +58,7 @@ pub(super) struct Node {
     pub(super) file: PathBuf,
     pub(super) open_errno: i32,
     pub(super) ioctl_errno: i32,
+    pub(super) request_errno: (u32, i32),
     pub(super) messages: u64,
     pub(super) faults: Vec<(u64, Fault)>,
     pub(super) openers: Vec<u32>,
@@ -282,6 +283,7 @@ impl Host {
                 file,
                 open_errno: 0,
                 ioctl_errno: 0,
+                request_errno: (0, 0),
                 messages: 0,
                 faults: Vec::new(),
                 openers: Vec::new(),
@@ -331,6 +333,11 @@ impl Host {
         self.state().nodes.get_mut(&id).unwrap().ioctl_errno = errno;
     }
 
+    /// The same for ioctls of this number alone.
+    pub fn fail_request(&self, id: Id, request: u32, errno: i32) {
+        self.state().nodes.get_mut(&id).unwrap().request_errno = (request, errno);
+    }
+
     fn fault(&self, id: Id, nth: u64, fault: Fault) {
         let mut state = self.state();
         let node = state.nodes.get_mut(&id).unwrap();
@@ -354,6 +361,7 @@ impl Host {
         let node = state.nodes.get_mut(&id).unwrap();
         node.faults.clear();
         (node.open_errno, node.ioctl_errno) = (0, 0);
+        node.request_errno = (0, 0);
     }
 
     /// The `nth` message from now stays on the wire for `time`.

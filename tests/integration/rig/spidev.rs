@@ -152,7 +152,10 @@ impl Host {
             nodes, controllers, ..
         } = &mut *state;
         let (node, controller) = (nodes.get_mut(&id).unwrap(), &controllers[&id.0]);
-        let (arg, dead) = (call.args[2], node.ioctl_errno);
+        let (arg, mut dead) = (call.args[2], node.ioctl_errno);
+        if dead == 0 && node.request_errno.0 == request {
+            dead = node.request_errno.1;
+        }
         if let Some((value, len)) = rules::get(request, &node.node, controller) {
             let written =
                 dead == 0 && sys::write_memory(call.tid, arg, &value.to_ne_bytes()[..len]);

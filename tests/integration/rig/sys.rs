@@ -103,6 +103,11 @@ pub fn eventually(timeout: Duration, mut condition: impl FnMut() -> bool) -> boo
 
 /// Sends `bytes` with `fds` beside them; the count of bytes the socket took.
 pub fn send_with_fds(sock: RawFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
+    send_flagged(sock, bytes, fds, 0)
+}
+
+/// The same with flags of `sendmsg`: MSG_OOB makes the last byte an urgent one.
+pub fn send_flagged(sock: RawFd, bytes: &[u8], fds: &[RawFd], flags: i32) -> io::Result<usize> {
     let mut iov = libc::iovec {
         iov_base: bytes.as_ptr() as *mut _,
         iov_len: bytes.len(),
@@ -131,7 +136,8 @@ pub fn send_with_fds(sock: RawFd, bytes: &[u8], fds: &[RawFd]) -> io::Result<usi
             );
         }
     }
-    check(unsafe { libc::sendmsg(sock, &msg, libc::MSG_NOSIGNAL) } as i64).map(|n| n as usize)
+    check(unsafe { libc::sendmsg(sock, &msg, libc::MSG_NOSIGNAL | flags) } as i64)
+        .map(|n| n as usize)
 }
 
 /// Receives into `bytes`; the count and the descriptors that came along.
