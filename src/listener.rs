@@ -7,6 +7,7 @@
 //! Between daemons the directory is the lock: while one of them makes its sockets it holds `flock`
 //! on it, for which the others wait, so that a socket that is bound but does not listen yet is not taken for a stale one.
 
+use std::cell::Cell;
 use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -49,6 +50,8 @@ pub struct Listener {
 pub struct Access {
     mode: libc::mode_t,
     group: Option<libc::gid_t>,
+    /// A lock on a directory was waited for in vain: none is any more.
+    waited: Cell<bool>,
 }
 
 impl Access {
@@ -65,6 +68,7 @@ impl Access {
         Ok(Self {
             mode: config.mode,
             group,
+            waited: Cell::new(false),
         })
     }
 }
@@ -123,7 +127,7 @@ impl Listener {
             .custom_flags(libc::O_DIRECTORY)
             .open(parent)
             .map_err(cannot)?;
-        lock(&directory, &shown).map_err(cannot)?;
+        lock(&directory, &shown, &access.waited).map_err(cannot)?;
         clear_the_way(path, &shown)?;
         let socket = bind(path, access.mode).map_err(cannot)?;
         let file = SocketFile::new(directory, name, path).map_err(cannot)?;
@@ -206,16 +210,18 @@ pub fn hang_up(fd: RawFd) {
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
-/// Waits up to two seconds for another daemon that makes its sockets in the same directory. No longer:
-/// whoever may read the directory can lock it.
-fn lock(directory: &File, shown: &str) -> io::Result<()> {
+/// Waits up to two seconds for another daemon that makes its sockets in the same directory. No longer,
+/// and once in all, which `waited` says: whoever may read the directory can lock it.
+fn lock(directory: &File, shown: &str, waited: &Cell<bool>) -> io::Result<()> {
     for _ in 0..20 {
         match directory.try_lock() {
             Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if waited.get() => return Ok(()),
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(100)),
             Err(TryLockError::Error(error)) => return Err(error),
         }
     }
+    waited.set(true);
     let why = "its directory is locked by another process, and not waited for any longer";
     log::line(LogLevel::Warning, format_args!("warning: {shown}: {why}"));
     Ok(())
@@ -406,16 +412,19 @@ mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
 
-    const ACCESS: Access = Access {
-        mode: 0o600,
-        group: None,
-    };
+    fn access() -> Access {
+        Access {
+            mode: 0o600,
+            group: None,
+            waited: Cell::new(false),
+        }
+    }
 
     #[test]
     fn create_then_remove_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
-        let (listener, file) = Listener::create(&path, &ACCESS).unwrap();
+        let (listener, file) = Listener::create(&path, &access()).unwrap();
         assert_eq!(listener.name(), path.to_str().unwrap());
         let mode = std::fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o600);
@@ -427,7 +436,7 @@ mod tests {
     fn remove_leaves_a_socket_of_somebody_else() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
-        let (_listener, file) = Listener::create(&path, &ACCESS).unwrap();
+        let (_listener, file) = Listener::create(&path, &access()).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         file.remove().unwrap();
