@@ -130,7 +130,7 @@ impl EventLoop {
                 // Those that were handed in were all that there can be.
                 log::line(
                     LogLevel::Info,
-                    format_args!("every guest's front-end has left"),
+                    format_args!("nobody is left who could be served"),
                 );
                 self.wind_up();
             }
@@ -160,7 +160,9 @@ impl EventLoop {
         match token {
             Token::Signal => self.obey(),
             Token::Timer => self.expire(),
-            Token::Listener(guest) if events.intersects(EventSet::HANG_UP) => {
+            Token::Listener(guest)
+                if events.intersects(EventSet::HANG_UP | EventSet::READ_HANG_UP) =>
+            {
                 if let Some(session) = self.sessions.get_mut(index(guest)) {
                     session.lose_listener(&self.shared.poller);
                 }

@@ -113,6 +113,10 @@ pub enum Queued {
 pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionError> {
     // First: each look below shows all that is counted here, and the fds that came with it.
     let queued = usize::try_from(count(fd, libc::FIONREAD)?).unwrap_or(0);
+    // What comes with one no look shows, and none goes beyond it.
+    if poll::shows(fd, libc::POLLPRI) {
+        return Err(SessionError::Fds("may be with an urgent byte"));
+    }
     let mut header = [0; HEADER_LEN];
     // Without room for fds none are made, but their presence shows.
     let Some(front) = peek(fd, 0, &mut header, 0)? else {
@@ -120,10 +124,6 @@ pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionErro
     };
     if front.len == 0 {
         return Err(SessionError::Disconnected);
-    }
-    // What comes with one no look shows, and none goes beyond it.
-    if poll::shows(fd, libc::POLLPRI) {
-        return Err(SessionError::Fds("may be with an urgent byte"));
     }
     if queued < HEADER_LEN {
         return Ok(Queued::Part);

@@ -92,6 +92,9 @@ fn judge(file: File, fd: RawFd) -> Result<Socket, String> {
         }
     }
     let listens = get(libc::SO_ACCEPTCONN)? != 0;
+    if !listens && get(libc::SO_PEEK_OFF)? >= 0 {
+        return Err("has SO_PEEK_OFF set".to_owned());
+    }
     if !listens && get(libc::SO_SNDBUF)? < MIN_SNDBUF {
         return Err("has a send buffer of less than 64 KiB".to_owned());
     }

@@ -5,7 +5,8 @@
 //! listens: until then nobody gets in.
 //!
 //! Between daemons the directory is the lock: while one of them makes its sockets it holds `flock`
-//! on it, for which the others wait, so that a socket that is bound but does not listen yet is not taken for a stale one.
+//! on it, for which the others wait a while, so that a socket that is bound but does not listen yet
+//! is not taken for a stale one.
 
 use std::cell::Cell;
 use std::ffi::{CString, OsStr};

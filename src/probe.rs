@@ -147,8 +147,8 @@ fn probe_word_sizes(
     let mut mask = 0;
     for bits in low..=high {
         if dense || bits == low || bits == high || known(bits)? {
-            let shift = u32::from(bits).saturating_sub(1);
-            mask |= 1u32.checked_shl(shift).unwrap_or(0);
+            let shift = u32::from(bits).checked_sub(1);
+            mask |= shift.and_then(|shift| 1u32.checked_shl(shift)).unwrap_or(0);
         }
     }
     Ok(mask)

@@ -144,6 +144,7 @@ impl Session {
     }
 
     fn connect(&mut self, stream: UnixStream, poller: &Poller) -> Result<(), SessionError> {
+        garbage::set_owner(self.index);
         let token = Token::Connection(self.number);
         if let Err(error) = poller.add_edge(stream.as_raw_fd(), token) {
             hang_up(stream.as_raw_fd());
@@ -256,14 +257,13 @@ impl Session {
         match request {
             Request::SetVringEnable if gate::enables(fd) => Ok(true),
             Request::SetMemTable | Request::RemMemReg => self.requestq.pause(&mut guest, shared),
-            Request::GetVringBase | Request::SetVringEnable => {
+            Request::GetVringBase | Request::SetVringEnable | Request::ResetOwner => {
                 self.requestq.stop(&mut guest, shared)
             }
             Request::SetVringNum
             | Request::SetVringAddr
             | Request::SetVringBase
             | Request::SetFeatures
-            | Request::ResetOwner
             | Request::ResetDevice => {
                 self.requestq.abort(&mut guest, shared)?;
                 Ok(true)

@@ -55,7 +55,7 @@
 //!
 //! | what | defence | shown by |
 //! |---|---|---|
-//! | stderr full, closed, a stopped terminal, a file that may not grow | a line is written whole if there is room for it, or not at all | `process_stderr_full_broken_or_closed_neither_blocks_nor_ends_it`, `stderr_file_as_long_as_files_may_be_takes_no_more_and_the_daemon_serves` |
+//! | stderr full, closed, a stopped terminal, a file that may not grow | a line is written whole if there is room for it, or not at all; a file that ends takes what still fits | `process_stderr_full_broken_or_closed_neither_blocks_nor_ends_it`, `stderr_file_as_long_as_files_may_be_takes_no_more_and_the_daemon_serves` |
 //! | counters asked for at any moment, of 1,024 chip selects, with stderr full | one line a turn of the loop; one that finds no room is tried again for a second | `counters_asked_for_in_a_long_transfer_do_not_change_it`, `counters_asked_for_with_stderr_full_broken_or_closed_neither_block_nor_spin`, `counters_of_64_guests_and_16_chip_selects_are_all_written_when_they_are_read_late` |
 //! | text in a log line that looks like a field or a line of its own | no control characters, and no quotes within quotes | `quoted_text_cannot_end_its_field` |
 //! | a signal in the middle of a transfer | it ends in order: chip select released, modes restored, sockets removed | `process_told_to_end_does_not_finish_a_long_transfer_and_releases_chip_select` |

@@ -66,7 +66,7 @@ fn handed_in_front_end_is_served_and_the_daemon_ends_with_it() {
         assert!(daemon.alive());
         drop(guest);
         assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
-        daemon.wait_line(&["every guest's front-end has left"]);
+        daemon.wait_line(&["nobody is left who could be served"]);
     }
 }
 
@@ -232,6 +232,13 @@ fn handed_in_front_end_with_little_room_for_answers_is_refused() {
     assert_refused_for(theirs.as_raw_fd(), words);
 }
 
+#[test]
+fn handed_in_front_end_that_is_looked_at_further_behind_is_refused() {
+    let (theirs, _ours) = UnixStream::pair().unwrap();
+    set(theirs.as_raw_fd(), libc::SO_PEEK_OFF);
+    assert_refused_for(theirs.as_raw_fd(), "has SO_PEEK_OFF set");
+}
+
 /// Sets an option of a socket to 1.
 fn set(socket: RawFd, option: i32) {
     let one = 1i32;
@@ -258,8 +265,8 @@ fn with_two(host: &Host, sockets: [&UnixListener; 2]) -> Daemon {
     setup.device("/dev/spidev0.0").launch()
 }
 
-fn shut_down(socket: &UnixListener) {
-    let done = unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+fn shut_down(socket: &UnixListener, how: i32) {
+    let done = unsafe { libc::shutdown(socket.as_raw_fd(), how) };
     assert_eq!(done, 0);
 }
 
@@ -271,7 +278,7 @@ fn handed_in_listening_socket_that_is_shut_down_is_left_alone() {
     let daemon = with_two(&host, [&first, &second]);
     let mut guest = guest_at(&path);
     guest.assert_served();
-    shut_down(&first);
+    shut_down(&first, libc::SHUT_RDWR);
     daemon.wait_line(&["guest=0", "not listening any more"]);
     let before = daemon.cpu_time();
     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -292,8 +299,8 @@ fn handed_in_listening_sockets_that_are_shut_down_end_the_daemon_with_its_last_g
     let mut daemon = with_two(&host, [&first, &second]);
     let mut guest = guest_at(&path);
     guest.assert_served();
-    shut_down(&first);
-    shut_down(&second);
+    shut_down(&first, libc::SHUT_RD);
+    shut_down(&second, libc::SHUT_RD);
     daemon.wait_line(&["guest=1", "not listening any more"]);
     guest.assert_served();
     drop(guest);

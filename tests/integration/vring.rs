@@ -477,3 +477,39 @@ fn device_reset_during_a_transfer_releases_chip_select_and_sends_no_more() {
     std::thread::sleep(A_WHILE);
     assert_eq!(host.messages(DEV).len(), count);
 }
+
+#[test]
+fn vring_memory_gone_and_back_notifies_once_the_ring_runs_again() {
+    let (host, _daemon, mut guest) = plugged();
+    let region = described(0, &guest.memory.regions[0]);
+    let message = (raw::REM_MEM_REG, &region[..]);
+    assert_eq!(in_a_transfer(&mut guest, &host, 20_000, message), TRANS_OK);
+    assert!(!sys::readable(guest.call.as_raw_fd(), A_WHILE));
+    let info = guest.memory.regions[0].info();
+    guest.frontend.add_mem_region(&info).unwrap();
+    assert!(sys::readable(guest.call.as_raw_fd(), PATIENCE));
+    guest.wait_used(1);
+    guest.assert_served();
+}
+
+#[test]
+fn vring_memory_replaced_again_and_again_by_a_front_end_that_leaves_is_no_harm() {
+    let (host, daemon, mut guest) = plugged();
+    let gate = host.gate_message(DEV, 1);
+    let request = guest.request(Head::default(), &pattern(20_000), 0);
+    guest.queue(&request);
+    guest.kick();
+    gate.reached();
+    let table = described(1, &guest.memory.regions[0]);
+    let fd = guest.memory.regions[0].file.as_raw_fd();
+    for _ in 0..50 {
+        let sent = guest
+            .raw
+            .send(raw::SET_MEM_TABLE, raw::VERSION, &table, &[fd]);
+        sent.unwrap();
+    }
+    drop(guest);
+    gate.release();
+    Guest::connect(&daemon, 0).assert_served();
+    assert!(!host.selected(DEV));
+}
