@@ -396,7 +396,7 @@ fn cli_device_that_is_unplugged_at_start_is_refused() {
 fn cli_device_that_fails_when_its_word_sizes_are_tried_is_refused() {
     let host = Host::with_devices(1);
     host.fail_request(DEV, rules::WR_BITS_PER_WORD, libc::EIO);
-    let code = with_socket(&host, &[DEVICE]).refused(&["/dev/spidev0.0", "input/output error"]);
+    let code = with_socket(&host, &[DEVICE]).refused(&["/dev/spidev0.0", "os error 5"]);
     assert_eq!(code, 66);
     // What is not supported is not what fails.
     host.fail_request(DEV, rules::WR_BITS_PER_WORD, libc::EINVAL);
