@@ -70,6 +70,8 @@ pub struct Requestq {
     /// The bus on which chip select was left asserted.
     holding: Option<usize>,
     /// No new request begins: a message waits for the active one to be over.
+    paused: bool,
+    /// None follows that one either: the ring stops behind it.
     stopping: bool,
     /// No new request begins any more.
     ended: bool,
@@ -90,6 +92,7 @@ impl Requestq {
             active: None,
             waits_since: None,
             holding: None,
+            paused: false,
             stopping: false,
             ended: false,
             served: false,
@@ -129,7 +132,10 @@ impl Requestq {
     pub fn turn(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, SessionError> {
         let turn = if self.active.is_some() {
             self.advance(guest, shared)
-        } else if self.stopping || self.ended || !guest.vring.is_running() {
+        } else if self.paused || self.ended {
+            return Ok(Turn::Idle);
+        } else if !guest.vring.is_running() {
+            self.release_unless_followed(shared);
             return Ok(Turn::Idle);
         } else {
             self.take(guest, shared)
@@ -139,7 +145,7 @@ impl Requestq {
             Err(Stop::Session(error)) => Err(error),
             Err(Stop::Ring(error)) => {
                 self.log(LogLevel::Warning, format_args!("ring stopped"), &error);
-                let awaited = self.stopping;
+                let awaited = self.paused;
                 self.abort(guest, shared)?;
                 guest.vring.set_broken()?;
                 Ok(if awaited { Turn::Control } else { Turn::Idle })
@@ -266,9 +272,7 @@ impl Requestq {
     /// Nothing is queued: what is held only for the sake of a queued request is released, and the
     /// driver is asked to kick.
     fn ran_empty(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
-        if self.grant.policy == HoldPolicy::Queued {
-            self.release(shared);
-        }
+        self.release_unless_followed(shared);
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         // Whoever waits for it need not wait for the look at what comes next, too.
         vring.notify(memory).map_err(Stop::Session)?;
@@ -329,7 +333,7 @@ impl Requestq {
         };
         self.active = None;
         let turn = self.finish(guest, active.answer, active.chip_select, result)?;
-        Ok(if self.stopping { Turn::Control } else { turn })
+        Ok(if self.paused { Turn::Control } else { turn })
     }
 
     fn report(&mut self, error: &TransferError, active: Active, shared: &mut Shared) {
@@ -347,18 +351,23 @@ impl Requestq {
     }
 
     /// Something waits for the request on the way: no other begins. It may come to its end if it
-    /// has at most [`GRACE`] to go; returns whether there is none any more.
+    /// has at most [`GRACE`] to go. Returns whether there is none any more; then the driver was told
+    /// of all that went before.
     ///
     /// # Errors
     /// The call eventfd blocked.
     pub fn pause(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
         let bus = self.active.and_then(|active| shared.buses.get(active.bus));
         let transfer = bus.and_then(|bus| bus.running_for(self.number));
-        self.stopping = transfer.is_some_and(|transfer| transfer.remaining() <= GRACE);
-        if self.is_active() && !self.stopping {
+        self.paused = transfer.is_some_and(|transfer| transfer.remaining() <= GRACE);
+        if self.paused {
+            return Ok(false);
+        }
+        if self.is_active() {
             self.abort(guest, shared)?;
         }
-        Ok(!self.stopping)
+        guest.vring.notify(&guest.memory)?;
+        Ok(true)
     }
 
     /// As [`Requestq::pause`], and releases what is held.
@@ -366,11 +375,12 @@ impl Requestq {
     /// # Errors
     /// The call eventfd blocked.
     pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        let paused = self.pause(guest, shared)?;
-        if paused {
+        self.stopping = true;
+        let over = self.pause(guest, shared)?;
+        if over {
             self.abort(guest, shared)?;
         }
-        Ok(paused)
+        Ok(over)
     }
 
     /// Ends the request on the way with `TRANS_ERR`, releases chip select, and tells the driver
@@ -379,6 +389,7 @@ impl Requestq {
     /// # Errors
     /// The call eventfd blocked.
     pub fn abort(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<(), SessionError> {
+        self.paused = false;
         self.stopping = false;
         self.holding = None;
         self.waits_since = None;
@@ -396,6 +407,13 @@ impl Requestq {
             );
         }
         guest.vring.notify(&guest.memory)
+    }
+
+    /// Releases what is held only for the sake of a queued request, of which there is none.
+    fn release_unless_followed(&mut self, shared: &mut Shared) {
+        if self.grant.policy == HoldPolicy::Queued {
+            self.release(shared);
+        }
     }
 
     /// Releases the chip select that this guest holds; `false` if that takes until the bus says so.

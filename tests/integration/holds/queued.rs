@@ -3,6 +3,7 @@
 use super::check;
 use crate::rig::ask::*;
 use crate::rig::*;
+use vhost::vhost_user::VhostUserFrontend;
 
 const CPOL: u32 = virtio::CPOL;
 
@@ -124,4 +125,42 @@ fn hold_queued_is_decided_before_the_last_message_and_not_after() {
     assert_eq!(results(guest, &[first, second].concat()), [TRANS_OK; 2]);
     assert_trace(&host, "0+ 0+ 0");
     assert_eq!(host.edges(DEV), 2);
+}
+
+/// Queues a request that keeps, with `tx` bytes, and another one behind it; `change`s the front-end's
+/// mind about memory while the first message is on the wire.
+fn changed_in_a_transfer(tx: usize, change: fn(&mut Guest)) -> (Host, Daemon, Guest, Vec<Request>) {
+    let host = three_devices();
+    let (daemon, mut guests) = serve_three(&host, 1, &["--cs-hold-timeout-ms=60000"]);
+    let mut guest = guests.remove(0);
+    let gate = host.gate_message(DEV, 0);
+    let head = keep(0);
+    let requests = queue(&mut guest, &[Ask { head, tx, rx: 0 }, both(let_go(0))]);
+    gate.reached();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| change(&mut guest));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        gate.release();
+        sender.join().unwrap();
+    });
+    (host, daemon, guest, requests)
+}
+
+#[test]
+fn hold_queued_is_kept_over_another_memory_table_in_a_transfer() {
+    let changed = changed_in_a_transfer(5000, |guest| guest.share_memory());
+    let (host, _daemon, mut guest, requests) = changed;
+    assert_eq!(results(&mut guest, &requests), [TRANS_OK; 2]);
+    assert_trace(&host, "0+ 0+ 0");
+    assert_eq!(host.edges(DEV), 2);
+}
+
+#[test]
+fn hold_queued_is_released_where_the_ring_runs_no_more() {
+    let (host, _daemon, _guest, _requests) = changed_in_a_transfer(1, |guest| {
+        let region = guest.memory.regions[0].info();
+        guest.frontend.remove_mem_region(&region).unwrap();
+    });
+    assert!(sys::eventually(PATIENCE, || !host.selected(DEV)));
+    assert_trace(&host, "0+ w0");
 }
