@@ -58,6 +58,10 @@ fn stderr_of_every_kind_takes_lines_under_the_filter() {
 /// A write beyond the limit would end the process by SIGXFSZ.
 #[test]
 fn stderr_file_as_long_as_files_may_be_takes_no_more_and_the_daemon_serves() {
+    if traced() {
+        // strace's own file would end there too.
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let file = File::create(dir.path().join("log")).unwrap();
     let limit = libc::rlimit {
