@@ -184,7 +184,7 @@ impl VhostUserBackendReqHandler for Backend {
         Ok(())
     }
 
-    /// "It is recommended that back-ends either ignore this message, or use it to disable all rings."
+    /// A message of old, for which vhost-user leaves two things: to ignore it, or to disable the ring.
     fn reset_owner(&self) -> Result<()> {
         self.change(|guest| {
             guest.vring.set_enabled(false);

@@ -100,9 +100,10 @@ impl Poller {
         self.add(fd, token, EventSet::empty())
     }
 
-    /// Has `fd`, which was added, give events until it was read or shut down, or none. Taking it out of the set
-    /// and putting it back could fail: the kernel limits what a user has in all its sets, and a
-    /// front-end may be of the same user.
+    /// Has `fd`, which was added, give events until it was read, and when it is shut down; or none
+    /// before it is shut down in both directions. Taking it out of the set and putting it back
+    /// could fail: the kernel limits what a user has in all its sets, and a front-end may be of the
+    /// same user.
     pub fn set_listening(&self, fd: RawFd, token: Token, listening: bool) {
         let events = if listening {
             EventSet::IN | EventSet::READ_HANG_UP

@@ -115,7 +115,7 @@ pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionErro
     let queued = usize::try_from(count(fd, libc::FIONREAD)?).unwrap_or(0);
     // What comes with one no look shows, and none goes beyond it.
     if poll::shows(fd, libc::POLLPRI) {
-        return Err(SessionError::Fds("may be with an urgent byte"));
+        return Err(SessionError::Fds("may have come with an urgent byte"));
     }
     let mut header = [0; HEADER_LEN];
     // Without room for fds none are made, but their presence shows.

@@ -14,8 +14,7 @@ use crate::fate::{ExitCode, Fatal};
 use crate::kind::socket_option;
 use crate::listener::Listener;
 
-/// Options that have the kernel add to what is received; those of the second and third value are not
-/// in all C libraries yet.
+/// Options that have the kernel add to what is received. The C libraries do not all name the last two.
 const UNWANTED: [(&str, libc::c_int); 3] = [
     ("SO_PASSCRED", libc::SO_PASSCRED),
     ("SO_PASSSEC", 34),
