@@ -3,12 +3,13 @@
 //!
 //! # The way of one request
 //!
-//! A kick wakes [`event_loop`], which gives the guest's [`session`] a turn. Its [`requestq`] looks
-//! at the next chain of the [`vring`], [`request`] finds head, tx, rx and result in it, and
-//! [`virtio_spi::validate`] judges it against the limits of its [`device`]. When its [`bus`] is
-//! free the chain is taken off the ring and becomes a [`transfer`], for which [`plan`] makes
-//! messages that spidev accepts and [`spidev`] (or the built-in [`loopback`]) carries them out, one
-//! each turn. At the end the result byte is written, the chain given back, and the driver notified.
+//! A kick wakes [`serve::event_loop`], which gives the guest's [`serve::session`] a turn. Its
+//! [`serve::requestq`] looks at the next chain of the [`virtqueue::vring`], [`spi::request`] finds
+//! head, tx, rx and result in it, and [`spi::wire::validate`] judges it against the limits of its
+//! [`spi::device`]. When its [`spi::bus`] is free the chain is taken off the ring and becomes a
+//! [`spi::transfer`], for which [`spi::plan`] makes messages that spidev accepts and [`spi::spidev`]
+//! (or the built-in [`spi::loopback`]) carries them out, one each turn. At the end the result byte
+//! is written, the chain given back, and the driver notified.
 //!
 //! One process, one thread, one epoll set. Nothing blocks but the SPI ioctl, and that for at most
 //! 100 ms of wire time. A request costs no allocation, no copy of payload and no log line, and
@@ -18,30 +19,25 @@
 //! # Trust
 //!
 //! Nobody's input is believed: [`threats`] says who is trusted with what, which attacks were tried,
-//! and what is not defended. Messages pass the [`gate`] before the `vhost` crate reads them and
-//! calls [`backend`]; shared memory passes [`memory`], and [`sigbus`] catches what its owner takes
-//! away later; what a front-end leaves behind goes to [`garbage`]; requests pass [`request`] and
-//! [`virtio_spi`]. What goes wrong has one of the fates in [`fate`]. Before the first byte from a
-//! front-end is read, [`sandbox`] takes from the process all that it needs no longer.
+//! and what is not defended. Messages pass the [`vhost_user::gate`] before the `vhost` crate reads
+//! them and calls [`vhost_user::backend`]; shared memory passes [`virtqueue::memory`], and
+//! [`virtqueue::sigbus`] catches what its owner takes away later; what a front-end leaves behind
+//! goes to [`os::deferred_close`]; requests pass [`spi::request`] and [`spi::wire`]. What goes wrong
+//! has one of the types in [`error`]. Before the first byte from a front-end is read,
+//! [`confine::stages`] takes from the process all that it needs no longer.
 //!
-//! # Modules, top to bottom: each uses only those below it
+//! # Rooms, top to bottom: each uses only those below it
 //!
-//! | modules | job |
+//! | room | question it answers |
 //! |---|---|
-//! | [`daemon`] | from the command line to all that the loop runs on |
-//! | [`cli`], [`environment`] | what it is told |
-//! | [`sandbox`], [`landlock`], [`seccomp`], [`bpf`], [`way_out`] | confinement and the end |
-//! | [`event_loop`], [`turns`], [`alarm`], [`signals`], [`sd_notify`] | events; whose turn it is; deadlines; signals; the service manager |
-//! | [`session`], [`requestq`], [`grant`], [`counters`] | one guest: its socket and messages; its requests; what it may ask, what became of it |
-//! | [`backend`], [`gate`] | vhost-user messages: what each does; whether one may be read |
-//! | [`bus`], [`hold`], [`transfer`] | who has the controller; one request on its way over the wire |
-//! | [`device`], [`probe`], [`loopback`], [`spidev`], [`message`] | chip selects: what they may be asked, how they do it |
-//! | [`request`], [`vring`], [`chain`], [`memory`], [`sigbus`] | requests, rings, guest memory |
-//! | [`virtio_spi`], [`plan`] | pure: the wire format and its judgement; messages from segments |
-//! | [`handed_in`], [`listener`] | sockets |
-//! | [`log`], [`watchdog`], [`poll`] | lines; writes that must not wait |
-//! | [`epoll`], [`garbage`], [`kind`] | fds and their end |
-//! | [`fate`], [`config`] | errors and settings, as values |
+//! | [`start`] | from the command line to all that the loop runs on |
+//! | [`serve`] | whose turn is it, and what becomes of one guest's requests? |
+//! | [`confine`] | what is taken away before the first byte is read? |
+//! | [`vhost_user`] | what does a front-end say? |
+//! | [`spi`] | from a request's bytes to the wire |
+//! | [`virtqueue`] | what does a driver write? |
+//! | [`os`] | what does the kernel offer? |
+//! | [`error`], [`config`] | errors and settings, as values |
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
 #![cfg_attr(
@@ -63,82 +59,103 @@
     )
 )]
 
-pub mod alarm;
-pub mod backend;
-pub mod bpf;
-pub mod bus;
-pub mod chain;
-pub mod cli;
 pub mod config;
-pub mod counters;
-pub mod daemon;
-pub mod device;
-#[allow(unsafe_code, reason = "UNSAFETY: remove_var")]
-pub mod environment;
-pub mod epoll;
-pub mod event_loop;
-pub mod fate;
-pub mod garbage;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: recvmsg with MSG_PEEK, which std has no name for"
-)]
-pub mod gate;
-pub mod grant;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: fds that are only known by their number"
-)]
-pub mod handed_in;
-pub mod hold;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: fcntl, statx, fstatfs and getsockopt as std does not make them"
-)]
-pub mod kind;
-#[allow(unsafe_code, reason = "UNSAFETY: Landlock's system calls")]
-pub mod landlock;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: a socket with permissions and a group, shutdown, and the *at calls"
-)]
-pub mod listener;
-pub mod log;
-pub mod loopback;
-pub mod memory;
-pub mod message;
-pub mod plan;
-#[allow(unsafe_code, reason = "UNSAFETY: ppoll")]
-pub mod poll;
-pub mod probe;
-pub mod request;
-pub mod requestq;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: prctl, capset, limits, and closing fds"
-)]
-pub mod sandbox;
-pub mod sd_notify;
-#[allow(unsafe_code, reason = "UNSAFETY: the seccomp system call")]
-pub mod seccomp;
-pub mod session;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: a signal handler that maps memory in place of guest memory"
-)]
-pub mod sigbus;
-#[allow(unsafe_code, reason = "UNSAFETY: signal and signalfd")]
-pub mod signals;
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: the SPI ioctls, whose transfers point into guest memory"
-)]
-pub mod spidev;
+/// What is taken away before the first byte is read: stages, Landlock, seccomp, emergency cleanup.
+pub mod confine {
+    pub mod bpf;
+    pub mod emergency_cleanup;
+    #[allow(unsafe_code, reason = "UNSAFETY: Landlock's system calls")]
+    pub mod landlock;
+    #[allow(unsafe_code, reason = "UNSAFETY: the seccomp system call")]
+    pub mod seccomp;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: prctl, capset, limits, and closing fds"
+    )]
+    pub mod stages;
+}
+pub mod error;
+/// What the kernel offers: epoll, timer, signals, sockets, files and their close, log.
+pub mod os {
+    pub mod deadline_timer;
+    pub mod deferred_close;
+    pub mod epoll;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: fcntl, statx, fstatfs and getsockopt as std does not make them"
+    )]
+    pub mod file_kind;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: fds that are only known by their number"
+    )]
+    pub mod handed_in;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: a socket with permissions and a group, shutdown, and the *at calls"
+    )]
+    pub mod listener;
+    pub mod log;
+    #[allow(unsafe_code, reason = "UNSAFETY: ppoll")]
+    pub mod poll;
+    pub mod sd_notify;
+    #[allow(unsafe_code, reason = "UNSAFETY: signal and signalfd")]
+    pub mod signals;
+    #[allow(unsafe_code, reason = "UNSAFETY: setitimer")]
+    pub mod write_timeout;
+}
+/// Whose turn it is, and what becomes of one guest's requests: event loop, turns, session, requestq, grant, counters.
+pub mod serve {
+    pub mod counters;
+    pub mod event_loop;
+    pub mod grant;
+    pub mod requestq;
+    pub mod session;
+    pub mod turns;
+}
+/// From a request's bytes to the wire: wire format and validation, plan, transfer, bus, device.
+pub mod spi {
+    pub mod bus;
+    pub mod device;
+    pub mod hold;
+    pub mod loopback;
+    pub mod message;
+    pub mod plan;
+    pub mod probe;
+    pub mod request;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: the SPI ioctls, whose transfers point into guest memory"
+    )]
+    pub mod spidev;
+    pub mod transfer;
+    pub mod wire;
+}
+/// From the command line to all that the loop runs on: command line, environment, devices, sockets.
+pub mod start {
+    pub mod assemble;
+    pub mod cli;
+    #[allow(unsafe_code, reason = "UNSAFETY: remove_var")]
+    pub mod environment;
+}
 pub mod threats;
-pub mod transfer;
-pub mod turns;
-pub mod virtio_spi;
-pub mod vring;
-#[allow(unsafe_code, reason = "UNSAFETY: setitimer")]
-pub mod watchdog;
-pub mod way_out;
+/// What a front-end says: reading its messages, and what each of them does.
+pub mod vhost_user {
+    pub mod backend;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: recvmsg with MSG_PEEK, which std has no name for"
+    )]
+    pub mod gate;
+}
+/// What a driver writes: guest memory, SIGBUS, vring, descriptor chain.
+pub mod virtqueue {
+    pub mod chain;
+    pub mod memory;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: a signal handler that maps memory in place of guest memory"
+    )]
+    pub mod sigbus;
+    pub mod vring;
+}

@@ -7,13 +7,17 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::ExitCode;
 
-use vhost_device_spi::cli::{CAPABILITIES, Command, HELP};
 use vhost_device_spi::config::{Config, LogLevel, Source};
-use vhost_device_spi::environment::Environment;
-use vhost_device_spi::fate::{self, Fatal};
-use vhost_device_spi::handed_in::Socket;
-use vhost_device_spi::seccomp::{self, Pins};
-use vhost_device_spi::{daemon, handed_in, log, sandbox, way_out};
+use vhost_device_spi::confine::emergency_cleanup;
+use vhost_device_spi::confine::seccomp::{self, Pins};
+use vhost_device_spi::confine::stages;
+use vhost_device_spi::error::{self, Fatal};
+use vhost_device_spi::os::handed_in;
+use vhost_device_spi::os::handed_in::Socket;
+use vhost_device_spi::os::log;
+use vhost_device_spi::start::assemble;
+use vhost_device_spi::start::cli::{CAPABILITIES, Command, HELP};
+use vhost_device_spi::start::environment::Environment;
 
 #[cfg(panic = "abort")]
 #[allow(
@@ -41,8 +45,8 @@ fn run() -> Result<(), Fatal> {
     }
     let handed_in = handed_in::adopt(guests);
     let fds: Vec<RawFd> = handed_in.iter().flatten().map(Socket::as_raw_fd).collect();
-    sandbox::leave_inherited(&fds);
-    let signals = daemon::prepare()?;
+    stages::leave_inherited(&fds);
+    let signals = assemble::prepare()?;
     match command? {
         Command::Run(config) => serve(&config, handed_in?, signals),
         Command::Help => print(HELP),
@@ -58,18 +62,18 @@ fn run() -> Result<(), Fatal> {
 
 fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), Fatal> {
     log::set_level(config.log_level);
-    let hardware = daemon::open(config)?;
-    let sockets = daemon::bind(config, handed_in)?;
-    let served = daemon::assemble(config, hardware, sockets, signals).and_then(|event_loop| {
-        let (devices, directories) = way_out::fds();
+    let hardware = assemble::open(config)?;
+    let sockets = assemble::bind(config, handed_in)?;
+    let served = assemble::assemble(config, hardware, sockets, signals).and_then(|event_loop| {
+        let (devices, directories) = emergency_cleanup::fds();
         let pins = Pins {
             devices,
             directories,
         };
-        sandbox::restrict(config.seccomp, config.guests.len(), &pins)?;
+        stages::restrict(config.seccomp, config.guests.len(), &pins)?;
         event_loop.run()
     });
-    way_out::remove_sockets();
+    emergency_cleanup::remove_sockets();
     served
 }
 
@@ -78,5 +82,5 @@ fn print(text: &str) -> Result<(), Fatal> {
     let written = stdout.write_all(text.as_bytes());
     written
         .and_then(|()| stdout.flush())
-        .map_err(|error| Fatal::os(fate::ExitCode::IoError, "stdout", &error))
+        .map_err(|error| Fatal::os(error::ExitCode::IoError, "stdout", &error))
 }

@@ -1,7 +1,7 @@
 //! The unwinder of the shipped program: there is none.
 //!
 //! A panic ends the process at once (`panic = "abort"`), after a hook that prints no backtrace
-//! (`way_out`). The standard library's own hook would print one, and brings a reader of debug
+//! (`emergency_cleanup`). The standard library's own hook would print one, and brings a reader of debug
 //! information for that, which opens files: four tenths of the program. It gets at the stack by
 //! `_Unwind_Backtrace` alone. With the one below, which finds no frames, the linker sees that none
 //! of that is ever reached, and leaves it out.

@@ -113,8 +113,8 @@ fn check(file: &str, at_least: usize) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The modules in the order of the table in `src/lib.rs`, whose rows come from top to bottom.
-fn modules() -> Vec<String> {
+/// The rooms from top to bottom, as the table in `src/lib.rs` has them.
+fn rooms() -> Vec<String> {
     let text = fs::read_to_string(Path::new(ROOT).join("src/lib.rs")).unwrap();
     let rows = text.lines().filter(|line| line.starts_with("//! | [`"));
     let cells = rows.map(|row| row.split('|').nth(1).unwrap());
@@ -122,15 +122,21 @@ fn modules() -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// What a module's sources name of the crate, tests and comments left out.
-fn uses(module: &str) -> Vec<String> {
+/// What a room's sources name of the crate, tests and comments left out.
+fn uses(room: &str) -> Vec<String> {
     let src = Path::new(ROOT).join("src");
-    let mut files = vec![src.join(format!("{module}.rs"))];
-    if src.join(module).is_dir() && module != "seccomp" {
-        files.extend(sources(&src.join(module)));
-    }
+    let folder = src.join(room);
+    let files = if folder.is_dir() {
+        sources(&folder)
+    } else {
+        vec![src.join(format!("{room}.rs"))]
+    };
+    let tests = Path::new("confine/seccomp");
     let mut all = Vec::new();
-    for file in files {
+    for file in files
+        .iter()
+        .filter(|file| file.parent() != Some(&src.join(tests)))
+    {
         let text = fs::read_to_string(file).unwrap();
         let code = text.split("\n#[cfg(test)]\n").next().unwrap();
         let code = code.lines().filter(|line| !line.trim().starts_with("//"));
@@ -147,18 +153,18 @@ fn uses(module: &str) -> Vec<String> {
 }
 
 #[test]
-fn modules_use_only_those_below_them() {
-    let modules = modules();
-    assert!(modules.len() > 40, "{modules:?}: is it read rightly?");
+fn rooms_use_only_those_below_them() {
+    let rooms = rooms();
+    assert!(rooms.len() >= 9, "{rooms:?}: is it read rightly?");
     let mut count = 0;
-    for (place, module) in modules.iter().enumerate() {
-        for used in uses(module).iter().filter(|used| *used != module) {
-            let at = modules.iter().position(|other| other == used);
-            assert!(at > Some(place), "{module} uses {used}");
+    for (place, room) in rooms.iter().enumerate() {
+        for used in uses(room).iter().filter(|used| *used != room) {
+            let at = rooms.iter().position(|other| other == used);
+            assert!(at > Some(place), "{room} uses {used}");
             count += 1;
         }
     }
-    assert!(count > 150, "{count} uses: are they read rightly?");
+    assert!(count > 80, "{count} uses: are they read rightly?");
 }
 
 #[test]

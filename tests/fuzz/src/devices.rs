@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use vhost_device_spi::bus::Bus;
 use vhost_device_spi::config::{DeviceConfig, DevicePath, HoldPolicy, TransferConfig};
-use vhost_device_spi::device::Device;
-use vhost_device_spi::epoll::Poller;
-use vhost_device_spi::grant::{Grant, Shared};
-use vhost_device_spi::virtio_spi::Config;
+use vhost_device_spi::os::epoll::Poller;
+use vhost_device_spi::serve::grant::{Grant, Shared};
+use vhost_device_spi::spi::bus::Bus;
+use vhost_device_spi::spi::device::Device;
+use vhost_device_spi::spi::wire::Config;
 
 /// Longest request, in nanoseconds: short enough to wait for.
 const MAX_TRANSFER_NS: u64 = 50_000;

@@ -1,7 +1,7 @@
 //! Heads against a judge that knows the specification and the config space, and nothing else of the
 //! daemon but the bounds that are its own.
 
-use vhost_device_spi::virtio_spi::{
+use vhost_device_spi::spi::wire::{
     CONFIG_LEN, Config, HEAD_LEN, Lanes, Limits, MAX_MESSAGE_NS, MODE_MASK, Timing, TransferHead,
     validate,
 };

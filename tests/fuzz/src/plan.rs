@@ -1,6 +1,6 @@
 //! Plans of transfers against a reference that looks at one byte after the other.
 
-use vhost_device_spi::plan::{
+use vhost_device_spi::spi::plan::{
     Budget, MAX_PIECES, Piece, Place, Progress, Segment, Work, plan_message,
 };
 

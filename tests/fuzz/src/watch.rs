@@ -6,7 +6,8 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use vhost_device_spi::{sigbus, watchdog};
+use vhost_device_spi::os::write_timeout;
+use vhost_device_spi::virtqueue::sigbus;
 
 /// Longer than anything that an input may take.
 const TOO_LONG: Duration = Duration::from_secs(20);
@@ -28,7 +29,7 @@ impl Drop for Running {
 /// An input begins. The first one installs the daemon's signal handlers.
 pub fn begin() -> Running {
     PREPARED.call_once(|| {
-        watchdog::install().unwrap();
+        write_timeout::install().unwrap();
         sigbus::install().unwrap();
         block_alarm(libc::SIG_BLOCK);
         std::thread::spawn(watch);

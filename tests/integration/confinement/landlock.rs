@@ -8,7 +8,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use vhost_device_spi::landlock;
+use vhost_device_spi::confine::landlock;
 
 /// The kernel's version of Landlock; not positive without.
 fn version() -> i64 {

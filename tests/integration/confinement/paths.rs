@@ -9,11 +9,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use vhost_device_spi::config::SeccompMode;
-use vhost_device_spi::seccomp::Pins;
-use vhost_device_spi::{sandbox, sigbus};
+use vhost_device_spi::confine::seccomp::Pins;
+use vhost_device_spi::confine::stages;
+use vhost_device_spi::virtqueue::sigbus;
 
 fn restrict() {
-    sandbox::restrict(SeccompMode::Kill, 1, &Pins::default()).unwrap();
+    stages::restrict(SeccompMode::Kill, 1, &Pins::default()).unwrap();
 }
 
 /// Runs a test as a program; the signal that ended it, and its stderr.

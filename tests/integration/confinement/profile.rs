@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
-use vhost_device_spi::bpf::{Allowed, program};
+use vhost_device_spi::confine::bpf::{Allowed, program};
 
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;

@@ -9,8 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 use vhost_device_spi::config::{LogLevel, SeccompMode};
-use vhost_device_spi::seccomp::Pins;
-use vhost_device_spi::{log, sandbox, watchdog};
+use vhost_device_spi::confine::seccomp::Pins;
+use vhost_device_spi::confine::stages;
+use vhost_device_spi::os::log;
+use vhost_device_spi::os::write_timeout;
 
 fn terminal() -> (OwnedFd, OwnedFd) {
     let (mut ours, mut theirs) = (0, 0);
@@ -102,8 +104,8 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
 fn line_stopped_on_its_way_to_a_full_pipe_goes_on() {
     let name = "confinement::stderr::line_stopped_on_its_way_to_a_full_pipe_goes_on";
     if is_program() {
-        watchdog::install().unwrap();
-        sandbox::restrict(SeccompMode::Kill, 1, &Pins::default()).unwrap();
+        write_timeout::install().unwrap();
+        stages::restrict(SeccompMode::Kill, 1, &Pins::default()).unwrap();
         loop {
             log::line(LogLevel::Info, format_args!("into a full pipe"));
         }

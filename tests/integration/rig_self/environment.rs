@@ -1,7 +1,7 @@
 //! What a service manager says is taken out of the environment: nobody who looks later is misled.
 
 use super::*;
-use vhost_device_spi::environment::Environment;
+use vhost_device_spi::start::environment::Environment;
 
 const NAMES: [&str; 6] = [
     "LISTEN_PID",

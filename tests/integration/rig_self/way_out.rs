@@ -6,27 +6,30 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use vhost_device_spi::config::AccessConfig;
 use vhost_device_spi::config::SeccompMode;
-use vhost_device_spi::listener::{Access, Listener};
-use vhost_device_spi::seccomp::Pins;
-use vhost_device_spi::{sandbox, spidev, watchdog, way_out};
+use vhost_device_spi::confine::emergency_cleanup;
+use vhost_device_spi::confine::seccomp::Pins;
+use vhost_device_spi::confine::stages;
+use vhost_device_spi::os::listener::{Access, Listener};
+use vhost_device_spi::os::write_timeout;
+use vhost_device_spi::spi::spidev;
 
 fn panic_on_purpose(socket: &Path) {
     let device = node("/dev/spidev0.0");
-    watchdog::install().unwrap();
-    way_out::install();
+    write_timeout::install().unwrap();
+    emergency_cleanup::install();
     let access = Access::new(&AccessConfig {
         mode: 0o600,
         group: None,
     });
     let (_listener, socket) = Listener::create(socket, &access.unwrap()).unwrap();
-    way_out::set_modes(vec![(device.as_raw_fd(), 0)]);
-    way_out::set_sockets(vec![socket]);
-    let (devices, directories) = way_out::fds();
+    emergency_cleanup::set_modes(vec![(device.as_raw_fd(), 0)]);
+    emergency_cleanup::set_sockets(vec![socket]);
+    let (devices, directories) = emergency_cleanup::fds();
     let pins = Pins {
         devices,
         directories,
     };
-    sandbox::restrict(SeccompMode::Kill, 1, &pins).unwrap();
+    stages::restrict(SeccompMode::Kill, 1, &pins).unwrap();
     spidev::write_mode(device.as_raw_fd(), rules::CPOL).unwrap();
     let mut held = xfer(b"a", &mut []);
     held.cs_change = 1;

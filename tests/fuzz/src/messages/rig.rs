@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhost_device_spi::bus::Bus;
 use vhost_device_spi::config::AccessConfig;
-use vhost_device_spi::epoll::Token;
-use vhost_device_spi::fate::SessionError;
-use vhost_device_spi::grant::Shared;
-use vhost_device_spi::handed_in::Socket;
-use vhost_device_spi::kind;
-use vhost_device_spi::listener::{Access, Listener, SocketFile};
-use vhost_device_spi::requestq::Turn;
-use vhost_device_spi::session::Session;
-use vhost_device_spi::sigbus;
-use vhost_device_spi::virtio_spi::Config;
+use vhost_device_spi::error::SessionError;
+use vhost_device_spi::os::epoll::Token;
+use vhost_device_spi::os::file_kind;
+use vhost_device_spi::os::handed_in::Socket;
+use vhost_device_spi::os::listener::{Access, Listener, SocketFile};
+use vhost_device_spi::serve::grant::Shared;
+use vhost_device_spi::serve::requestq::Turn;
+use vhost_device_spi::serve::session::Session;
+use vhost_device_spi::spi::bus::Bus;
+use vhost_device_spi::spi::wire::Config;
+use vhost_device_spi::virtqueue::sigbus;
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 
 use super::front::Front;
@@ -46,7 +46,7 @@ pub struct Rig {
 
 impl Rig {
     pub fn new() -> Self {
-        kind::trust_root();
+        file_kind::trust_root();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let (mode, group) = (0o600, None);

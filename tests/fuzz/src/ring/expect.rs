@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use vhost_device_spi::virtio_spi::{Limits, TransferHead, validate};
+use vhost_device_spi::spi::wire::{Limits, TransferHead, validate};
 
 /// Where guest memory is cut into two regions.
 pub const CUT: usize = 0x4000;

@@ -13,8 +13,8 @@ use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::time::{Duration, Instant};
 
-use vhost_device_spi::garbage;
-use vhost_device_spi::requestq::Turn;
+use vhost_device_spi::os::deferred_close;
+use vhost_device_spi::serve::requestq::Turn;
 
 use crate::input::Input;
 use crate::watch;
@@ -54,7 +54,7 @@ pub fn run(bytes: &[u8]) {
         rig.notify();
     });
     // As the loop does: what was replaced is closed now.
-    garbage::collect();
+    deferred_close::collect();
 }
 
 fn operate(rig: &mut Rig, input: &mut Input, turns: &mut u32) {

@@ -5,15 +5,15 @@ use std::io::Read;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use vhost_device_spi::backend::Backend;
-use vhost_device_spi::bus::Bus;
 use vhost_device_spi::config::HoldPolicy;
-use vhost_device_spi::fate::SessionError;
-use vhost_device_spi::grant::Shared;
-use vhost_device_spi::memory::{RegionDescription, UserAddress};
-use vhost_device_spi::requestq::{Requestq, Turn};
-use vhost_device_spi::virtio_spi::{Config, Limits};
-use vhost_device_spi::vring::RingAddresses;
+use vhost_device_spi::error::SessionError;
+use vhost_device_spi::serve::grant::Shared;
+use vhost_device_spi::serve::requestq::{Requestq, Turn};
+use vhost_device_spi::spi::bus::Bus;
+use vhost_device_spi::spi::wire::{Config, Limits};
+use vhost_device_spi::vhost_user::backend::Backend;
+use vhost_device_spi::virtqueue::memory::{RegionDescription, UserAddress};
+use vhost_device_spi::virtqueue::vring::RingAddresses;
 use vm_memory::GuestAddress;
 
 use super::expect::{CUT, Expected, Next, View};

@@ -1,0 +1,79 @@
+//! What must be undone however the process ends: chip selects released, modes as they were found,
+//! our sockets removed.
+//!
+//! It is written down once at start, as fds and numbers, so that a panic can do it without the
+//! state that may have caused it. Only SIGKILL, the seccomp filter and faults of our own (SIGSEGV,
+//! SIGBUS) take no way out: what they leave asserted, the next start releases.
+
+use std::os::fd::RawFd;
+use std::panic;
+use std::process;
+use std::sync::OnceLock;
+
+use crate::config::LogLevel;
+use crate::os::listener::SocketFile;
+use crate::os::log;
+use crate::spi::spidev::write_mode;
+
+/// Each spidev's fd, and the mode that it was found in.
+static MODES: OnceLock<Vec<(RawFd, u32)>> = OnceLock::new();
+static SOCKETS: OnceLock<Vec<SocketFile>> = OnceLock::new();
+
+/// Writes down the devices; once.
+pub fn set_modes(modes: Vec<(RawFd, u32)>) {
+    let _ = MODES.set(modes);
+}
+
+/// Writes down the sockets; once.
+pub fn set_sockets(sockets: Vec<SocketFile>) {
+    let _ = SOCKETS.set(sockets);
+}
+
+/// Has panics undo what is written down, and end the process: unwinding, which debug builds would
+/// go on with, needs system calls that the filter does not allow.
+pub fn install() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let place = place.as_deref().unwrap_or("an unknown place");
+        log::line(LogLevel::Error, format_args!("internal error at {place}"));
+        restore_devices();
+        remove_sockets();
+        process::abort();
+    }));
+}
+
+/// The fds that the way out uses: those of the devices, and those of the sockets' directories.
+pub fn fds() -> (Vec<RawFd>, Vec<RawFd>) {
+    let devices = MODES.get().into_iter().flatten().map(|&(fd, _)| fd);
+    let sockets = SOCKETS.get().into_iter().flatten();
+    (
+        devices.collect(),
+        sockets.map(SocketFile::directory).collect(),
+    )
+}
+
+/// Removes the sockets that this process made.
+pub fn remove_sockets() {
+    remove(SOCKETS.get().into_iter().flatten());
+}
+
+/// Removes `sockets`, and says which of them stay.
+pub fn remove<'s>(sockets: impl IntoIterator<Item = &'s SocketFile>) {
+    for socket in sockets {
+        if let Err(error) = socket.remove() {
+            let path = socket.path().display();
+            log::line(
+                LogLevel::Warning,
+                format_args!("socket '{path}' stays: {error}"),
+            );
+        }
+    }
+}
+
+/// Writing the mode also releases chip select.
+fn restore_devices() {
+    for &(fd, mode) in MODES.get().into_iter().flatten() {
+        // There is nothing left to do about a device that refuses.
+        let _ = write_mode(fd, mode);
+    }
+}

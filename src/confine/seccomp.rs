@@ -1,0 +1,379 @@
+//! The seccomp filter: the system calls that the running daemon makes, and nothing else.
+//!
+//! `RULES` is the policy, to be read line by line: a system call, tests on its arguments, and the
+//! function that needs it; a `cfg` in front says for which targets it is. Several rules for one
+//! call are alternatives. Whatever matches no rule, or comes from another architecture, is fatal.
+//! `tests/syscalls` sees every rule used, but for those that say why it cannot and what test does.
+//!
+//! `STARTUP` names what the daemon needs before the filter is there, for service managers, which
+//! confine it from its first instruction on.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use libc::{c_long, sock_fprog};
+
+use crate::config::SeccompMode;
+use crate::confine::bpf::{Allowed, Condition, program};
+use crate::spi::spidev::{MESSAGE_0, WR_MODE32};
+
+/// What an argument must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Value {
+    /// This number.
+    Is(u32),
+    /// The fd of an SPI device.
+    Device,
+    /// The fd of a directory with sockets.
+    Directory,
+    /// The number of this process.
+    Process,
+}
+
+/// A test on one argument.
+#[derive(Debug, Clone, Copy)]
+struct Test {
+    argument: u32,
+    mask: u32,
+    value: Value,
+}
+
+/// A system call that is allowed.
+#[derive(Debug, Clone, Copy)]
+struct Rule {
+    /// `SYS_` and its name.
+    name: &'static str,
+    number: c_long,
+    tests: &'static [Test],
+    /// The function that needs it.
+    #[cfg(test)]
+    by: &'static str,
+    /// Why `tests/syscalls` need not see it, and the test that shows it instead.
+    #[cfg(test)]
+    unseen: &'static [(&'static str, &'static str)],
+}
+
+/// Numbers that are only known at the end of start-up.
+#[derive(Debug, Clone, Default)]
+pub struct Pins {
+    /// Fds of the SPI devices.
+    pub devices: Vec<RawFd>,
+    /// Fds of the directories with our sockets.
+    pub directories: Vec<RawFd>,
+}
+
+const fn is(argument: u32, value: u32) -> Test {
+    masked(argument, u32::MAX, value)
+}
+
+const fn masked(argument: u32, mask: u32, value: u32) -> Test {
+    Test {
+        argument,
+        mask,
+        value: Value::Is(value),
+    }
+}
+
+const fn any_of(argument: u32, value: Value) -> Test {
+    Test {
+        argument,
+        mask: u32::MAX,
+        value,
+    }
+}
+
+const DEVICE: Test = any_of(0, Value::Device);
+const DIRECTORY: Test = any_of(0, Value::Directory);
+const OWN_PID: Test = any_of(0, Value::Process);
+/// Bits of an ioctl's number that hold the size of its argument.
+const SIZE_BITS: u32 = 0x3fff << 16;
+const NOT_EXECUTABLE: Test = masked(2, 4, 0); // PROT_EXEC
+const FIONREAD: u32 = 0x541b;
+const SIOCOUTQ: u32 = 0x5411;
+#[cfg(debug_assertions)]
+const F_GETFD: u32 = 1;
+const F_GETFL: u32 = 3;
+const F_GET_SEALS: u32 = 1034;
+const AT_EMPTY_PATH: u32 = 0x1000;
+const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
+const SOCK_CLOEXEC: u32 = 0o2_000_000;
+const FIONBIO: u32 = 0x5421;
+/// `SOCK_STREAM | SOCK_CLOEXEC`
+const PAIR_TYPE: u32 = 0o2_000_001;
+const AF_UNIX: u32 = 1;
+const SHUT_RDWR: u32 = 2;
+const SOL_SOCKET: u32 = 1;
+const SO_DOMAIN: u32 = 39;
+const SO_PEEK_OFF: u32 = 42;
+const MSG_NOSIGNAL: u32 = 0x4000;
+const CLOCK_MONOTONIC: u32 = 1;
+const ITIMER_REAL: u32 = 0;
+const SIGABRT: u32 = 6;
+const SIGBUS: u32 = 7;
+const SIGSEGV: u32 = 11;
+const SIGINFO_LEN: u32 = 128;
+/// `MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC`
+const PEEK_FLAGS: u32 = 0x4000_0042;
+
+macro_rules! rules {
+    ($(
+        $(#[$target:meta])* $name:ident [$($test:expr),*] $by:literal
+        $(unseen $why:literal, $shown:literal)?;
+    )*) => {
+        /// What is allowed, the data path first.
+        const RULES: &[Rule] = &[$(
+            $(#[$target])*
+            Rule {
+                name: stringify!($name),
+                number: libc::$name,
+                tests: &[$($test),*],
+                #[cfg(test)]
+                by: $by,
+                #[cfg(test)]
+                unseen: &[$(($why, $shown))?],
+            },
+        )*];
+    };
+}
+
+rules! {
+    // The way of one request.
+    #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+    SYS_epoll_wait      []                                              "serve::event_loop::serve_until_the_end";
+    #[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
+    SYS_epoll_pwait     []                                              "serve::event_loop::serve_until_the_end";
+    SYS_ioctl           [DEVICE, masked(1, !SIZE_BITS, MESSAGE_0)]      "spi::spidev::transfer";
+    SYS_ioctl           [DEVICE, is(1, WR_MODE32)]                      "spi::spidev::write_mode";
+    SYS_write           []                                              "os::write_timeout::signal";
+    SYS_setitimer       [is(0, ITIMER_REAL)]                            "os::write_timeout::set_timer";
+    SYS_rt_sigreturn    []                                              "os::write_timeout::on_tick";
+    SYS_timerfd_settime [is(1, 0)]                                      "os::deadline_timer::set";
+    SYS_clock_gettime   [is(0, CLOCK_MONOTONIC)]                        "serve::event_loop::serve"
+        unseen "only where the kernel gives no vDSO", "clock_without_vdso_serves";
+
+    // A front-end's connection and messages.
+    SYS_accept4         [is(3, SOCK_CLOEXEC)]                           "os::listener::accept";
+    SYS_ioctl           [is(1, FIONBIO)]                                "os::listener::accept";
+    SYS_epoll_ctl       []                                              "os::epoll::add";
+    SYS_recvmsg         [is(2, PEEK_FLAGS)]                             "vhost_user::gate::peek";
+    SYS_recvmsg         [is(2, 0)]                                      "serve::session::handle";
+    SYS_ioctl           [is(1, FIONREAD)]                               "vhost_user::gate::count";
+    SYS_ioctl           [is(1, SIOCOUTQ)]                               "vhost_user::gate::count";
+    SYS_setsockopt      [is(1, SOL_SOCKET), is(2, SO_PEEK_OFF)]         "vhost_user::gate::set_peek_offset";
+    SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "serve::session::handle";
+    SYS_shutdown        [is(1, SHUT_RDWR)]                              "os::listener::hang_up";
+    SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "os::deferred_close::collect";
+    SYS_close           []                                              "os::deferred_close::collect";
+
+    // What its fds are, and its memory.
+    SYS_fcntl           [is(1, F_GET_SEALS)]                            "os::file_kind::is_memory";
+    SYS_fcntl           [is(1, F_GETFL)]                                "os::file_kind::is_only_a_path";
+    SYS_statx           [masked(2, AT_EMPTY_PATH, AT_EMPTY_PATH)]       "os::file_kind::file_type";
+    #[cfg(target_env = "musl")]
+    SYS_fstat           []                                              "virtqueue::memory::check_file";
+    SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
+    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::socket_option";
+    SYS_getpeername     []                                              "os::file_kind::is_socketpair";
+    SYS_mmap            [NOT_EXECUTABLE]                                "virtqueue::memory::add";
+    SYS_munmap          []                                              "virtqueue::memory::remove";
+
+    // The C library's allocator.
+    SYS_brk             []                                              "serve::session::accept"
+        unseen "only where the heap's first piece is too small", "allocations_under_the_filter_are_served";
+    #[cfg(target_env = "musl")]
+    SYS_mprotect        [NOT_EXECUTABLE]                                "serve::session::accept";
+    #[cfg(target_env = "musl")]
+    SYS_madvise         []                                              "serve::session::accept";
+
+    // Room on stderr, and urgent bytes on a connection.
+    SYS_ppoll           [is(1, 1)]                                      "os::poll::shows";
+
+    // The end.
+    SYS_read            [is(2, SIGINFO_LEN)]                            "os::signals::take";
+    SYS_newfstatat      [DIRECTORY, is(3, AT_SYMLINK_NOFOLLOW)]         "os::listener::stat";
+    SYS_unlinkat        [DIRECTORY, is(2, 0)]                           "os::listener::remove";
+    SYS_sigaltstack     []                                              "main::main";
+    SYS_exit_group      []                                              "main::main";
+
+    // A panic, and a fault of our own.
+    SYS_gettid          []                                              "confine::emergency_cleanup::install"
+        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
+    SYS_getpid          []                                              "confine::emergency_cleanup::install"
+        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
+    SYS_rt_sigprocmask  []                                              "confine::emergency_cleanup::install"
+        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
+    SYS_tgkill          [OWN_PID, is(2, SIGABRT)]                       "confine::emergency_cleanup::install"
+        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
+    #[cfg(target_env = "musl")]
+    SYS_tkill           [is(1, SIGABRT)]                                "confine::emergency_cleanup::install"
+        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
+    SYS_rt_sigaction    [is(0, SIGABRT)]                                "confine::emergency_cleanup::install"
+        unseen "abort() where SIGABRT is ignored", "abort_under_the_filter_with_sigabrt_ignored_ends_by_it";
+    SYS_rt_sigaction    [is(0, SIGBUS)]                                 "virtqueue::sigbus::on_sigbus"
+        unseen "nothing known makes it happen", "fault_of_our_own_under_the_filter_ends_by_sigbus";
+    SYS_rt_sigaction    [is(0, SIGSEGV)]                                "main::main"
+        unseen "nothing known makes it happen", "segfault_under_the_filter_ends_by_sigsegv";
+
+    // Debug builds check each fd that they close.
+    #[cfg(debug_assertions)]
+    SYS_fcntl           [is(1, F_GETFD)]                                "os::deferred_close::collect"
+        unseen "not in what ships", "debug_build_serves_under_its_filter";
+}
+
+/// What the daemon and the C library's loader need before the filter is there, in addition.
+const STARTUP: &[&str] = &[
+    // The loader and the start of the two C libraries, in the versions that are around.
+    #[cfg(target_arch = "x86_64")]
+    "access",
+    #[cfg(target_arch = "x86_64")]
+    "arch_prctl",
+    "execve",
+    #[cfg(target_arch = "aarch64")]
+    "faccessat",
+    "fstat",
+    "futex",
+    "getrandom",
+    "mprotect",
+    #[cfg(target_arch = "x86_64")]
+    "open",
+    "openat",
+    "pread64",
+    "prlimit64",
+    "rseq",
+    "set_robust_list",
+    "set_tid_address",
+    // The start of Rust's standard library: stdio that is closed is opened.
+    "dup",
+    #[cfg(target_arch = "x86_64")]
+    "poll",
+    "sched_getaffinity",
+    // handed_in::adopt
+    "getsockname",
+    // assemble::prepare, assemble::open and assemble::assemble
+    "epoll_create1",
+    "flock",
+    "getcwd",
+    "getdents64",
+    #[cfg(target_arch = "x86_64")]
+    "readlink",
+    #[cfg(target_arch = "aarch64")]
+    "readlinkat",
+    "signalfd4",
+    "timerfd_create",
+    // listener::create; the kernel goes on with a sleep by restart_syscall
+    "bind",
+    "clock_nanosleep",
+    "connect",
+    "fchownat",
+    "listen",
+    "restart_syscall",
+    "socket",
+    "umask",
+    #[cfg(target_arch = "x86_64")]
+    "unlink",
+    // stages::leave_inherited and stages::restrict
+    "capset",
+    "close_range",
+    "landlock_add_rule",
+    "landlock_create_ruleset",
+    "landlock_restrict_self",
+    "prctl",
+    "seccomp",
+];
+
+/// Every system call that the daemon may make from its first instruction on, by name, in order:
+/// for a service manager's filter, such as systemd's `SystemCallFilter=`.
+pub fn names() -> Vec<&'static str> {
+    let rules = RULES
+        .iter()
+        .map(|rule| rule.name.trim_start_matches("SYS_"));
+    let mut names: Vec<_> = rules.chain(STARTUP.iter().copied()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+impl Pins {
+    /// The numbers that stand for `value`.
+    fn numbers(&self, value: Value) -> Vec<u32> {
+        let fds = |fds: &[RawFd]| fds.iter().filter_map(|&fd| fd.try_into().ok()).collect();
+        match value {
+            Value::Is(number) => vec![number],
+            Value::Device => fds(&self.devices),
+            Value::Directory => fds(&self.directories),
+            Value::Process => vec![std::process::id()],
+        }
+    }
+
+    /// The rules with their numbers: one for each device or directory that a rule is about.
+    fn apply(&self, rules: &[Rule]) -> Vec<Allowed> {
+        rules
+            .iter()
+            .flat_map(|rule| self.alternatives(rule))
+            .collect()
+    }
+
+    fn alternatives(&self, rule: &Rule) -> Vec<Allowed> {
+        let numbers: Vec<Vec<u32>> = rule
+            .tests
+            .iter()
+            .map(|test| self.numbers(test.value))
+            .collect();
+        // At most one of the tests has several.
+        let count = if numbers.iter().any(Vec::is_empty) {
+            0
+        } else {
+            numbers.iter().map(Vec::len).max().unwrap_or(1)
+        };
+        (0..count)
+            .filter_map(|index| {
+                let conditions = rule
+                    .tests
+                    .iter()
+                    .zip(&numbers)
+                    .filter_map(|(test, numbers)| {
+                        Some(Condition {
+                            argument: test.argument,
+                            mask: test.mask,
+                            value: *numbers.get(index).or_else(|| numbers.first())?,
+                        })
+                    });
+                Some(Allowed {
+                    number: rule.number.try_into().ok()?,
+                    conditions: conditions.collect(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Puts the process under the filter; `no_new_privs` must be set. There is no way back.
+///
+/// # Errors
+/// The kernel has no seccomp, or refused the filter.
+pub fn install(mode: SeccompMode, pins: &Pins) -> io::Result<()> {
+    let otherwise = match mode {
+        SeccompMode::Kill => libc::SECCOMP_RET_KILL_PROCESS,
+        SeccompMode::Log => libc::SECCOMP_RET_LOG,
+        SeccompMode::None => return Ok(()),
+    };
+    let mut program = program(&pins.apply(RULES), otherwise);
+    let filter = sock_fprog {
+        len: program.len().try_into().map_err(io::Error::other)?,
+        filter: program.as_mut_ptr(),
+    };
+    let operation = libc::c_ulong::from(libc::SECCOMP_SET_MODE_FILTER);
+    // SAFETY: `filter` points to as many instructions as it says; the kernel copies them.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, &raw const filter) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod children;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod traces;

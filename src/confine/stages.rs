@@ -1,0 +1,214 @@
+//! The stages of confinement. [`leave_inherited`] comes before the process opens anything;
+//! [`restrict`] between the last file opened and the first byte from a front-end.
+//!
+//! | stage | takes away |
+//! |---|---|
+//! | [`leave_inherited`] | fds that whoever started us left open and did not hand in |
+//! | `no_new_privs` | rights that a program executed could gain |
+//! | `drop_capabilities` | every capability, even where the daemon runs as root |
+//! | `hide` | core dumps, debuggers and `/proc/PID` of other processes of this user |
+//! | `limit` | core dumps, other processes |
+//! | [`landlock`] | the file system, but for removing our sockets; TCP; signals to others |
+//! | [`seccomp`] | every system call that its table does not list |
+//!
+//! Should: leave everything on that `--seccomp` does not turn off. Must not: open anything.
+
+use std::fs;
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::config::{LogLevel, MAX_REGIONS, SeccompMode};
+use crate::confine::landlock;
+use crate::confine::seccomp::{self, Pins};
+use crate::error::{ExitCode, Fatal};
+use crate::os::log;
+
+/// Fds that do not depend on the number of guests: stdio, signals, timer, epoll, up to 16 devices;
+/// a message's fds looked at and a second table of regions, for one guest at a time.
+const FDS: u64 = 128;
+/// Fds of a guest beside its regions: socket, directory, connection, kick, call, err, and what may
+/// have to be left open.
+const FDS_OF_GUEST: u64 = 24;
+
+/// Closes all fds but stdio that came with the process, and but those that are closed on execution:
+/// none is used, and a front-end's socket or a directory among them would be a way around what
+/// follows.
+///
+/// What is closed on execution cannot have come from outside: a library that was loaded before
+/// `main` may own it, or it was handed in and adopted. Where it cannot be asked which fds there are,
+/// only those in `adopted` stay.
+pub fn leave_inherited(adopted: &[RawFd]) {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
+        close_all_but(adopted);
+        return;
+    };
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let fds: Vec<RawFd> = numbers.filter(|&fd| fd > libc::STDERR_FILENO).collect();
+    for fd in fds {
+        // SAFETY: no pointers.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: nothing in this process knows the fd.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+fn close_all_but(adopted: &[RawFd]) {
+    let close_range = |first: RawFd, last: RawFd| {
+        // SAFETY: no pointers; of what is open here only `adopted` is ours.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    };
+    let mut first = libc::STDERR_FILENO.saturating_add(1);
+    while let Some(&fd) = adopted.iter().filter(|&&fd| fd >= first).min() {
+        if fd > first {
+            close_range(first, fd.saturating_sub(1));
+        }
+        first = fd.saturating_add(1);
+    }
+    close_range(first, RawFd::MAX);
+}
+
+/// Takes from the process what it needs no longer.
+///
+/// # Errors
+/// The kernel refused a stage.
+pub fn restrict(mode: SeccompMode, guests: usize, pins: &Pins) -> Result<(), Fatal> {
+    let failed = |stage: &str, error: &io::Error| {
+        Fatal::os(
+            ExitCode::OsError,
+            format_args!("cannot confine the process: {stage}"),
+            error,
+        )
+    };
+    let stages = [
+        ("no_new_privs", set(libc::PR_SET_NO_NEW_PRIVS, 1)),
+        ("capabilities", drop_capabilities()),
+        ("dumpable", set(libc::PR_SET_DUMPABLE, 0)),
+        ("resource limits", limit(guests)),
+    ];
+    for (stage, result) in stages {
+        result.map_err(|error| failed(stage, &error))?;
+    }
+    match mode {
+        SeccompMode::Kill => (),
+        SeccompMode::Log => {
+            log::line(
+                LogLevel::Warning,
+                format_args!(
+                    "warning: --seccomp=log: what is not allowed is only logged by the kernel"
+                ),
+            );
+        }
+        SeccompMode::None => {
+            log::line(
+                LogLevel::Warning,
+                format_args!("warning: --seccomp=none: there is neither a filter nor Landlock"),
+            );
+            return Ok(());
+        }
+    }
+    if !landlock::restrict(&pins.directories).map_err(|error| failed("Landlock", &error))? {
+        log::line(
+            LogLevel::Warning,
+            format_args!(
+                "warning: this kernel has no Landlock, only seccomp keeps the daemon from files"
+            ),
+        );
+    }
+    seccomp::install(mode, pins).map_err(|error| failed("seccomp", &error))
+}
+
+fn set(option: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
+    prctl(option, value, 0)
+}
+
+/// `prctl()` asks for zeros in what is not used.
+fn prctl(option: libc::c_int, first: libc::c_ulong, second: libc::c_ulong) -> io::Result<()> {
+    let zero: libc::c_ulong = 0;
+    // SAFETY: none of the options used takes a pointer.
+    let result = unsafe { libc::prctl(option, first, second, zero, zero) };
+    checked(result.into())
+}
+
+/// `struct __user_cap_header_struct` and two of `struct __user_cap_data_struct`.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+/// Empties all five sets of capabilities.
+fn drop_capabilities() -> io::Result<()> {
+    // Refused without CAP_SETPCAP, and where the numbers end. What stays in the bounding set could
+    // only be gained by execution, which no_new_privs rules out.
+    let _ = (0..64).try_for_each(|capability| set(libc::PR_CAPBSET_DROP, capability));
+    prctl(libc::PR_CAP_AMBIENT, CLEAR_AMBIENT, 0)?;
+    let header = CapabilityHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
+    let none = [0u32; 6];
+    // SAFETY: version 3 reads two structures of three u32 each.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    checked(result)
+}
+
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+const CLEAR_AMBIENT: libc::c_ulong = 4; // PR_CAP_AMBIENT_CLEAR_ALL
+
+/// Takes all fds that the host allows, and says so if `guests` guests can need more: then a guest's
+/// need can become another's lack. Takes core dumps and other processes away.
+fn limit(guests: usize) -> io::Result<()> {
+    let of_guest = u64::try_from(MAX_REGIONS)
+        .unwrap_or(0)
+        .saturating_add(FDS_OF_GUEST);
+    let guests = u64::try_from(guests).unwrap_or(0);
+    let wanted = FDS.saturating_add(guests.saturating_mul(of_guest));
+    let most = hard_limit(libc::RLIMIT_NOFILE)?;
+    if most < wanted {
+        log::line(
+            LogLevel::Warning,
+            format_args!(
+                "warning: at most {most} open files are allowed, the guests may need {wanted}"
+            ),
+        );
+    }
+    // Not fewer than the host allows: it also bounds how many of this user's files may be in flight
+    // when the kernel is to take what a front-end brought (`deferred_close`).
+    set_limit(libc::RLIMIT_NOFILE, most, most)?;
+    set_limit(libc::RLIMIT_CORE, 0, 0)?;
+    set_limit(libc::RLIMIT_NPROC, 0, 0)
+}
+
+#[cfg(target_env = "gnu")]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(target_env = "musl")]
+type Resource = libc::c_int;
+
+fn hard_limit(resource: Resource) -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` has room for the result.
+    let result = unsafe { libc::getrlimit(resource, &raw mut limit) };
+    checked(result.into()).map(|()| limit.rlim_max)
+}
+
+fn set_limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: `limit` is initialised.
+    let result = unsafe { libc::setrlimit(resource, &raw const limit) };
+    checked(result.into())
+}
+
+fn checked(result: libc::c_long) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

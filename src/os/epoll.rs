@@ -1,0 +1,177 @@
+//! The one epoll set, and who an event is for.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::os::deferred_close::Foreign;
+
+/// Who an event is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Token {
+    /// The signalfd.
+    Signal,
+    /// The timer of the next deadline.
+    Timer,
+    /// The listening socket of a guest.
+    Listener(u32),
+    /// The connection of a guest.
+    Connection(u32),
+    /// The kick eventfd of a guest.
+    Kick(u32),
+}
+
+impl Token {
+    /// The token as epoll keeps it: kind in the upper half, guest in the lower.
+    fn encode(self) -> u64 {
+        let (kind, guest) = match self {
+            Self::Signal => (0u64, 0),
+            Self::Timer => (1, 0),
+            Self::Listener(guest) => (2, guest),
+            Self::Connection(guest) => (3, guest),
+            Self::Kick(guest) => (4, guest),
+        };
+        kind << 32 | u64::from(guest)
+    }
+
+    /// The token of an event; `None` for one that [`Poller`] never registered.
+    pub fn decode(data: u64) -> Option<Self> {
+        let guest = u32::try_from(data & u64::from(u32::MAX)).ok()?;
+        match data >> 32 {
+            0 => Some(Self::Signal),
+            1 => Some(Self::Timer),
+            2 => Some(Self::Listener(guest)),
+            3 => Some(Self::Connection(guest)),
+            4 => Some(Self::Kick(guest)),
+            _ => None,
+        }
+    }
+}
+
+/// The epoll set, shared by all who register fds.
+#[derive(Debug, Clone)]
+pub struct Poller(Rc<Epoll>);
+
+impl Poller {
+    /// An empty set.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new() -> io::Result<Self> {
+        Epoll::new().map(|epoll| Self(Rc::new(epoll)))
+    }
+
+    /// Waits for events; for ever if `timeout` is -1.
+    ///
+    /// # Errors
+    /// The kernel's, but an interruption is no event.
+    pub fn wait(&self, timeout: i32, events: &mut [EpollEvent]) -> io::Result<usize> {
+        match self.0.wait(timeout, events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            result => result,
+        }
+    }
+
+    /// Adds `fd` for reading, edge-triggered: one event for each change.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_edge(&self, fd: RawFd, token: Token) -> io::Result<()> {
+        let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.add(fd, token, events)
+    }
+
+    /// Adds `fd` for reading: events until all was read.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_level(&self, fd: RawFd, token: Token) -> io::Result<()> {
+        self.add(fd, token, EventSet::IN)
+    }
+
+    /// Adds `fd`, of which [`Poller::set_listening`] says whether it is listened to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_listener(&self, fd: RawFd, token: Token) -> io::Result<()> {
+        self.add(fd, token, EventSet::empty())
+    }
+
+    /// Has `fd`, which was added, give events until it was read, and when it is shut down; or none
+    /// before it is shut down in both directions. Taking it out of the set and putting it back
+    /// could fail: the kernel limits what a user has in all its sets, and a front-end may be of the
+    /// same user.
+    pub fn set_listening(&self, fd: RawFd, token: Token, listening: bool) {
+        let events = if listening {
+            EventSet::IN | EventSet::READ_HANG_UP
+        } else {
+            EventSet::empty()
+        };
+        let event = EpollEvent::new(events, token.encode());
+        // It can only fail for an fd that is not in the set.
+        let _ = self.0.ctl(ControlOperation::Modify, fd, event);
+    }
+
+    fn add(&self, fd: RawFd, token: Token, events: EventSet) -> io::Result<()> {
+        let event = EpollEvent::new(events, token.encode());
+        self.0.ctl(ControlOperation::Add, fd, event)
+    }
+
+    /// Removes `fd`.
+    pub fn remove(&self, fd: RawFd) {
+        // It can only fail for an fd that is not in the set.
+        let _ = self
+            .0
+            .ctl(ControlOperation::Delete, fd, EpollEvent::default());
+    }
+}
+
+/// A file in the epoll set. Removal is explicit: the set keeps the open file description, which
+/// for an eventfd the front-end shares, so that closing our fd would leave it in the set for ever.
+#[derive(Debug)]
+pub struct Registered {
+    poller: Poller,
+    file: Foreign,
+}
+
+impl Registered {
+    /// Adds `file`, edge-triggered.
+    ///
+    /// # Errors
+    /// The kernel's; it refuses files that cannot be polled.
+    pub fn new(poller: &Poller, file: File, token: Token) -> io::Result<Self> {
+        poller.add_edge(file.as_raw_fd(), token)?;
+        Ok(Self {
+            poller: poller.clone(),
+            file: Foreign::new(file),
+        })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.poller.remove(self.file.as_raw_fd());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_survives_the_way_through_epoll() {
+        for token in [
+            Token::Signal,
+            Token::Timer,
+            Token::Listener(63),
+            Token::Connection(0),
+            Token::Kick(u32::MAX),
+        ] {
+            assert_eq!(Token::decode(token.encode()), Some(token));
+        }
+        assert_eq!(Token::decode(5 << 32), None);
+    }
+}

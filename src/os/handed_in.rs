@@ -1,0 +1,113 @@
+//! Sockets that whoever started us hands in, by their fd: a service manager, a VMM, a test.
+//!
+//! Each is told apart by what it is itself: one that listens is accepted from, one that is connected
+//! is a front-end already. They are looked at before the process opens anything, so that no fd of its
+//! own is taken for one of theirs. Must not: unlink or shut down what is not ours.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use crate::config::Source;
+use crate::error::{ExitCode, Fatal};
+use crate::os::file_kind::socket_option;
+use crate::os::listener::Listener;
+
+/// Options that have the kernel add to what is received. The C libraries do not all name the last two.
+const UNWANTED: [(&str, libc::c_int); 3] = [
+    ("SO_PASSCRED", libc::SO_PASSCRED),
+    ("SO_PASSSEC", 34),
+    ("SO_PASSPIDFD", 76),
+];
+/// Bytes of a send buffer that the longest reply fits in, beside those that may be unread (`gate`).
+const MIN_SNDBUF: libc::c_int = 64 * 1024;
+
+/// What a guest's front-ends come through.
+#[derive(Debug)]
+pub enum Socket {
+    /// They connect to it, one after the other.
+    Listening(Listener),
+    /// The guest's only one is connected already, by what was this fd.
+    Connected(UnixStream),
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Listening(listener) => listener.as_raw_fd(),
+            Self::Connected(stream) => stream.as_raw_fd(),
+        }
+    }
+}
+
+/// Takes over those of `sources` that are fds, in their order: from now on they are closed on
+/// execution, and do not wait.
+///
+/// # Errors
+/// The first that is no such socket, or the same as another.
+pub fn adopt(sources: &[Source]) -> Result<Vec<Socket>, Fatal> {
+    let mut sockets = Vec::new();
+    let mut seen: Vec<(u64, RawFd)> = Vec::new();
+    for source in sources {
+        let Source::Fd(fd, by) = *source else {
+            continue;
+        };
+        let wrong = |why: String| Fatal::new(ExitCode::Usage, format!("{by}: '{fd}' {why}"));
+        let file = take(fd).ok_or_else(|| wrong("is not open".into()))?;
+        let inode = file.metadata().map_or(0, |metadata| metadata.ino());
+        if let Some((_, other)) = seen.iter().find(|(other, _)| *other == inode) {
+            return Err(wrong(format!("is the same socket as '{other}'")));
+        }
+        seen.push((inode, fd));
+        sockets.push(judge(file, fd).map_err(wrong)?);
+    }
+    Ok(sockets)
+}
+
+/// The file `fd`, if it is open.
+fn take(fd: RawFd) -> Option<File> {
+    // SAFETY: no pointers.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and nothing else in this process knows it: it is named once.
+    Some(unsafe { File::from_raw_fd(fd) })
+}
+
+/// What kind of socket `file` is, or why it is of no use.
+fn judge(file: File, fd: RawFd) -> Result<Socket, String> {
+    let get = |option| socket_option(&file, option).map_err(|_| "is not a socket".to_owned());
+    if get(libc::SO_DOMAIN)? != libc::AF_UNIX {
+        return Err("is not a Unix socket".to_owned());
+    }
+    if get(libc::SO_TYPE)? != libc::SOCK_STREAM {
+        return Err("is not a stream socket".to_owned());
+    }
+    // What comes with messages beside fds would hide these.
+    for (name, option) in UNWANTED {
+        if socket_option(&file, option).is_ok_and(|value| value != 0) {
+            return Err(format!("has {name} set, whose messages are not understood"));
+        }
+    }
+    let listens = get(libc::SO_ACCEPTCONN)? != 0;
+    if !listens && get(libc::SO_PEEK_OFF)? >= 0 {
+        return Err("has SO_PEEK_OFF set".to_owned());
+    }
+    if !listens && get(libc::SO_SNDBUF)? < MIN_SNDBUF {
+        return Err("has a send buffer of less than 64 KiB".to_owned());
+    }
+    let fails = |error: std::io::Error| format!("cannot be used: {error}");
+    let socket = OwnedFd::from(file);
+    if listens {
+        let socket = UnixListener::from(socket);
+        socket.set_nonblocking(true).map_err(fails)?;
+        return Ok(Socket::Listening(Listener::adopt(socket, fd)));
+    }
+    let socket = UnixStream::from(socket);
+    if socket.peer_addr().is_err() {
+        return Err("is neither listening nor connected".to_owned());
+    }
+    socket.set_nonblocking(true).map_err(fails)?;
+    Ok(Socket::Connected(socket))
+}

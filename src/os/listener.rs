@@ -1,0 +1,464 @@
+//! Listening sockets: those made here, in the file system, which are removed if they are still ours;
+//! and those handed in, which stay whoever's they are.
+//!
+//! A socket that is made has its permissions from the moment it is there, and its group before it
+//! listens: until then nobody gets in.
+//!
+//! Between daemons the directory is the lock: while one of them makes its sockets it holds `flock`
+//! on it, for which the others wait a while, so that a socket that is bound but does not listen yet
+//! is not taken for a stale one.
+
+use std::cell::Cell;
+use std::ffi::{CString, OsStr};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::{AccessConfig, Group, LogLevel, digits};
+use crate::error::{ExitCode, Fatal};
+use crate::os::deferred_close;
+use crate::os::log;
+
+const GROUPS: &str = "/etc/group";
+/// Everything but permissions.
+const ALL: libc::mode_t = 0o777;
+/// As many connections may wait as the kernel allows.
+const BACKLOG: libc::c_int = -1;
+/// For `chown()`: the owner stays.
+const NOBODY_ELSE: libc::uid_t = libc::uid_t::MAX;
+
+/// Bytes of a path that fit into a `sockaddr_un` before its terminating zero.
+const MAX_PATH_LEN: usize = 107;
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    /// Where it is, for the log.
+    name: String,
+    /// Nobody else has it.
+    is_ours: bool,
+}
+
+/// Who may connect to a socket that is made.
+#[derive(Debug)]
+pub struct Access {
+    mode: libc::mode_t,
+    group: Option<libc::gid_t>,
+    /// A lock on a directory was waited for in vain: none is any more.
+    waited: Cell<bool>,
+}
+
+impl Access {
+    /// What `config` says.
+    ///
+    /// # Errors
+    /// There is no such group.
+    pub fn new(config: &AccessConfig) -> Result<Self, Fatal> {
+        let group = match &config.group {
+            None => None,
+            Some(Group::Number(number)) => Some(*number),
+            Some(Group::Name(name)) => Some(number_of(name)?),
+        };
+        Ok(Self {
+            mode: config.mode,
+            group,
+            waited: Cell::new(false),
+        })
+    }
+}
+
+/// The number of the group `name`. From the file itself: the C library would ask whatever services
+/// the host has configured, with system calls of theirs, and a static one could not.
+fn number_of(name: &OsStr) -> Result<libc::gid_t, Fatal> {
+    let shown = format!("option '--socket-group': '{}'", name.display());
+    let text = std::fs::read(GROUPS)
+        .map_err(|e| Fatal::os(ExitCode::OsError, format!("{shown}: {GROUPS}"), &e))?;
+    find_group(&text, name.as_bytes())
+        .ok_or_else(|| Fatal::new(ExitCode::Usage, format!("{shown} is not in {GROUPS}")))
+}
+
+/// The number in the line `name:password:number:members`.
+fn find_group(text: &[u8], name: &[u8]) -> Option<libc::gid_t> {
+    let mut lines = text.split(|&b| b == b'\n');
+    lines.find_map(|line| {
+        let mut fields = line.split(|&b| b == b':');
+        let found = fields.next() == Some(name);
+        let number = fields.nth(1).filter(|_| found)?;
+        digits(OsStr::from_bytes(number))?.try_into().ok()
+    })
+}
+
+/// What identifies a socket in the file system, to remove it and nothing else.
+#[derive(Debug)]
+pub struct SocketFile {
+    directory: File,
+    name: CString,
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Listener {
+    /// Makes the socket at `path`, in place of one that nobody listens on any more, for those who
+    /// have `access`.
+    ///
+    /// # Errors
+    /// The path is too long, its directory cannot be used, something else is there, or the socket
+    /// may not be given to the group.
+    pub fn create(path: &Path, access: &Access) -> Result<(Self, SocketFile), Fatal> {
+        let shown = format!("socket '{}'", path.display());
+        let cannot = |error: io::Error| Fatal::os(ExitCode::CantCreate, &shown, &error);
+        let (parent, name) = split(path)
+            .ok_or_else(|| Fatal::new(ExitCode::CantCreate, format!("{shown}: names no file")))?;
+        let len = path.as_os_str().len();
+        if len > MAX_PATH_LEN {
+            let why =
+                format!("path of {len} bytes is too long for a socket, at most {MAX_PATH_LEN}");
+            return Err(Fatal::new(ExitCode::CantCreate, format!("{shown}: {why}")));
+        }
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(parent)
+            .map_err(cannot)?;
+        lock(&directory, &shown, &access.waited).map_err(cannot)?;
+        clear_the_way(path, &shown)?;
+        let socket = bind(path, access.mode).map_err(cannot)?;
+        let file = SocketFile::new(directory, name, path).map_err(cannot)?;
+        let listening = access
+            .group
+            .map_or(Ok(()), |group| file.give_to(group))
+            .and_then(|()| listen(socket));
+        match listening.and_then(|socket| file.directory.unlock().map(|()| socket)) {
+            Ok(socket) => {
+                let name = path.display().to_string();
+                let is_ours = true;
+                Ok((
+                    Self {
+                        socket,
+                        name,
+                        is_ours,
+                    },
+                    file,
+                ))
+            }
+            Err(error) => {
+                // The start fails anyway.
+                let _ = file.remove();
+                Err(cannot(error))
+            }
+        }
+    }
+
+    /// Takes over `socket`, which listens and does not wait, and was handed in as `fd`.
+    pub fn adopt(socket: UnixListener, fd: RawFd) -> Self {
+        let address = socket.local_addr().ok();
+        let path = address.as_ref().and_then(|address| address.as_pathname());
+        let name = match path {
+            Some(path) => format!("fd {fd}, {}", path.display()),
+            None => format!("fd {fd}"),
+        };
+        Self {
+            socket,
+            name,
+            is_ours: false,
+        }
+    }
+
+    /// Where it is, for the log.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Listens no more. Those who wait at a socket of ours see that now; those who wait at one that
+    /// was handed in are whoever's it is, who may have it served by the next daemon.
+    pub fn stop(self) {
+        if self.is_ours {
+            hang_up(self.as_raw_fd());
+        }
+        // Those who wait may have sent files already.
+        deferred_close::throw_away(self);
+    }
+
+    /// The next connection, if one waits. Reading from it never waits, whatever the gate believes:
+    /// an urgent byte is counted by `FIONREAD`, but not read.
+    ///
+    /// # Errors
+    /// The kernel's; `WouldBlock` if none waits.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        let (stream, _) = self.socket.accept()?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Ends the connection `fd` in both directions, for all who have it.
+pub fn hang_up(fd: RawFd) {
+    // SAFETY: no pointers. It fails where there is no connection any more.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
+/// Waits up to two seconds for another daemon that makes its sockets in the same directory. No longer,
+/// and once in all, which `waited` says: whoever may read the directory can lock it.
+fn lock(directory: &File, shown: &str, waited: &Cell<bool>) -> io::Result<()> {
+    for _ in 0..20 {
+        match directory.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if waited.get() => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(100)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    waited.set(true);
+    let why = "its directory is locked by another process, and not waited for any longer";
+    log::line(LogLevel::Warning, format_args!("warning: {shown}: {why}"));
+    Ok(())
+}
+
+fn split(path: &Path) -> Option<(&Path, CString)> {
+    let name = CString::new(path.file_name()?.as_bytes()).ok()?;
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    Some((parent.unwrap_or(Path::new(OsStr::new("."))), name))
+}
+
+/// Removes a socket that nobody listens on; leaves everything else and says what it is.
+fn clear_the_way(path: &Path, shown: &str) -> Result<(), Fatal> {
+    let found = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e))?,
+    };
+    if !found.file_type().is_socket() {
+        let why = "is there already and is not a socket";
+        return Err(Fatal::new(ExitCode::CantCreate, format!("{shown}: {why}")));
+    }
+    if is_taken(path).map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e))? {
+        let error = io::Error::from_raw_os_error(libc::EADDRINUSE);
+        let message = format!("{shown}: {error}");
+        return Err(Fatal::new(ExitCode::Unavailable, message));
+    }
+    match std::fs::remove_file(path) {
+        // It went away just now.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e)),
+    }
+}
+
+/// Whether somebody has the socket at `path`. A daemon that just ended may have left its own to the
+/// kernel's collector (`deferred_close`), so the answer is yes only if it stays that for a while.
+///
+/// A datagram socket finds out without waiting for anybody, and without getting through to a stream
+/// socket (`EPROTOTYPE`).
+fn is_taken(path: &Path) -> io::Result<bool> {
+    for _ in 0..20 {
+        match UnixDatagram::unbound()?.connect(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Ok(()) | Err(_) => return Ok(true),
+        }
+    }
+    Ok(true)
+}
+
+/// A socket at `path` that does not listen yet. `bind()` has no mode: what is missing from it is
+/// taken from the mask.
+fn bind(path: &Path, mode: libc::mode_t) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: socket() gave this fd to us alone.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut address = libc::sockaddr_un {
+        sun_family: libc::AF_UNIX.try_into().map_err(io::Error::other)?,
+        sun_path: [0; MAX_PATH_LEN + 1],
+    };
+    let bytes = path.as_os_str().as_bytes();
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    let len = size_of_val(&address).try_into().map_err(io::Error::other)?;
+    // SAFETY: umask takes no pointer; the process has one thread yet.
+    let before = unsafe { libc::umask(ALL & !mode) };
+    // SAFETY: `address` is a path with a zero behind it, and as long as `len` says.
+    let result = unsafe { libc::bind(fd, (&raw const address).cast(), len) };
+    let error = io::Error::last_os_error();
+    // SAFETY: as above.
+    unsafe { libc::umask(before) };
+    if result < 0 { Err(error) } else { Ok(socket) }
+}
+
+fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
+    // SAFETY: no pointers.
+    if unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(UnixListener::from(socket))
+}
+
+impl SocketFile {
+    fn new(directory: File, name: CString, path: &Path) -> io::Result<Self> {
+        let mut file = Self {
+            directory,
+            name,
+            path: path.to_owned(),
+            device: 0,
+            inode: 0,
+        };
+        (file.device, file.inode) = file.stat()?;
+        Ok(file)
+    }
+
+    /// The fd of the directory that it is in.
+    pub fn directory(&self) -> RawFd {
+        self.directory.as_raw_fd()
+    }
+
+    fn stat(&self) -> io::Result<(u64, u64)> {
+        let mut stat = MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: the name is a C string, and the result has room for a `stat`.
+        let result = unsafe {
+            libc::fstatat(
+                self.directory.as_raw_fd(),
+                self.name.as_ptr(),
+                stat.as_mut_ptr(),
+                libc::AT_SYMLINK_NOFOLLOW,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: fstatat succeeded, so it filled it in.
+        let stat = unsafe { stat.assume_init() };
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Gives it to `group`. Not by its name: whoever may write to the directory could have put a
+    /// file there that is somebody else's.
+    fn give_to(&self, group: libc::gid_t) -> io::Result<()> {
+        // std's `OpenOptions` loses O_PATH with musl, where it counts as an access mode.
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::openat(self.directory(), self.name.as_ptr(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: openat() gave this fd to us alone.
+        let file = unsafe { File::from_raw_fd(fd) };
+        let found = file.metadata()?;
+        if !found.file_type().is_socket() || found.nlink() != 1 {
+            return Err(io::Error::other("was replaced by something else"));
+        }
+        let (no_path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+        // SAFETY: the path is a C string.
+        if unsafe { libc::fchownat(fd, no_path, NOBODY_ELSE, group, flags) } < 0 {
+            let error = io::Error::last_os_error();
+            let why = format!("group {group}: {error}");
+            return Err(io::Error::new(error.kind(), why));
+        }
+        Ok(())
+    }
+
+    /// Where it was made.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the socket, if what has its name is still it.
+    ///
+    /// # Errors
+    /// It is still there: a directory of somebody else's, without the capability to write to it.
+    pub fn remove(&self) -> io::Result<()> {
+        let removed = self.stat().and_then(|found| {
+            let ours = found == (self.device, self.inode);
+            if ours { self.unlink() } else { Ok(()) }
+        });
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn unlink(&self) -> io::Result<()> {
+        // SAFETY: the name is a C string.
+        let result = unsafe { libc::unlinkat(self.directory.as_raw_fd(), self.name.as_ptr(), 0) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn access() -> Access {
+        Access {
+            mode: 0o600,
+            group: None,
+            waited: Cell::new(false),
+        }
+    }
+
+    #[test]
+    fn create_then_remove_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s0");
+        let (listener, file) = Listener::create(&path, &access()).unwrap();
+        assert_eq!(listener.name(), path.to_str().unwrap());
+        let mode = std::fs::metadata(&path).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        file.remove().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn remove_leaves_a_socket_of_somebody_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s0");
+        let (_listener, file) = Listener::create(&path, &access()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        file.remove().unwrap();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn find_group_takes_the_number_of_the_whole_name() {
+        let text = b"root:x:0:\nspi:x:990:alice,kvm\n\nbroken\nkvm:x:78\nbad:x:-1:\nlast:x:7:";
+        for (name, number) in [
+            ("root", Some(0)),
+            ("spi", Some(990)),
+            ("kvm", Some(78)),
+            ("last", Some(7)),
+            ("bad", None),
+            ("broken", None),
+            ("sp", None),
+            ("alice", None),
+            ("", None),
+        ] {
+            assert_eq!(find_group(text, name.as_bytes()), number, "{name}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Tells a service manager how things go, by the protocol of sd_notify(3): `READY=1` when guests
+//! are served, `WATCHDOG=1` for as long as the loop turns, `STOPPING=1` when the end has begun.
+//!
+//! The socket is connected before confinement. After it, it can only be written to, which reaches
+//! nobody but that peer. A message arrives or is lost: a service manager that does not read, or is
+//! gone, costs us nothing.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
+
+use crate::config::{LogLevel, ServiceConfig};
+use crate::os::log;
+
+/// The way to the service manager, if there is one.
+#[derive(Debug, Default)]
+pub struct SdNotify {
+    socket: Option<File>,
+    /// How often it wants a sign of life.
+    every: Option<Duration>,
+    /// When the next one is due.
+    next: Option<Instant>,
+}
+
+impl SdNotify {
+    /// Connects to the service manager. One that cannot be reached costs a line of warning.
+    pub fn connect(config: &ServiceConfig) -> Self {
+        let Some(address) = &config.notify_socket else {
+            return Self::default();
+        };
+        match connect(address) {
+            Ok(socket) => Self {
+                socket: Some(socket),
+                every: config.alive_every,
+                next: None,
+            },
+            Err(error) => {
+                let address = address.display();
+                log::line(
+                    LogLevel::Warning,
+                    format_args!(
+                        "warning: NOTIFY_SOCKET '{address}': {error}; the service manager is told nothing"
+                    ),
+                );
+                Self::default()
+            }
+        }
+    }
+
+    /// Guests are served from now on. Returns when the first sign of life is due.
+    pub fn ready(&mut self) -> Option<Instant> {
+        self.send(b"READY=1");
+        self.next = self.after(Instant::now());
+        self.next
+    }
+
+    /// The end has begun.
+    pub fn stopping(&self) {
+        self.send(b"STOPPING=1");
+    }
+
+    /// Gives the sign of life that is due at `now`, if one is. Returns when the next one is.
+    pub fn alive(&mut self, now: Instant) -> Option<Instant> {
+        if self.next? <= now {
+            self.send(b"WATCHDOG=1");
+            self.next = self.after(now);
+        }
+        self.next
+    }
+
+    fn after(&self, now: Instant) -> Option<Instant> {
+        now.checked_add(self.every?)
+    }
+
+    fn send(&self, message: &[u8]) {
+        if let Some(mut socket) = self.socket.as_ref() {
+            let _ = socket.write(message);
+        }
+    }
+}
+
+fn connect(address: &OsStr) -> io::Result<File> {
+    let address = match address.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        [b'/', ..] => SocketAddr::from_pathname(address)?,
+        _ => return Err(io::Error::other("is neither a path nor '@' and a name")),
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect_addr(&address)?;
+    Ok(File::from(OwnedFd::from(socket)))
+}

@@ -1,0 +1,43 @@
+//! The end of the loop: asked for by a signal, or by the last front-end's leaving.
+
+use std::time::Instant;
+
+use super::EventLoop;
+use crate::error::SessionError;
+use crate::serve::requestq::GRACE;
+use crate::serve::session::Session;
+use crate::spi::bus::Bus;
+
+impl EventLoop {
+    /// The end is asked for: nobody new is let in, and what is on the wire may come to its end if
+    /// it is short.
+    pub(super) fn wind_up(&mut self) {
+        if self.ends_at.is_none() {
+            self.sd_notify.stopping();
+        }
+        for session in &mut self.sessions {
+            session.stop_listening(&self.shared.poller);
+            session.wind_up(&mut self.shared);
+        }
+        let now = Instant::now();
+        let ends_at = now.checked_add(GRACE).unwrap_or(now);
+        // A second signal does not put it off.
+        let ends_at = *self.ends_at.get_or_insert(ends_at);
+        self.alarm.set(ends_at);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        let late = |at: Instant| at <= Instant::now();
+        self.ends_at
+            .is_some_and(|at| late(at) || !self.sessions.iter().any(Session::is_active))
+    }
+
+    /// Ends every session; the devices go back to how they were found as they are closed.
+    pub(super) fn end(mut self) {
+        for session in &mut self.sessions {
+            session.stop_listening(&self.shared.poller);
+            session.close(&SessionError::Disconnected, &mut self.shared);
+        }
+        self.shared.buses.iter_mut().for_each(Bus::release_all);
+    }
+}

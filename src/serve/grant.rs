@@ -1,0 +1,134 @@
+//! What a guest was given, and the judgement of its requests against that.
+//!
+//! Must not: touch a bus or a ring.
+
+use std::time::{Duration, Instant};
+
+use crate::config::HoldPolicy;
+use crate::error::ParamError;
+use crate::os::epoll::Poller;
+use crate::spi::bus::Bus;
+use crate::spi::hold::{Claim, HoldTerms};
+use crate::spi::message::Scratch;
+use crate::spi::request::{Request, Store};
+use crate::spi::transfer::{Keep, Transfer};
+use crate::spi::wire::{self, Config};
+
+/// What a guest was given.
+#[derive(Debug)]
+pub struct Grant {
+    /// Where each of its chip selects is: index of the bus, index of the device on it.
+    pub chip_selects: Vec<(usize, usize)>,
+    /// Its config space.
+    pub config: Config,
+    /// What `cs_change` 0 means.
+    pub policy: HoldPolicy,
+    /// How long it may hold chip select.
+    pub hold_timeout: Duration,
+    /// How long its ring is watched for the next request after one was served.
+    pub poll: Duration,
+}
+
+/// What all guests share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The controllers.
+    pub buses: Vec<Bus>,
+    /// Where messages are made.
+    pub scratch: Scratch,
+    /// Where a chain is read before it is known whether it can begin.
+    pub store: Box<Store>,
+    /// The one epoll set.
+    pub poller: Poller,
+    /// The clock, as the loop last read it before the turn that is being taken.
+    pub now: Instant,
+    /// The same when that turn became due.
+    pub due_since: Instant,
+}
+
+impl Shared {
+    /// What guests of these controllers share.
+    pub fn new(buses: Vec<Bus>, poller: Poller) -> Self {
+        let now = Instant::now();
+        Self {
+            buses,
+            scratch: Scratch::default(),
+            store: Box::default(),
+            poller,
+            now,
+            due_since: now,
+        }
+    }
+}
+
+/// A request that may go on the wire.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Index of its bus.
+    pub bus: usize,
+    /// What it wants of the bus.
+    pub claim: Claim,
+    /// For how long it may leave chip select asserted.
+    pub terms: HoldTerms,
+    /// What it has on the wire.
+    pub transfer: Transfer,
+}
+
+impl Grant {
+    /// Judges a request of guest `number` against the chip select it names; `follows` says whether
+    /// another one is queued behind it.
+    ///
+    /// # Errors
+    /// The first thing that is not acceptable.
+    pub fn judge(
+        &self,
+        number: usize,
+        request: &Request,
+        shared: &Shared,
+        follows: bool,
+    ) -> Result<Accepted, ParamError> {
+        let head = &request.head;
+        let unknown = ParamError::ChipSelect(head.chip_select_id);
+        let place = self.chip_selects.get(usize::from(head.chip_select_id));
+        let &(bus_index, device_index) = place.ok_or(unknown)?;
+        let bus = shared.buses.get(bus_index).ok_or(unknown)?;
+        let device = bus.devices.get(device_index).ok_or(unknown)?;
+        let (tx_len, rx_len) = (request.tx_len, request.rx_len);
+        let timing = wire::validate(head, tx_len, rx_len, &device.limits)?;
+        let keep = match (head.cs_change, self.policy) {
+            (0, HoldPolicy::Queued) => Keep::IfFollowed,
+            (0, HoldPolicy::Spec) => Keep::Always,
+            (0, HoldPolicy::WriteRead) if rx_len == 0 => Keep::Always,
+            _ => Keep::Never,
+        };
+        let mode = device.mode_for(head);
+        let mut transfer = Transfer::new(request, timing, mode, keep);
+        if let Some(neighbour) = bus.neighbour {
+            let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
+            if holds || !transfer.fits_one_message(device, &shared.store) {
+                return Err(ParamError::SharedBus(neighbour));
+            }
+            transfer.never_keep();
+        }
+        Ok(Accepted {
+            bus: bus_index,
+            claim: Claim {
+                guest: number,
+                device: device_index,
+                mode,
+                only_reads: tx_len == 0,
+            },
+            terms: HoldTerms {
+                timeout: self.hold_timeout,
+                for_read: self.policy == HoldPolicy::WriteRead,
+            },
+            transfer,
+        })
+    }
+
+    /// The chip select that a request names, if the guest has it.
+    pub fn chip_select_of(&self, request: &Request) -> Option<u8> {
+        let number = request.head.chip_select_id;
+        (usize::from(number) < self.chip_selects.len()).then_some(number)
+    }
+}

@@ -1,0 +1,362 @@
+//! One chip select of the host: a spidev or the built-in loopback, with what it may be asked.
+//!
+//! Made at start from the command line and from what the device reports; afterwards only the mode
+//! it is in and the moment of its next use change. Must not: know of guests or rings.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::config::{DeviceConfig, DevicePath, TransferConfig};
+use crate::error::{ExitCode, Fatal};
+use crate::spi::loopback;
+use crate::spi::probe::{Capabilities, probe};
+use crate::spi::spidev::{
+    SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_CS_HIGH, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_DUAL, SPI_RX_OCTAL,
+    SPI_RX_QUAD, SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
+};
+use crate::spi::wire::{self, Lanes, Limits, TransferHead};
+
+/// Longest hold delay, carried out inside the ioctl by `delay_usecs` (16 bits of microseconds).
+const MAX_CS_HOLD_NS: u32 = 40_000_000;
+/// Longest inactive delay, a deadline of the loop. Other guests of the chip select wait it out too.
+const MAX_CS_INACTIVE_NS: u32 = 40_000_000;
+/// Longest setup delay, where the administrator says that the controller does it.
+const MAX_CS_SETUP_NS: u32 = 20_000_000;
+/// Longest delay between words: all that `word_delay_usecs` (8 bits of microseconds) can hold.
+const MAX_WORD_DELAY_NS: u32 = 255_000;
+/// Largest `ARCH_DMA_MINALIGN` of any architecture (arm64), which spidev charges for each length.
+/// Charging the largest everywhere costs a much-cut request an ioctl more at worst.
+const DMA_MINALIGN: u32 = 128;
+/// What is charged where `bufsiz` is smaller than that: x86_64's own.
+const SMALL_MINALIGN: u32 = 8;
+
+/// How a device is reached.
+#[derive(Debug)]
+pub enum Port {
+    /// A spidev of the host.
+    Spidev(Spidev),
+    /// The built-in loopback.
+    Loopback,
+}
+
+/// A chip select of the host.
+#[derive(Debug)]
+pub struct Device {
+    /// As on the command line, for the log.
+    pub name: String,
+    /// How it is reached.
+    pub port: Port,
+    /// What a request may ask of it.
+    pub limits: Limits,
+    /// spidev's `bufsiz` in bytes.
+    pub bufsiz: u32,
+    /// Mode bits that requests do not choose.
+    fixed_mode: u32,
+    /// The earliest start of the next transfer, for the sake of an inactive delay.
+    not_before: Option<Instant>,
+    /// It failed with `ESHUTDOWN` last time, and the log says so already.
+    pub down: bool,
+    /// Its chip select could not be released.
+    stuck: bool,
+    /// The guest that used it last.
+    pub last_guest: Option<usize>,
+    /// That guest has left, and the device's mode is still as it used it.
+    pub unsettled: bool,
+}
+
+impl Device {
+    /// Opens what `config` names.
+    ///
+    /// # Errors
+    /// A spidev that cannot be opened, is not there for us, or has no known limit of speed.
+    pub fn open(
+        config: &DeviceConfig,
+        transfers: &TransferConfig,
+        bufsiz: u32,
+    ) -> Result<Self, Fatal> {
+        let common = Limits {
+            mode_mask: 0,
+            bits_per_word_mask: 0,
+            tx_lanes: Lanes(0),
+            rx_lanes: Lanes(0),
+            min_speed_hz: config.min_speed_hz,
+            max_speed_hz: 0,
+            max_word_delay_ns: if config.word_delay {
+                MAX_WORD_DELAY_NS
+            } else {
+                0
+            },
+            max_cs_setup_ns: if config.cs_setup { MAX_CS_SETUP_NS } else { 0 },
+            max_cs_hold_ns: MAX_CS_HOLD_NS,
+            max_cs_inactive_ns: MAX_CS_INACTIVE_NS,
+            half_duplex: false,
+            max_transfer_len: transfers.max_len,
+            max_transfer_ns: transfers.max_ms.saturating_mul(1_000_000),
+        };
+        let mut device = Self {
+            name: config.path.to_string(),
+            port: Port::Loopback,
+            limits: loopback::limits(common),
+            bufsiz: loopback::MESSAGE_LEN,
+            fixed_mode: 0,
+            not_before: None,
+            down: false,
+            stuck: false,
+            last_guest: None,
+            unsettled: false,
+        };
+        if let DevicePath::Spidev(path) = &config.path {
+            let mut spidev = Spidev::open(path)?;
+            let capabilities = probe(&mut spidev).map_err(|e| {
+                Fatal::os(ExitCode::NoInput, format!("--device '{}'", config.path), &e)
+            })?;
+            device.limits = spidev_limits(config, &capabilities, common);
+            device.fixed_mode = fixed_mode(config, &capabilities);
+            device.bufsiz = bufsiz;
+            device.port = Port::Spidev(spidev);
+        }
+        device.limit_speed(config)?;
+        Ok(device)
+    }
+
+    fn limit_speed(&mut self, config: &DeviceConfig) -> Result<(), Fatal> {
+        let name = format!("--device '{}'", self.name);
+        if let Some(max) = config.max_speed_hz {
+            self.limits.max_speed_hz = max;
+        }
+        if self.limits.max_speed_hz == 0 {
+            let why = "reports no limit of its speed; set max-speed-hz";
+            return Err(Fatal::new(ExitCode::Config, format!("{name}: {why}")));
+        }
+        if self.limits.min_speed_hz > self.limits.max_speed_hz {
+            let (min, max) = (self.limits.min_speed_hz, self.limits.max_speed_hz);
+            let why = format!("min-speed-hz {min} is above the limit of {max} Hz");
+            return Err(Fatal::new(ExitCode::Config, format!("{name}: {why}")));
+        }
+        Ok(())
+    }
+
+    /// What spidev rounds each length up to, in bytes.
+    pub fn align(&self) -> u32 {
+        if self.bufsiz >= DMA_MINALIGN {
+            DMA_MINALIGN
+        } else {
+            SMALL_MINALIGN
+        }
+    }
+
+    /// spidev's mode for a request.
+    pub fn mode_for(&self, head: &TransferHead) -> u32 {
+        let pairs = [
+            (wire::CPHA, SPI_CPHA),
+            (wire::CPOL, SPI_CPOL),
+            (wire::CS_HIGH, SPI_CS_HIGH),
+            (wire::LSB_FIRST, SPI_LSB_FIRST),
+            (wire::LOOP, SPI_LOOP),
+        ];
+        pairs
+            .iter()
+            .filter(|(virtio, _)| head.mode & virtio != 0)
+            .fold(self.fixed_mode, |mode, (_, spidev)| mode | spidev)
+    }
+
+    /// Puts the device into `mode`; no system call if it is in it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn use_mode(&mut self, mode: u32) -> io::Result<()> {
+        match &mut self.port {
+            Port::Spidev(spidev) if spidev.mode() != mode => spidev.set_mode(mode),
+            Port::Spidev(_) | Port::Loopback => Ok(()),
+        }
+    }
+
+    /// Releases the chip select.
+    ///
+    /// # Errors
+    /// The kernel's; the device is then stuck.
+    pub fn release(&mut self) -> io::Result<()> {
+        if let Port::Spidev(spidev) = &mut self.port {
+            let mode = spidev.mode();
+            let released = spidev.set_mode(mode);
+            self.stuck = released.is_err();
+            return released;
+        }
+        Ok(())
+    }
+
+    /// Its chip select could not be released, but was not asserted either.
+    pub fn set_unstuck(&mut self) {
+        self.stuck = false;
+    }
+
+    /// Whether its chip select may be asserted though nobody holds it.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+
+    /// Puts the device into the mode that it is in between guests: as found, with its lanes.
+    /// A failure is left to the next transfer to meet.
+    pub fn settle(&mut self) {
+        if std::mem::take(&mut self.unsettled)
+            && let Port::Spidev(spidev) = &mut self.port
+        {
+            let mode = spidev.idle_mode();
+            if spidev.mode() != mode {
+                let _ = spidev.set_mode(mode);
+            }
+        }
+    }
+
+    /// Keeps chip select released for `inactive_ns` from now on.
+    pub fn rest(&mut self, inactive_ns: u32) {
+        if inactive_ns > 0 {
+            let pause = Duration::from_nanos(inactive_ns.into());
+            self.not_before = Instant::now().checked_add(pause);
+        }
+    }
+
+    /// When the next transfer may start, if that is not yet.
+    pub fn resting_until(&mut self) -> Option<Instant> {
+        self.not_before = self.not_before.filter(|&at| at > Instant::now());
+        self.not_before
+    }
+}
+
+fn spidev_limits(config: &DeviceConfig, found: &Capabilities, common: Limits) -> Limits {
+    let mut mode_mask = 0;
+    for (spidev, virtio) in [
+        (SPI_CPHA, wire::CPHA),
+        (SPI_CPOL, wire::CPOL),
+        (SPI_LSB_FIRST, wire::LSB_FIRST),
+    ] {
+        if found.settable & spidev != 0 {
+            mode_mask |= virtio;
+        }
+    }
+    if found.settable & SPI_LOOP != 0 && config.loop_mode.unwrap_or(true) {
+        mode_mask |= wire::LOOP;
+    }
+    if config.cs_high.unwrap_or(found.mode & SPI_CS_HIGH != 0) {
+        mode_mask |= wire::CS_HIGH;
+    }
+    Limits {
+        mode_mask,
+        bits_per_word_mask: found.bits_per_word_mask,
+        tx_lanes: lanes(found.lanes, SPI_TX_DUAL, SPI_TX_QUAD, SPI_TX_OCTAL),
+        rx_lanes: lanes(found.lanes, SPI_RX_DUAL, SPI_RX_QUAD, SPI_RX_OCTAL),
+        max_speed_hz: found.max_speed_hz,
+        half_duplex: found.mode & SPI_3WIRE != 0,
+        ..common
+    }
+}
+
+/// A device with more lanes also does with fewer (`__spi_validate()` in `drivers/spi/spi.c`).
+fn lanes(bits: u32, dual: u32, quad: u32, octal: u32) -> Lanes {
+    if bits & octal != 0 {
+        Lanes(Lanes::DUAL | Lanes::QUAD | Lanes::OCTAL)
+    } else if bits & quad != 0 {
+        Lanes(Lanes::DUAL | Lanes::QUAD)
+    } else if bits & dual != 0 {
+        Lanes(Lanes::DUAL)
+    } else {
+        Lanes(0)
+    }
+}
+
+/// The polarity of chip select is the host's, unless the administrator gave it to the guests:
+/// on a shared bus a guest that turned it would select its device against everyone else.
+fn fixed_mode(config: &DeviceConfig, found: &Capabilities) -> u32 {
+    let mut chosen = SPI_CPHA | SPI_CPOL | SPI_LSB_FIRST | SPI_LOOP;
+    if config.cs_high == Some(true) {
+        chosen |= SPI_CS_HIGH;
+    }
+    (found.mode & !chosen) | found.lanes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::start::cli::parse_config;
+
+    fn config(options: &str) -> DeviceConfig {
+        let argument = format!("--device=/dev/spidev0.0{options}");
+        let arguments = ["--socket-path=s".to_owned(), argument];
+        let config = parse_config(arguments).unwrap();
+        config.devices[0].clone()
+    }
+
+    fn found(mode: u32) -> Capabilities {
+        Capabilities {
+            mode,
+            settable: SPI_CPHA | SPI_CPOL | SPI_LOOP,
+            lanes: SPI_TX_QUAD | SPI_RX_DUAL,
+            bits_per_word_mask: 1 << 7,
+            max_speed_hz: 1_000_000,
+        }
+    }
+
+    #[test]
+    fn mode_of_a_request_maps_loop_and_keeps_what_is_the_hosts() {
+        let common = Device::open(
+            &parse_config(["-s", "s", "-l", "loopback"]).unwrap().devices[0],
+            &TransferConfig {
+                max_len: 1,
+                max_ms: 1,
+            },
+            4096,
+        )
+        .unwrap();
+        let with = |options, mode| Device {
+            fixed_mode: fixed_mode(&config(options), &found(mode)),
+            name: String::new(),
+            port: Port::Loopback,
+            limits: common.limits,
+            bufsiz: 4096,
+            not_before: None,
+            down: false,
+            stuck: false,
+            last_guest: None,
+            unsettled: false,
+        };
+        let head = |mode| TransferHead {
+            mode,
+            ..TransferHead::default()
+        };
+        let lanes = SPI_TX_QUAD | SPI_RX_DUAL;
+        assert_eq!(with("", 0).mode_for(&head(wire::LOOP)), SPI_LOOP | lanes);
+        // The device tree's clock mode gives way to the request's, its polarity does not.
+        let found = SPI_CPOL | SPI_CS_HIGH;
+        assert_eq!(
+            with("", found).mode_for(&head(wire::CPHA)),
+            SPI_CPHA | SPI_CS_HIGH | lanes
+        );
+        assert_eq!(with(",cs-high=on", found).mode_for(&head(0)), lanes);
+    }
+
+    #[test]
+    fn limits_offer_cs_high_only_where_it_is_the_devices_or_allowed() {
+        let common = loopback::limits(Limits {
+            mode_mask: 0,
+            bits_per_word_mask: 0,
+            tx_lanes: Lanes(0),
+            rx_lanes: Lanes(0),
+            min_speed_hz: 0,
+            max_speed_hz: 0,
+            max_word_delay_ns: 0,
+            max_cs_setup_ns: 0,
+            max_cs_hold_ns: 0,
+            max_cs_inactive_ns: 0,
+            half_duplex: false,
+            max_transfer_len: 1,
+            max_transfer_ns: 1,
+        });
+        let mask = |options, mode| spidev_limits(&config(options), &found(mode), common).mode_mask;
+        let plain = wire::CPHA | wire::CPOL;
+        assert_eq!(mask("", 0), plain | wire::LOOP);
+        assert_eq!(mask(",loop=off", 0), plain);
+        assert_eq!(mask(",loop=off", SPI_CS_HIGH), plain | wire::CS_HIGH);
+        assert_eq!(mask(",loop=off,cs-high=on", 0), plain | wire::CS_HIGH);
+        assert_eq!(mask(",loop=off,cs-high=off", SPI_CS_HIGH), plain);
+    }
+}

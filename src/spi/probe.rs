@@ -1,0 +1,192 @@
+//! What a spidev can do, found out at start.
+//!
+//! Mode, word size and speed can be read; what else is possible has to be tried. Each try that the
+//! kernel accepts is a call of `spi_setup()`, which drives chip select to its released level, so
+//! there are as few as can be; one that it refuses costs none, since mode and word size are checked
+//! before the line is touched. Whatever was changed is put back.
+
+use std::io;
+
+use crate::spi::spidev::{
+    SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_DUAL, SPI_RX_OCTAL, SPI_RX_QUAD,
+    SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
+};
+
+/// What a device reported or was found to do at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The mode as it was found.
+    pub mode: u32,
+    /// Which of [`SPI_CPHA`], [`SPI_CPOL`], [`SPI_LSB_FIRST`] and [`SPI_LOOP`] can be set.
+    pub settable: u32,
+    /// Lane bits that are set for good.
+    pub lanes: u32,
+    /// Bit n-1 stands for n bits per word.
+    pub bits_per_word_mask: u32,
+    /// Highest clock in Hz that the device may be given; 0 if the host does not say.
+    pub max_speed_hz: u32,
+}
+
+/// Finds out what `device` can do, and leaves it in the mode that it was found in, with its lanes
+/// enabled and its chip select released.
+///
+/// # Errors
+/// The kernel's.
+pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
+    // A line that a killed predecessor left asserted is released before anything else changes.
+    device.set_mode(device.found_mode())?;
+    let max_speed_hz = device.read_max_speed_hz()?;
+    let bits = device.read_bits_per_word()?;
+    let settable = probe_modes(device)?;
+    let lanes = probe_lanes(device)?;
+    let bits_per_word_mask =
+        probe_word_sizes(bits, |bits| accepted(device.write_bits_per_word(bits)))?;
+    if bits_per_word_mask.count_ones() > 1 {
+        device.write_bits_per_word(bits)?;
+    }
+    device.set_idle_mode(device.found_mode() | lanes)?;
+    Ok(Capabilities {
+        mode: device.found_mode(),
+        settable,
+        lanes,
+        bits_per_word_mask,
+        max_speed_hz,
+    })
+}
+
+/// CS_HIGH is not tried: on a live bus it selects the device.
+fn probe_modes(device: &mut Spidev) -> io::Result<u32> {
+    const CLOCK: u32 = SPI_CPHA | SPI_CPOL;
+    let sets = [
+        CLOCK | SPI_LSB_FIRST | SPI_LOOP,
+        CLOCK | SPI_LOOP,
+        CLOCK | SPI_LSB_FIRST,
+        CLOCK,
+    ];
+    for set in sets {
+        if accepts(device, set)? {
+            return Ok(set);
+        }
+    }
+    let mut settable = 0;
+    for bit in [SPI_CPHA, SPI_CPOL, SPI_LSB_FIRST, SPI_LOOP] {
+        if accepts(device, bit)? {
+            settable |= bit;
+        }
+    }
+    Ok(settable)
+}
+
+fn accepts(device: &mut Spidev, bits: u32) -> io::Result<bool> {
+    accepted(device.set_mode(device.found_mode() | bits))
+}
+
+/// What cannot be done is invalid; any other error says nothing of that.
+fn accepted(tried: io::Result<()>) -> io::Result<bool> {
+    match tried {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The lanes that the device tree gave the device, or else those that its controller keeps when
+/// they are set: the kernel drops the others without an error.
+fn probe_lanes(device: &mut Spidev) -> io::Result<u32> {
+    const DUAL: u32 = SPI_TX_DUAL | SPI_RX_DUAL;
+    const QUAD: u32 = SPI_TX_QUAD | SPI_RX_QUAD;
+    const OCTAL: u32 = SPI_TX_OCTAL | SPI_RX_OCTAL;
+    let found = device.found_mode() & (DUAL | QUAD | OCTAL);
+    if found != 0 || device.found_mode() & SPI_3WIRE != 0 {
+        return Ok(found);
+    }
+    let mut lanes = 0;
+    for set in [OCTAL, QUAD, DUAL] {
+        // One count for each direction: the kernel refuses two.
+        let missing = set & !same_direction(lanes);
+        if missing != 0 && accepts(device, missing)? {
+            lanes |= device.read_mode()? & missing;
+        }
+    }
+    Ok(lanes)
+}
+
+/// All lane bits of the directions that `lanes` has a bit of.
+fn same_direction(lanes: u32) -> u32 {
+    let mut all = 0;
+    for direction in [
+        SPI_TX_DUAL | SPI_TX_QUAD | SPI_TX_OCTAL,
+        SPI_RX_DUAL | SPI_RX_QUAD | SPI_RX_OCTAL,
+    ] {
+        if lanes & direction != 0 {
+            all |= direction;
+        }
+    }
+    all
+}
+
+/// Which word sizes `accepts` takes, as a mask; `current` is known to be one of them.
+///
+/// Each success is a call of `spi_setup()`, so ranges are not tried size by size: where the sizes
+/// next to both ends are accepted too, all between is taken for accepted. A controller with a hole
+/// in such a range refuses the transfer before the wire.
+fn probe_word_sizes(
+    current: u8,
+    mut accepts: impl FnMut(u8) -> io::Result<bool>,
+) -> io::Result<u32> {
+    let mut known = |bits: u8| Ok::<_, io::Error>(bits == current || accepts(bits)?);
+    let (mut low, mut high) = (1.min(current), 32.max(current));
+    while !known(low)? {
+        low = low.saturating_add(1);
+    }
+    while !known(high)? {
+        high = high.saturating_sub(1);
+    }
+    let dense = high.saturating_sub(low) < 2
+        || (known(low.saturating_add(1))? && known(high.saturating_sub(1))?);
+    let mut mask = 0;
+    for bits in low..=high {
+        if dense || bits == low || bits == high || known(bits)? {
+            let shift = u32::from(bits).checked_sub(1);
+            mask |= shift.and_then(|shift| 1u32.checked_shl(shift)).unwrap_or(0);
+        }
+    }
+    Ok(mask)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the mask found and how many sizes were accepted in finding it.
+    fn probe(current: u8, sizes: &[u8]) -> (u32, u32) {
+        let mut setups = 0;
+        let mask = probe_word_sizes(current, |bits| {
+            let ok = sizes.contains(&bits);
+            setups += u32::from(ok);
+            Ok(ok)
+        });
+        (mask.unwrap(), setups)
+    }
+
+    fn mask(sizes: &[u8]) -> u32 {
+        sizes.iter().fold(0, |mask, bits| mask | 1 << (bits - 1))
+    }
+
+    #[test]
+    fn probe_word_sizes_finds_sparse_sets_with_one_setup_each() {
+        assert_eq!(probe(8, &[8]), (mask(&[8]), 0));
+        assert_eq!(probe(8, &[8, 16]), (mask(&[8, 16]), 1));
+        assert_eq!(probe(8, &[8, 9]), (mask(&[8, 9]), 1));
+        assert_eq!(probe(8, &[8, 16, 32]).0, mask(&[8, 16, 32]));
+        assert_eq!(probe(8, &[8, 12, 16, 24]).0, mask(&[8, 12, 16, 24]));
+    }
+
+    #[test]
+    fn probe_word_sizes_finds_ranges_with_few_setups() {
+        let all: Vec<u8> = (1..=32).collect();
+        assert_eq!(probe(8, &all), (u32::MAX, 4));
+        let range: Vec<u8> = (4..=16).collect();
+        assert_eq!(probe(8, &range), (mask(&range), 4));
+    }
+}

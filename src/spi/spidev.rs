@@ -1,0 +1,266 @@
+//! Linux's spidev: `include/uapi/linux/spi/spidev.h` and what `drivers/spi/spidev.c` makes of it.
+//!
+//! Owns the device fd, and the knowledge which mode was last set.
+//!
+//! Every `SPI_IOC_WR_*` makes the kernel call `spi_setup()`, which forces chip select off. So none
+//! is used in the steady state, and `WR_MODE32` with the unchanged value is how a line is released.
+//!
+//! Must not: know VIRTIO.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use crate::error::{ExitCode, Fatal, TransferError};
+use crate::spi::message::{Message, SpiIocTransfer};
+
+/// Mode bit: clock phase.
+pub const SPI_CPHA: u32 = 1 << 0;
+/// Mode bit: clock polarity.
+pub const SPI_CPOL: u32 = 1 << 1;
+/// Mode bit: chip select is active high.
+pub const SPI_CS_HIGH: u32 = 1 << 2;
+/// Mode bit: least significant bit first.
+pub const SPI_LSB_FIRST: u32 = 1 << 3;
+/// Mode bit: one line for both directions.
+pub const SPI_3WIRE: u32 = 1 << 4;
+/// Mode bit: loop back.
+pub const SPI_LOOP: u32 = 1 << 5;
+/// Mode bit: two lanes for sending.
+pub const SPI_TX_DUAL: u32 = 1 << 8;
+/// Mode bit: four lanes for sending.
+pub const SPI_TX_QUAD: u32 = 1 << 9;
+/// Mode bit: two lanes for receiving.
+pub const SPI_RX_DUAL: u32 = 1 << 10;
+/// Mode bit: four lanes for receiving.
+pub const SPI_RX_QUAD: u32 = 1 << 11;
+/// Mode bit: eight lanes for sending.
+pub const SPI_TX_OCTAL: u32 = 1 << 13;
+/// Mode bit: eight lanes for receiving.
+pub const SPI_RX_OCTAL: u32 = 1 << 14;
+
+/// `_IOC()` of `asm-generic/ioctl.h` for type 'k'.
+const fn ioc(write: bool, nr: u32, size: u32) -> u32 {
+    let direction = if write { 1u32 << 30 } else { 1u32 << 31 };
+    direction | (size << 16) | (0x6b << 8) | nr
+}
+
+const RD_BITS_PER_WORD: u32 = ioc(false, 3, 1);
+const WR_BITS_PER_WORD: u32 = ioc(true, 3, 1);
+const RD_MAX_SPEED_HZ: u32 = ioc(false, 4, 4);
+const RD_MODE32: u32 = ioc(false, 5, 4);
+/// Request number of `SPI_IOC_WR_MODE32`.
+pub const WR_MODE32: u32 = ioc(true, 5, 4);
+/// Request number of `SPI_IOC_MESSAGE(0)`; n transfers add `n * 32 << 16`.
+pub const MESSAGE_0: u32 = ioc(true, 0, 0);
+
+const TRANSFER_LEN: u32 = 32;
+const _: () = assert!(size_of::<SpiIocTransfer>() == 32);
+
+/// An open spidev.
+#[derive(Debug)]
+pub struct Spidev {
+    file: File,
+    found_mode: u32,
+    idle_mode: u32,
+    mode: u32,
+}
+
+impl Spidev {
+    /// Opens and locks the device at `path`.
+    ///
+    /// # Errors
+    /// It is not there, may not be used, is no spidev, or is another daemon's.
+    pub fn open(path: &Path) -> Result<Self, Fatal> {
+        let name = format!("--device '{}'", path.display());
+        // Whatever the path turns out to be, opening it must not wait or become our terminal.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(|e| Fatal::os(ExitCode::NoInput, &name, &e))?;
+        file.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => {
+                let why = "another process has it locked";
+                Fatal::new(ExitCode::Unavailable, format!("{name}: {why}"))
+            }
+            TryLockError::Error(e) => Fatal::os(ExitCode::OsError, &name, &e),
+        })?;
+        let found_mode = read_u32(&file, RD_MODE32).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOTTY) => {
+                Fatal::new(ExitCode::NoInput, format!("{name}: not a spidev: {e}"))
+            }
+            _ => Fatal::os(ExitCode::NoInput, &name, &e),
+        })?;
+        Ok(Self {
+            file,
+            found_mode,
+            idle_mode: found_mode,
+            mode: found_mode,
+        })
+    }
+
+    /// The device's fd, for the seccomp filter and the way out.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// The mode that the device was found in.
+    pub fn found_mode(&self) -> u32 {
+        self.found_mode
+    }
+
+    /// The mode that the device is in between guests: as found, with its lanes.
+    pub fn idle_mode(&self) -> u32 {
+        self.idle_mode
+    }
+
+    /// Puts the device into the mode that it is to be in between guests.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_idle_mode(&mut self, mode: u32) -> io::Result<()> {
+        self.set_mode(mode)?;
+        self.idle_mode = mode;
+        Ok(())
+    }
+
+    /// The mode as the kernel has it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read_mode(&self) -> io::Result<u32> {
+        read_u32(&self.file, RD_MODE32)
+    }
+
+    /// The highest clock in Hz that the device may be given; 0 if the host does not say.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read_max_speed_hz(&self) -> io::Result<u32> {
+        read_u32(&self.file, RD_MAX_SPEED_HZ)
+    }
+
+    /// The word size in bits that the device is set to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read_bits_per_word(&self) -> io::Result<u8> {
+        let mut bits = 0u8;
+        let request = request_number(RD_BITS_PER_WORD);
+        // SAFETY: the request writes a u8 to `bits`.
+        let result = unsafe { libc::ioctl(self.fd(), request, &raw mut bits) };
+        // 0 is spidev's word for 8.
+        check(result).map(|()| if bits == 0 { 8 } else { bits })
+    }
+
+    /// Sets the word size in bits, which also releases chip select.
+    ///
+    /// # Errors
+    /// The kernel's; `EINVAL` for a size that the controller does not have.
+    pub fn write_bits_per_word(&self, bits: u8) -> io::Result<()> {
+        let request = request_number(WR_BITS_PER_WORD);
+        // SAFETY: the request reads a u8 from `bits`.
+        check(unsafe { libc::ioctl(self.fd(), request, &raw const bits) })
+    }
+
+    /// The mode that the device is in.
+    pub fn mode(&self) -> u32 {
+        self.mode
+    }
+
+    /// Puts the device into `mode`, or releases its chip select if that is its mode already.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_mode(&mut self, mode: u32) -> io::Result<()> {
+        write_mode(self.fd(), mode)?;
+        self.mode = mode;
+        Ok(())
+    }
+
+    /// Carries out `message`.
+    ///
+    /// # Errors
+    /// The ioctl failed, or reported another length than the message has: chip select may then be
+    /// in any state.
+    pub fn transfer(&self, message: &Message<'_>) -> Result<(), TransferError> {
+        let transfers = message.transfers();
+        let count = u32::try_from(transfers.len()).map_err(|_| TransferError::Memory)?;
+        let request = MESSAGE_0 | (count.saturating_mul(TRANSFER_LEN) << 16);
+        // SAFETY: the request number's size field covers `count` initialised transfers at
+        // `transfers`. Their buffers are 0, words in `scratch`, or guest memory that `message`
+        // borrows, each at least `len` long; the kernel copies from and to them and keeps none.
+        let result = unsafe { libc::ioctl(self.fd(), request_number(request), transfers.as_ptr()) };
+        if result < 0 {
+            return Err(TransferError::Ioctl(io::Error::last_os_error()));
+        }
+        if u32::try_from(result) != Ok(message.total()) {
+            return Err(TransferError::Short(result));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Spidev {
+    /// Leaves the device in the mode that it was found in.
+    fn drop(&mut self) {
+        if self.mode != self.found_mode {
+            // There is nothing left to do about a device that refuses.
+            let _ = self.set_mode(self.found_mode);
+        }
+    }
+}
+
+/// Sets a device's mode, which also releases its chip select.
+///
+/// # Errors
+/// The kernel's.
+pub fn write_mode(fd: RawFd, mode: u32) -> io::Result<()> {
+    // SAFETY: the request reads a u32 from `mode`. A stale `fd` can only give an error.
+    let result = unsafe { libc::ioctl(fd, request_number(WR_MODE32), &raw const mode) };
+    check(result)
+}
+
+fn read_u32(file: &File, request: u32) -> io::Result<u32> {
+    let mut value = 0u32;
+    // SAFETY: the callers' requests write a u32 to `value`.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request_number(request), &raw mut value) };
+    check(result).map(|()| value)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The C library's type for request numbers: unsigned long in glibc, int in musl.
+#[allow(
+    clippy::as_conversions,
+    clippy::cast_possible_wrap,
+    reason = "the same 32 bits either way"
+)]
+const fn request_number(request: u32) -> libc::Ioctl {
+    request as libc::Ioctl
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_numbers_are_those_of_the_header() {
+        // From a C program that includes <linux/spi/spidev.h>, x86_64 and aarch64.
+        assert_eq!(RD_MODE32, 0x8004_6b05);
+        assert_eq!(WR_MODE32, 0x4004_6b05);
+        assert_eq!(RD_BITS_PER_WORD, 0x8001_6b03);
+        assert_eq!(WR_BITS_PER_WORD, 0x4001_6b03);
+        assert_eq!(RD_MAX_SPEED_HZ, 0x8004_6b04);
+        assert_eq!(MESSAGE_0 | (32 << 16), 0x4020_6b00);
+    }
+}

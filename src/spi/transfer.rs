@@ -1,0 +1,368 @@
+//! One request on its way over the wire, one message at a time.
+//!
+//! A transfer lives across turns of the loop: between two messages, chip select stays asserted and
+//! other things are attended to. What is kept meanwhile is guest addresses and lengths; each step
+//! translates them anew, so that memory which went away is an error and not a stray pointer.
+
+use std::time::{Duration, Instant};
+
+use crate::error::TransferError;
+use crate::spi::device::{Device, Port};
+use crate::spi::loopback;
+use crate::spi::message::{Buffer, Common, Message, Scratch};
+use crate::spi::plan::{Budget, MAX_PIECES, Piece, Place, Progress, Segment, Work, plan_message};
+use crate::spi::request::{Request, Store};
+use crate::spi::spidev::Spidev;
+use crate::spi::wire::{Timing, TransferHead};
+use crate::virtqueue::memory::Memory;
+
+/// Whether chip select stays asserted behind a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// It is released.
+    Never,
+    /// It stays if the guest has queued another request by then.
+    IfFollowed,
+    /// It stays.
+    Always,
+}
+
+/// What a step led to.
+#[derive(Debug)]
+pub enum Step {
+    /// There is more to do.
+    More,
+    /// Nothing to do before this moment.
+    Until(Instant),
+    /// The transfer is over; chip select stayed asserted or not.
+    Done {
+        /// Chip select stayed asserted.
+        kept: bool,
+    },
+}
+
+/// A request that was accepted.
+#[derive(Debug)]
+pub struct Transfer {
+    /// The request's head.
+    pub head: TransferHead,
+    /// spidev's mode for it.
+    pub mode: u32,
+    timing: Timing,
+    len: u64,
+    word_len: u32,
+    keep: Keep,
+    /// It goes on in an assertion of chip select that an earlier request began.
+    continues: bool,
+    progress: Progress,
+    /// A message of it was sent, or tried.
+    on_wire: bool,
+    /// Chip select is asserted between its messages.
+    asserted: bool,
+    busy_until: Option<Instant>,
+}
+
+impl Transfer {
+    /// A transfer that has not begun.
+    pub fn new(request: &Request, timing: Timing, mode: u32, keep: Keep) -> Self {
+        let head = request.head;
+        Self {
+            head,
+            mode,
+            timing,
+            len: request.tx_len.max(request.rx_len),
+            word_len: u32::try_from(head.word_len()).unwrap_or(4),
+            keep,
+            continues: false,
+            progress: Progress::default(),
+            on_wire: false,
+            asserted: false,
+            busy_until: None,
+        }
+    }
+
+    /// Whether a message of it was sent, or tried.
+    pub fn is_on_wire(&self) -> bool {
+        self.on_wire
+    }
+
+    /// Whether chip select may be asserted after `error`, or between two messages. A device that is
+    /// gone or suspended (`ESHUTDOWN`) was not touched; other errors may come from the wire.
+    pub fn may_be_asserted(&self, error: Option<&TransferError>) -> bool {
+        match error {
+            Some(TransferError::Ioctl(error)) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {
+                self.asserted
+            }
+            Some(_) | None => self.on_wire,
+        }
+    }
+
+    /// Sets whether chip select is asserted already when it begins.
+    pub fn set_continues(&mut self, continues: bool) {
+        self.continues = continues;
+        self.asserted = continues;
+    }
+
+    /// Releases chip select at its end, whatever the request says.
+    pub fn never_keep(&mut self) {
+        self.keep = Keep::Never;
+    }
+
+    /// All of it on the wire: bytes in one direction, and nanoseconds with its delays.
+    pub fn whole(&self) -> (u64, u64) {
+        (self.len, self.timing.total_ns)
+    }
+
+    /// How long it will still take on the wire.
+    pub fn remaining(&self) -> Duration {
+        let left = self.len.saturating_sub(self.progress.done);
+        let wire = self.timing.wire_ns(left, self.word_len.into());
+        let wire = Duration::from_nanos(wire.saturating_add(self.head.cs_delay_hold_ns.into()));
+        match self.busy_until {
+            Some(until) => wire.saturating_add(until.saturating_duration_since(Instant::now())),
+            None => wire,
+        }
+    }
+
+    /// How long the next message will take on the wire, at most.
+    pub fn next_message_ns(&self) -> u64 {
+        self.timing.words_budget_ns.min(self.timing.total_ns)
+    }
+
+    /// Whether one message holds all of it.
+    pub fn fits_one_message(&self, device: &Device, store: &Store) -> bool {
+        let mut progress = Progress::default();
+        let budget = self.budget(device);
+        let planned = plan_message(
+            &self.work(device, store),
+            self.len,
+            &budget,
+            &mut progress,
+            |_| Ok::<(), std::convert::Infallible>(()),
+        );
+        planned.is_ok() && progress.done == self.len
+    }
+
+    /// Sends the next message. `follows` says whether the guest has queued another request.
+    ///
+    /// # Errors
+    /// The transfer is over; chip select may be asserted.
+    pub fn step(
+        &mut self,
+        device: &mut Device,
+        store: &Store,
+        memory: &Memory,
+        scratch: &mut Scratch,
+        follows: bool,
+    ) -> Result<Step, TransferError> {
+        if let Some(until) = self.busy_until {
+            if until > Instant::now() {
+                return Ok(Step::Until(until));
+            }
+            self.busy_until = None;
+            return Ok(self.after_message(follows));
+        }
+        if !self.on_wire {
+            device.use_mode(self.mode).map_err(TransferError::Ioctl)?;
+        }
+        // Commit point: below this line the bus has been touched.
+        self.on_wire = true;
+        let budget = self.budget(device);
+        let work = self.work(device, store);
+        match &device.port {
+            Port::Spidev(spidev) => {
+                self.send(spidev, &work, &budget, memory, scratch, follows)?;
+                Ok(self.after_message(follows))
+            }
+            Port::Loopback => {
+                let until = self.echo(&work, &budget, memory)?;
+                self.busy_until = until;
+                Ok(until.map_or(Step::More, Step::Until))
+            }
+        }
+    }
+
+    fn after_message(&self, follows: bool) -> Step {
+        if self.progress.done < self.len {
+            return Step::More;
+        }
+        Step::Done {
+            kept: self.keeps(follows),
+        }
+    }
+
+    fn keeps(&self, follows: bool) -> bool {
+        match self.keep {
+            Keep::Never => false,
+            Keep::IfFollowed => follows,
+            Keep::Always => true,
+        }
+    }
+
+    fn work<'a>(&self, device: &Device, store: &'a Store) -> Work<'a> {
+        Work {
+            tx: store.tx(),
+            rx: store.rx(),
+            // Bytes are all the same to the loopback: no word needs to stay whole.
+            word_len: match device.port {
+                Port::Spidev(_) => self.word_len,
+                Port::Loopback => 1,
+            },
+        }
+    }
+
+    fn budget(&self, device: &Device) -> Budget {
+        let words = self.timing.words_budget_ns.checked_div(self.timing.word_ns);
+        let bytes = words.map(|words| words.saturating_mul(self.word_len.into()));
+        Budget {
+            bufsiz: device.bufsiz,
+            align: device.align(),
+            pieces: MAX_PIECES.saturating_sub(usize::from(self.sets_up())),
+            bytes: bytes.unwrap_or(u64::MAX),
+        }
+    }
+
+    /// A setup delay is due in front of the next message.
+    fn sets_up(&self) -> bool {
+        self.head.cs_setup_ns > 0 && !self.continues && self.progress.done == 0
+    }
+
+    fn common(&self) -> Common {
+        let word_delay = self.head.word_delay_ns.div_ceil(1000);
+        Common {
+            speed_hz: self.timing.speed_hz,
+            bits_per_word: self.head.bits_per_word,
+            tx_nbits: self.head.tx_nbits,
+            rx_nbits: self.head.rx_nbits,
+            word_delay_usecs: u8::try_from(word_delay).unwrap_or(u8::MAX),
+        }
+    }
+
+    fn send(
+        &mut self,
+        spidev: &Spidev,
+        work: &Work<'_>,
+        budget: &Budget,
+        memory: &Memory,
+        scratch: &mut Scratch,
+        follows: bool,
+    ) -> Result<(), TransferError> {
+        let mut message = Message::new(scratch, self.common());
+        let sets_up = self.sets_up();
+        if sets_up {
+            message.push_delay(usecs(self.head.cs_setup_ns))?;
+        }
+        let before = self.progress;
+        let mut rx_cut = false;
+        plan_message(work, self.len, budget, &mut self.progress, |piece| {
+            rx_cut |= matches!(piece.rx, Place::Cut(_));
+            let tx = buffer(memory, work.tx, piece.tx, piece.len)?;
+            let rx = buffer(memory, work.rx, piece.rx, piece.len)?;
+            message.push(&tx, &rx, piece.len)
+        })?;
+        let keep = self.progress.done < self.len || self.keeps(follows);
+        let delay = if keep {
+            0
+        } else {
+            usecs(self.head.cs_delay_hold_ns)
+        };
+        message.finish(keep, delay);
+        spidev.transfer(&message)?;
+        self.asserted = keep;
+        if rx_cut {
+            let first = usize::from(sets_up);
+            scatter(work, self.len, budget, before, memory, &message, first)?;
+        }
+        Ok(())
+    }
+
+    fn echo(
+        &mut self,
+        work: &Work<'_>,
+        budget: &Budget,
+        memory: &Memory,
+    ) -> Result<Option<Instant>, TransferError> {
+        let first = self.progress.done == 0;
+        let len = plan_message(work, self.len, budget, &mut self.progress, |piece| {
+            let tx = buffer(memory, work.tx, piece.tx, piece.len)?;
+            let rx = buffer(memory, work.rx, piece.rx, piece.len)?;
+            loopback::transfer(&tx, &rx);
+            Ok(())
+        })?;
+        let mut ns = self.timing.wire_ns(len.into(), self.word_len.into());
+        if first && !self.continues {
+            ns = ns.saturating_add(self.head.cs_setup_ns.into());
+        }
+        if self.progress.done == self.len {
+            ns = ns.saturating_add(self.head.cs_delay_hold_ns.into());
+        }
+        Ok(Instant::now().checked_add(Duration::from_nanos(ns)))
+    }
+}
+
+/// Nanoseconds as microseconds, rounded up; validation keeps them within 16 bits.
+fn usecs(ns: u32) -> u16 {
+    u16::try_from(ns.div_ceil(1000)).unwrap_or(u16::MAX)
+}
+
+#[inline(always)]
+fn buffer<'m>(
+    memory: &'m Memory,
+    segments: &[Segment],
+    place: Place,
+    len: u32,
+) -> Result<Buffer<'m>, TransferError> {
+    match place {
+        Place::Absent => Ok(Buffer::Absent),
+        Place::At(address) => memory
+            .slice(address, len)
+            .map(Buffer::Guest)
+            .ok_or(TransferError::Memory),
+        Place::Cut(mut position) => {
+            let mut word = [0; 4];
+            let mut rest = word.as_mut_slice();
+            let mut whole = Some(());
+            position.walk(segments, len, |address, run| {
+                let taken = std::mem::take(&mut rest);
+                let at = usize::try_from(run).unwrap_or(usize::MAX).min(taken.len());
+                let (part, behind) = taken.split_at_mut(at);
+                whole = whole.and_then(|()| memory.read(address, part));
+                rest = behind;
+            });
+            whole
+                .map(|()| Buffer::Word(word))
+                .ok_or(TransferError::Memory)
+        }
+    }
+}
+
+/// Puts the words that were received into our own storage where they belong, by planning the same
+/// message once more.
+fn scatter(
+    work: &Work<'_>,
+    len: u64,
+    budget: &Budget,
+    mut progress: Progress,
+    memory: &Memory,
+    message: &Message<'_>,
+    first: usize,
+) -> Result<(), TransferError> {
+    let mut index = first;
+    plan_message(work, len, budget, &mut progress, |piece: Piece| {
+        let word = message.rx_word(index);
+        index = index.saturating_add(1);
+        let Place::Cut(mut position) = piece.rx else {
+            return Ok(());
+        };
+        let mut rest = word.as_slice();
+        let mut whole = Some(());
+        position.walk(work.rx, piece.len, |address, run| {
+            let at = usize::try_from(run).unwrap_or(usize::MAX).min(rest.len());
+            let (part, behind) = rest.split_at(at);
+            whole = whole.and_then(|()| memory.write(address, part));
+            rest = behind;
+        });
+        whole.ok_or(TransferError::Memory)
+    })?;
+    Ok(())
+}

@@ -1,0 +1,645 @@
+//! The wire format of VIRTIO 1.4, section "SPI Controller Device" (device id 45), and the
+//! judgement of a request's head.
+//!
+//! Bytes in, values out: nothing here knows about rings, memory or spidev. Mode bits are the
+//! specification's, which differ from spidev's in LOOP (bit 4 here, bit 5 there).
+//!
+//! Should: be read with the specification beside it. Must not: touch anything but its arguments.
+
+use crate::error::ParamError;
+
+/// Length of `virtio_spi_transfer_head` in bytes.
+pub const HEAD_LEN: usize = 32;
+/// Length of `virtio_spi_config` in bytes.
+pub const CONFIG_LEN: usize = 32;
+/// Most chip selects that one bus has.
+pub const MAX_CHIP_SELECTS: usize = 16;
+
+/// `mode` bit: clock phase.
+pub const CPHA: u32 = 1 << 0;
+/// `mode` bit: clock polarity.
+pub const CPOL: u32 = 1 << 1;
+/// `mode` bit: chip select is active high.
+pub const CS_HIGH: u32 = 1 << 2;
+/// `mode` bit: least significant bit first.
+pub const LSB_FIRST: u32 = 1 << 3;
+/// `mode` bit: the controller loops its output back.
+pub const LOOP: u32 = 1 << 4;
+/// All mode bits that the specification names.
+pub const MODE_MASK: u32 = CPHA | CPOL | CS_HIGH | LSB_FIRST | LOOP;
+
+/// The byte that answers a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TransResult {
+    /// The transfer took place.
+    TransOk = 0,
+    /// The request was refused; nothing reached the bus.
+    ParamErr = 1,
+    /// The transfer failed, or did not come to its end.
+    TransErr = 2,
+}
+
+impl TransResult {
+    /// The byte on the wire.
+    pub const fn byte(self) -> u8 {
+        match self {
+            Self::TransOk => 0,
+            Self::ParamErr => 1,
+            Self::TransErr => 2,
+        }
+    }
+}
+
+/// `virtio_spi_transfer_head`, decoded.
+///
+/// The three reserved bytes are ignored, as VIRTIO asks of a device for what later versions may
+/// define.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TransferHead {
+    /// Which chip select of this guest's bus.
+    pub chip_select_id: u8,
+    /// Bits in a word, 1 to 32.
+    pub bits_per_word: u8,
+    /// 0 keeps chip select asserted for the next request, 1 releases it.
+    pub cs_change: u8,
+    /// Lanes for sending: 0 and 1 mean one, else 2, 4 or 8.
+    pub tx_nbits: u8,
+    /// Lanes for receiving: 0 and 1 mean one, else 2, 4 or 8.
+    pub rx_nbits: u8,
+    /// [`CPHA`] and the other mode bits.
+    pub mode: u32,
+    /// Clock in Hz; 0 means the device's own.
+    pub freq: u32,
+    /// Nanoseconds between words.
+    pub word_delay_ns: u32,
+    /// Nanoseconds between asserting chip select and the first bit.
+    pub cs_setup_ns: u32,
+    /// Nanoseconds between the last bit and releasing chip select.
+    pub cs_delay_hold_ns: u32,
+    /// Nanoseconds that chip select stays released before the next transfer.
+    pub cs_change_delay_inactive_ns: u32,
+}
+
+impl TransferHead {
+    /// Decodes the 32 bytes in front of a request.
+    pub fn parse(bytes: &[u8; HEAD_LEN]) -> Self {
+        let [
+            chip_select_id,
+            bits_per_word,
+            cs_change,
+            tx_nbits,
+            rx_nbits,
+            _,
+            _,
+            _,
+            words @ ..,
+        ] = *bytes;
+        let mut le32 = words
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| u32::from_le_bytes(*b));
+        let mut next = || le32.next().unwrap_or_default();
+        Self {
+            chip_select_id,
+            bits_per_word,
+            cs_change,
+            tx_nbits,
+            rx_nbits,
+            mode: next(),
+            freq: next(),
+            word_delay_ns: next(),
+            cs_setup_ns: next(),
+            cs_delay_hold_ns: next(),
+            cs_change_delay_inactive_ns: next(),
+        }
+    }
+
+    /// Bytes that hold one word in memory: 1, 2 or 4.
+    pub fn word_len(&self) -> u64 {
+        match self.bits_per_word {
+            0..=8 => 1,
+            9..=16 => 2,
+            _ => 4,
+        }
+    }
+}
+
+/// Which lane counts above one a direction has, as in `tx_nbits_supported`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lanes(pub u8);
+
+impl Lanes {
+    /// Two lanes.
+    pub const DUAL: u8 = 1 << 0;
+    /// Four lanes.
+    pub const QUAD: u8 = 1 << 1;
+    /// Eight lanes.
+    pub const OCTAL: u8 = 1 << 2;
+
+    /// Whether `nbits` of a request head is a lane count of this direction.
+    pub const fn allow(self, nbits: u8) -> bool {
+        match nbits {
+            0 | 1 => true,
+            2 => self.0 & Self::DUAL != 0,
+            4 => self.0 & Self::QUAD != 0,
+            8 => self.0 & Self::OCTAL != 0,
+            _ => false,
+        }
+    }
+}
+
+/// What one chip select can do and may be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Mode bits that a request may set.
+    pub mode_mask: u32,
+    /// Bit n-1 stands for n bits per word.
+    pub bits_per_word_mask: u32,
+    /// Lanes for sending.
+    pub tx_lanes: Lanes,
+    /// Lanes for receiving.
+    pub rx_lanes: Lanes,
+    /// Lowest clock in Hz that a request may ask.
+    pub min_speed_hz: u32,
+    /// Highest clock in Hz, and the one that `freq` 0 means.
+    pub max_speed_hz: u32,
+    /// Longest delay between words in nanoseconds; 0 where there is none.
+    pub max_word_delay_ns: u32,
+    /// Longest setup delay in nanoseconds; 0 where there is none.
+    pub max_cs_setup_ns: u32,
+    /// Longest hold delay in nanoseconds.
+    pub max_cs_hold_ns: u32,
+    /// Longest inactive delay in nanoseconds.
+    pub max_cs_inactive_ns: u32,
+    /// tx and rx share one line: a request has one or the other.
+    pub half_duplex: bool,
+    /// Most bytes of a request's tx or rx.
+    pub max_transfer_len: u64,
+    /// Most nanoseconds that a request may take on the wire, delays included.
+    pub max_transfer_ns: u64,
+}
+
+/// Most nanoseconds of wire time and delays of one SPI ioctl, which nothing can interrupt.
+pub const MAX_MESSAGE_NS: u64 = 100_000_000;
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// How long a request takes: what the plan and the deadlines are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Clock in Hz, never 0.
+    pub speed_hz: u32,
+    /// Nanoseconds that one word takes, its delay included.
+    pub word_ns: u64,
+    /// Nanoseconds that may go to words in one message; the rest is for the delays.
+    pub words_budget_ns: u64,
+    /// Nanoseconds of the whole request, delays included.
+    pub total_ns: u64,
+}
+
+impl Timing {
+    /// Nanoseconds on the wire of `len` bytes in words of `word_len`.
+    pub fn wire_ns(&self, len: u64, word_len: u64) -> u64 {
+        len.div_ceil(word_len.max(1)).saturating_mul(self.word_ns)
+    }
+}
+
+/// Judges every field of `head`, and the lengths of tx and rx in bytes, against one chip select.
+///
+/// VIRTIO 1.4, "SPI Controller Device / Device Operation": the device must verify the parameters
+/// and answer `PARAM_ERR` for what is invalid or unsupported.
+///
+/// # Errors
+/// The first field that is not acceptable.
+pub fn validate(
+    head: &TransferHead,
+    tx_len: u64,
+    rx_len: u64,
+    limits: &Limits,
+) -> Result<Timing, ParamError> {
+    check_fields(head, limits)?;
+    check_delays(head, limits)?;
+    let len = check_lengths(head, tx_len, rx_len, limits)?;
+    timing(head, len, limits)
+}
+
+fn check_fields(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> {
+    let bits = u32::from(head.bits_per_word);
+    let bit = bits
+        .checked_sub(1)
+        .and_then(|shift| 1u32.checked_shl(shift));
+    if bit.is_none_or(|bit| limits.bits_per_word_mask & bit == 0) {
+        return Err(ParamError::BitsPerWord(head.bits_per_word));
+    }
+    if head.cs_change > 1 {
+        return Err(ParamError::CsChange(head.cs_change));
+    }
+    if !limits.tx_lanes.allow(head.tx_nbits) {
+        return Err(ParamError::Nbits(head.tx_nbits));
+    }
+    if !limits.rx_lanes.allow(head.rx_nbits) {
+        return Err(ParamError::Nbits(head.rx_nbits));
+    }
+    if head.mode & !limits.mode_mask != 0 {
+        return Err(ParamError::Mode(head.mode));
+    }
+    let speed = speed_hz(head, limits);
+    if speed == 0 || speed > limits.max_speed_hz || speed < limits.min_speed_hz {
+        return Err(ParamError::Frequency(head.freq));
+    }
+    Ok(())
+}
+
+fn check_delays(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> {
+    let pairs = [
+        (head.word_delay_ns, limits.max_word_delay_ns),
+        (head.cs_setup_ns, limits.max_cs_setup_ns),
+        (head.cs_delay_hold_ns, limits.max_cs_hold_ns),
+        (head.cs_change_delay_inactive_ns, limits.max_cs_inactive_ns),
+    ];
+    for (asked, offered) in pairs {
+        if asked > offered {
+            return Err(ParamError::Delay(asked));
+        }
+    }
+    Ok(())
+}
+
+fn check_lengths(
+    head: &TransferHead,
+    tx_len: u64,
+    rx_len: u64,
+    limits: &Limits,
+) -> Result<u64, ParamError> {
+    let len = match (tx_len, rx_len) {
+        (0, 0) => return Err(ParamError::NoPayload),
+        (tx, 0) => tx,
+        (0, rx) => rx,
+        (tx, rx) if tx != rx => return Err(ParamError::Duplex(tx, rx)),
+        (_, _) if limits.half_duplex => return Err(ParamError::HalfDuplex),
+        (tx, _) => tx,
+    };
+    if len > limits.max_transfer_len {
+        return Err(ParamError::TooLong(len));
+    }
+    if !len.is_multiple_of(head.word_len()) {
+        return Err(ParamError::PartialWord(len));
+    }
+    Ok(len)
+}
+
+fn timing(head: &TransferHead, len: u64, limits: &Limits) -> Result<Timing, ParamError> {
+    let speed_hz = speed_hz(head, limits);
+    let bits_ns = u64::from(head.bits_per_word).saturating_mul(NS_PER_S);
+    let word_ns = bits_ns
+        .div_ceil(u64::from(speed_hz).max(1))
+        .saturating_add(carried_out(head.word_delay_ns));
+    let delays_ns =
+        carried_out(head.cs_setup_ns).saturating_add(carried_out(head.cs_delay_hold_ns));
+    let words_budget_ns = MAX_MESSAGE_NS.saturating_sub(delays_ns);
+    let words = len.div_ceil(head.word_len());
+    let total_ns = words.saturating_mul(word_ns).saturating_add(delays_ns);
+    if word_ns > words_budget_ns || total_ns > limits.max_transfer_ns {
+        return Err(ParamError::TooSlow);
+    }
+    Ok(Timing {
+        speed_hz,
+        word_ns,
+        words_budget_ns,
+        total_ns,
+    })
+}
+
+/// A delay as spidev carries it out: in whole microseconds, never shorter than asked.
+fn carried_out(ns: u32) -> u64 {
+    u64::from(ns.div_ceil(1000)).saturating_mul(1000)
+}
+
+fn speed_hz(head: &TransferHead, limits: &Limits) -> u32 {
+    match head.freq {
+        0 => limits.max_speed_hz,
+        freq => freq,
+    }
+}
+
+/// `virtio_spi_config`, as one guest reads it: the union of what its chip selects can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Config {
+    bytes: [u8; CONFIG_LEN],
+}
+
+impl Config {
+    /// The config space of a bus with these chip selects, in order.
+    pub fn new<'a>(chip_selects: impl Iterator<Item = &'a Limits>) -> Self {
+        let mut count = 0u8;
+        let (mut tx, mut rx, mut bits, mut modes) = (0, 0, 0, 0);
+        let mut maxima = [0u32; 5];
+        for limits in chip_selects {
+            count = count.saturating_add(1);
+            tx |= limits.tx_lanes.0;
+            rx |= limits.rx_lanes.0;
+            bits |= limits.bits_per_word_mask;
+            modes |= mode_func_supported(limits.mode_mask);
+            let own = [
+                limits.max_speed_hz,
+                limits.max_word_delay_ns,
+                limits.max_cs_setup_ns,
+                limits.max_cs_hold_ns,
+                limits.max_cs_inactive_ns,
+            ];
+            for (max, own) in maxima.iter_mut().zip(own) {
+                *max = own.max(*max);
+            }
+        }
+        let mut bytes = [0; CONFIG_LEN];
+        let fields = [count, 1, tx, rx].into_iter().chain(
+            [bits, modes]
+                .into_iter()
+                .chain(maxima)
+                .flat_map(u32::to_le_bytes),
+        );
+        for (byte, field) in bytes.iter_mut().zip(fields) {
+            *byte = field;
+        }
+        Self { bytes }
+    }
+
+    /// `len` bytes from `offset` on; zero beyond the 32 that there are.
+    pub fn read(&self, offset: usize, len: usize) -> Vec<u8> {
+        let own = self.bytes.iter().copied().skip(offset);
+        own.chain(std::iter::repeat(0)).take(len).collect()
+    }
+}
+
+/// The encoding of the mode bits in the config space: two bits each for CPHA and CPOL, "0 is
+/// supported" and "1 is supported"; one each for the others.
+const fn mode_func_supported(mode_mask: u32) -> u32 {
+    let mut func = 0b01 | (0b01 << 2);
+    if mode_mask & CPHA != 0 {
+        func |= 0b10;
+    }
+    if mode_mask & CPOL != 0 {
+        func |= 0b10 << 2;
+    }
+    if mode_mask & CS_HIGH != 0 {
+        func |= 1 << 4;
+    }
+    if mode_mask & LSB_FIRST != 0 {
+        func |= 1 << 5;
+    }
+    if mode_mask & LOOP != 0 {
+        func |= 1 << 6;
+    }
+    func
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            mode_mask: CPHA | CPOL,
+            bits_per_word_mask: 0x8000_8080, // 8, 16, 32
+            tx_lanes: Lanes(Lanes::DUAL),
+            rx_lanes: Lanes(Lanes::DUAL | Lanes::QUAD),
+            min_speed_hz: 1_000,
+            max_speed_hz: 10_000_000,
+            max_word_delay_ns: 0,
+            max_cs_setup_ns: 0,
+            max_cs_hold_ns: 40_000_000,
+            max_cs_inactive_ns: 40_000_000,
+            half_duplex: false,
+            max_transfer_len: 1 << 22,
+            max_transfer_ns: 10_000_000_000,
+        }
+    }
+
+    fn head() -> TransferHead {
+        TransferHead {
+            bits_per_word: 8,
+            freq: 1_000_000,
+            ..TransferHead::default()
+        }
+    }
+
+    #[test]
+    fn parse_reads_every_field_at_its_offset() {
+        let bytes: [u8; HEAD_LEN] = std::array::from_fn(|i| u8::try_from(i).unwrap() + 1);
+        let head = TransferHead::parse(&bytes);
+        assert_eq!(head.chip_select_id, 1);
+        assert_eq!(head.bits_per_word, 2);
+        assert_eq!(head.cs_change, 3);
+        assert_eq!(head.tx_nbits, 4);
+        assert_eq!(head.rx_nbits, 5);
+        assert_eq!(head.mode, 0x0c0b_0a09);
+        assert_eq!(head.freq, 0x100f_0e0d);
+        assert_eq!(head.word_delay_ns, 0x1413_1211);
+        assert_eq!(head.cs_setup_ns, 0x1817_1615);
+        assert_eq!(head.cs_delay_hold_ns, 0x1c1b_1a19);
+        assert_eq!(head.cs_change_delay_inactive_ns, 0x201f_1e1d);
+    }
+
+    #[test]
+    fn validate_plain_request_gives_its_wire_time() {
+        let timing = validate(&head(), 1000, 1000, &limits()).unwrap();
+        assert_eq!(timing.speed_hz, 1_000_000);
+        assert_eq!(timing.word_ns, 8_000);
+        assert_eq!(timing.total_ns, 8_000_000);
+    }
+
+    #[test]
+    fn validate_freq_0_means_the_maximum() {
+        let head = TransferHead { freq: 0, ..head() };
+        assert_eq!(
+            validate(&head, 1, 0, &limits()).unwrap().speed_hz,
+            10_000_000
+        );
+    }
+
+    #[test]
+    fn validate_each_wrong_field_is_named() {
+        let base = head();
+        let cases = [
+            (
+                TransferHead {
+                    bits_per_word: 0,
+                    ..base
+                },
+                ParamError::BitsPerWord(0),
+            ),
+            (
+                TransferHead {
+                    bits_per_word: 9,
+                    ..base
+                },
+                ParamError::BitsPerWord(9),
+            ),
+            (
+                TransferHead {
+                    bits_per_word: 33,
+                    ..base
+                },
+                ParamError::BitsPerWord(33),
+            ),
+            (
+                TransferHead {
+                    bits_per_word: 255,
+                    ..base
+                },
+                ParamError::BitsPerWord(255),
+            ),
+            (
+                TransferHead {
+                    cs_change: 2,
+                    ..base
+                },
+                ParamError::CsChange(2),
+            ),
+            (
+                TransferHead {
+                    tx_nbits: 4,
+                    ..base
+                },
+                ParamError::Nbits(4),
+            ),
+            (
+                TransferHead {
+                    rx_nbits: 8,
+                    ..base
+                },
+                ParamError::Nbits(8),
+            ),
+            (
+                TransferHead {
+                    tx_nbits: 3,
+                    ..base
+                },
+                ParamError::Nbits(3),
+            ),
+            (TransferHead { mode: LOOP, ..base }, ParamError::Mode(LOOP)),
+            (
+                TransferHead {
+                    mode: 1 << 31,
+                    ..base
+                },
+                ParamError::Mode(1 << 31),
+            ),
+            (
+                TransferHead {
+                    freq: 10_000_001,
+                    ..base
+                },
+                ParamError::Frequency(10_000_001),
+            ),
+            (
+                TransferHead { freq: 999, ..base },
+                ParamError::Frequency(999),
+            ),
+            (
+                TransferHead {
+                    word_delay_ns: 1,
+                    ..base
+                },
+                ParamError::Delay(1),
+            ),
+            (
+                TransferHead {
+                    cs_setup_ns: 2,
+                    ..base
+                },
+                ParamError::Delay(2),
+            ),
+            (
+                TransferHead {
+                    cs_delay_hold_ns: 40_000_001,
+                    ..base
+                },
+                ParamError::Delay(40_000_001),
+            ),
+        ];
+        for (head, error) in cases {
+            assert_eq!(validate(&head, 4, 4, &limits()), Err(error), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn validate_wrong_lengths_are_refused() {
+        let wide = TransferHead {
+            bits_per_word: 16,
+            ..head()
+        };
+        assert_eq!(
+            validate(&head(), 0, 0, &limits()),
+            Err(ParamError::NoPayload)
+        );
+        assert_eq!(
+            validate(&head(), 4, 5, &limits()),
+            Err(ParamError::Duplex(4, 5))
+        );
+        assert_eq!(
+            validate(&wide, 3, 0, &limits()),
+            Err(ParamError::PartialWord(3))
+        );
+        let long = (1 << 22) + 1;
+        assert_eq!(
+            validate(&head(), long, 0, &limits()),
+            Err(ParamError::TooLong(long))
+        );
+        let half = Limits {
+            half_duplex: true,
+            ..limits()
+        };
+        assert_eq!(validate(&head(), 4, 4, &half), Err(ParamError::HalfDuplex));
+        assert!(validate(&head(), 4, 0, &half).is_ok());
+    }
+
+    #[test]
+    fn validate_slow_requests_are_refused_at_the_limit() {
+        // 1,250 bytes at 1 kHz are exactly ten seconds.
+        let slow = TransferHead {
+            freq: 1_000,
+            ..head()
+        };
+        assert!(validate(&slow, 1250, 0, &limits()).is_ok());
+        assert_eq!(
+            validate(&slow, 1251, 0, &limits()),
+            Err(ParamError::TooSlow)
+        );
+        // One word of 8 bits at 80 Hz takes the whole 100 ms of a message, at 79 Hz more.
+        let floor = Limits {
+            min_speed_hz: 1,
+            ..limits()
+        };
+        assert!(validate(&TransferHead { freq: 80, ..head() }, 1, 0, &floor).is_ok());
+        let head = TransferHead { freq: 79, ..head() };
+        assert_eq!(validate(&head, 1, 0, &floor), Err(ParamError::TooSlow));
+    }
+
+    #[test]
+    fn config_unites_masks_and_maxima() {
+        let one = limits();
+        let two = Limits {
+            mode_mask: LSB_FIRST | LOOP | CS_HIGH,
+            bits_per_word_mask: 1 << 8,
+            max_speed_hz: 20_000_000,
+            ..limits()
+        };
+        let bytes = Config::new([one, two].iter()).read(0, CONFIG_LEN);
+        assert_eq!(bytes[..4], [2, 1, 0b001, 0b011]);
+        assert_eq!(bytes[4..8], (0x8000_8080u32 | 1 << 8).to_le_bytes());
+        assert_eq!(bytes[8..12], 0b111_1111u32.to_le_bytes());
+        assert_eq!(bytes[12..16], 20_000_000u32.to_le_bytes());
+        assert_eq!(bytes[16..24], [0; 8]);
+        assert_eq!(bytes[24..28], 40_000_000u32.to_le_bytes());
+        assert_eq!(bytes[28..32], 40_000_000u32.to_le_bytes());
+    }
+
+    #[test]
+    fn config_read_beyond_its_end_is_zero() {
+        let config = Config::new([limits()].iter());
+        assert_eq!(config.read(31, 4)[1..], [0, 0, 0]);
+        assert_eq!(config.read(4000, 3), [0, 0, 0]);
+    }
+}

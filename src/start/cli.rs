@@ -1,0 +1,561 @@
+//! The command line: arguments in, with what the environment adds, a [`Config`] or a usage error
+//! out.
+//!
+//! Every option takes its value as `--opt=value` or `--opt value`, those with a short form also as
+//! `-oVALUE` or `-o VALUE`. Must not: touch files, sockets or the process.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::time::Duration;
+
+use self::device::{check_devices, check_guests, device, guests, guests_below};
+use self::sockets::Sockets;
+use crate::config::{
+    Config, DeviceConfig, HoldPolicy, LogLevel, SeccompMode, TransferConfig, digits,
+};
+use crate::error::{ExitCode, Fatal};
+use crate::start::environment::Environment;
+
+mod device;
+mod sockets;
+
+const MAX_HOLD_MS: u64 = 60_000;
+const MAX_POLL_US: u64 = 100_000;
+
+/// The text of `--help`.
+pub const HELP: &str = "\
+Usage: vhost-device-spi SOCKETS --device=DEVICE [OPTION]...
+
+Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI controller.
+
+SOCKETS, one for each guest, are --socket-path, or any of the three others in the guests' order,
+or what a service manager hands in (LISTEN_FDS):
+  -s, --socket-path=PATH      base path of the sockets; each has its number added: PATH0, PATH1, ...
+  -c, --socket-count=INT      how many --socket-path makes, one for each guest; 1 to 64 (default 1)
+      --socket=PATH           path of one guest's socket
+      --fd=FDNUM, --socket-fd=FDNUM
+                              one guest's socket, handed in as this fd: listening, or connected
+                              already, for one front-end
+      --socket-mode=OCTAL     permissions of the sockets that are made (default 600)
+      --socket-group=GROUP    group of the sockets that are made: a name in /etc/group, or a number
+
+  -l, --device=DEVICE         /dev/spidevX.Y or 'loopback'; the n-th is chip select n of the bus;
+                              may be given 16 times. Behind it, separated by commas:
+                                guests=LIST           only for these guests, such as 0-1 (default all)
+                                max-speed-hz=N        highest clock (default: what the device reports)
+                                min-speed-hz=N        lowest clock (default 0)
+                                cs-high=on|off        guests may choose chip select's polarity
+                                loop=on|off           guests may loop the controller back
+                                word-delay=on|off     the controller does delays between words
+                                cs-setup=on|off       the controller does setup delays
+                                exclusive-bus=on|off  nobody else uses the controller
+      --cs-hold=[LIST:]POLICY
+                              what cs_change=0 means, for all guests or for those in LIST:
+                              queued (default), spec or write-read; may be repeated
+      --cs-hold-timeout-ms=N  how long a chip select may be held (default 100; write-read: 1)
+      --max-transfer-len=N    longest transfer in bytes (default 4194304)
+      --max-transfer-ms=N     longest transfer in milliseconds on the wire (default 10000)
+      --poll-us=N             how long to watch for the next request before sleeping (default 0)
+      --seccomp=kill|log|none what happens to a system call that is not allowed (default kill)
+      --log-level=LEVEL       lines on stderr: only error, also warning, or also info (default)
+      --print-syscalls        print the system calls that it makes, for a service manager's filter
+      --print-capabilities    print what kind of back-end it is, as JSON, whatever else is given
+  -h, --help                  print this text
+  -V, --version               print the version
+
+Lists of guests look like 0, 0-2 or 0+3-5. SIGUSR1 has the daemon write what it has counted.
+";
+
+/// What `--print-capabilities` prints, by QEMU's conventions for back-ends.
+pub const CAPABILITIES: &str = "{\n  \"type\": \"spi\"\n}\n";
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve.
+    Run(Config),
+    /// Print [`HELP`].
+    Help,
+    /// Print the version.
+    Version,
+    /// Print the names of the system calls that the daemon makes.
+    Syscalls,
+    /// Print [`CAPABILITIES`].
+    Capabilities,
+}
+
+impl Command {
+    /// Reads the arguments behind the program's name.
+    ///
+    /// # Errors
+    /// One line that names the option or variable, the value and what is wrong with it.
+    pub fn parse(
+        arguments: impl Iterator<Item = OsString>,
+        environment: &Environment,
+    ) -> Result<Self, Fatal> {
+        let arguments: Vec<OsString> = arguments.collect();
+        // QEMU's conventions: everything else is ignored.
+        if arguments
+            .iter()
+            .any(|argument| argument == "--print-capabilities")
+        {
+            return Ok(Self::Capabilities);
+        }
+        let mut options = Options::default();
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            match split(&argument, &mut arguments)? {
+                (Name::Help, _) => return Ok(Self::Help),
+                (Name::Version, _) => return Ok(Self::Version),
+                (Name::PrintSyscalls, _) => return Ok(Self::Syscalls),
+                (name, value) => options.set(name, value)?,
+            }
+        }
+        options.finish(environment).map(Self::Run)
+    }
+}
+
+/// As [`Command::parse`], for a command line that is known to serve.
+///
+/// # Errors
+/// As there, and for `--help` and `--version`.
+#[cfg(test)]
+pub(crate) fn parse_config<T: Into<OsString>>(
+    arguments: impl IntoIterator<Item = T>,
+) -> Result<Config, Fatal> {
+    let arguments = arguments.into_iter().map(Into::into);
+    match Command::parse(arguments, &Environment::default())? {
+        Command::Run(config) => Ok(config),
+        Command::Help | Command::Version | Command::Syscalls | Command::Capabilities => {
+            Err(usage("serves nobody"))
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    SocketPath,
+    SocketCount,
+    Socket,
+    Fd,
+    SocketFd,
+    SocketMode,
+    SocketGroup,
+    Device,
+    CsHold,
+    CsHoldTimeout,
+    MaxTransferLen,
+    MaxTransferMs,
+    Poll,
+    Seccomp,
+    LogLevel,
+    PrintSyscalls,
+    PrintCapabilities,
+    Help,
+    Version,
+}
+
+/// Name, long form, short form.
+const OPTIONS: [(Name, &str, Option<u8>); 19] = [
+    (Name::SocketPath, "socket-path", Some(b's')),
+    (Name::SocketCount, "socket-count", Some(b'c')),
+    (Name::Socket, "socket", None),
+    (Name::Fd, "fd", None),
+    (Name::SocketFd, "socket-fd", None),
+    (Name::SocketMode, "socket-mode", None),
+    (Name::SocketGroup, "socket-group", None),
+    (Name::Device, "device", Some(b'l')),
+    (Name::CsHold, "cs-hold", None),
+    (Name::CsHoldTimeout, "cs-hold-timeout-ms", None),
+    (Name::MaxTransferLen, "max-transfer-len", None),
+    (Name::MaxTransferMs, "max-transfer-ms", None),
+    (Name::Poll, "poll-us", None),
+    (Name::Seccomp, "seccomp", None),
+    (Name::LogLevel, "log-level", None),
+    (Name::PrintSyscalls, "print-syscalls", None),
+    (Name::PrintCapabilities, "print-capabilities", None),
+    (Name::Help, "help", Some(b'h')),
+    (Name::Version, "version", Some(b'V')),
+];
+
+impl Name {
+    const fn takes_value(self) -> bool {
+        !matches!(
+            self,
+            Self::PrintSyscalls | Self::PrintCapabilities | Self::Help | Self::Version
+        )
+    }
+
+    fn long(self) -> &'static str {
+        OPTIONS
+            .iter()
+            .find(|option| option.0 == self)
+            .map_or("", |option| option.1)
+    }
+}
+
+/// Splits one argument into option and value, taking the value from `rest` where it stands alone.
+fn split(
+    argument: &OsStr,
+    rest: &mut impl Iterator<Item = OsString>,
+) -> Result<(Name, OsString), Fatal> {
+    let bytes = argument.as_bytes();
+    let shown = argument.display();
+    let (option, attached) = if let Some(long) = bytes.strip_prefix(b"--") {
+        let (name, value) = match long.iter().position(|&b| b == b'=') {
+            Some(at) => (long.get(..at), long.get(at.saturating_add(1)..)),
+            None => (Some(long), None),
+        };
+        let option = OPTIONS.iter().find(|o| Some(o.1.as_bytes()) == name);
+        (option, value)
+    } else if let Some([short, value @ ..]) = bytes.strip_prefix(b"-") {
+        let option = OPTIONS.iter().find(|o| o.2 == Some(*short));
+        (option, (!value.is_empty()).then_some(value))
+    } else {
+        return Err(usage(format!("unexpected argument '{shown}'")));
+    };
+    let Some(&(name, ..)) = option else {
+        return Err(usage(format!("unknown option '{shown}'")));
+    };
+    match (name.takes_value(), attached) {
+        (true, Some(value)) => Ok((name, OsString::from_vec(value.to_vec()))),
+        (true, None) => match rest.next() {
+            Some(value) => Ok((name, value)),
+            None => Err(usage(format!("option '{shown}' needs a value"))),
+        },
+        (false, None) => Ok((name, OsString::new())),
+        (false, Some(_)) => Err(usage(format!("option '{shown}' takes no value"))),
+    }
+}
+
+#[derive(Debug, Default)]
+struct Options {
+    sockets: Sockets,
+    devices: Vec<DeviceConfig>,
+    holds: Vec<(u64, HoldPolicy, String)>,
+    hold_timeout_ms: Option<u64>,
+    max_len: Option<u64>,
+    max_ms: Option<u64>,
+    poll_us: Option<u64>,
+    seccomp: Option<SeccompMode>,
+    log_level: Option<LogLevel>,
+}
+
+impl Options {
+    fn set(&mut self, name: Name, value: OsString) -> Result<(), Fatal> {
+        match name {
+            Name::SocketPath => self.sockets.set_base(name, value),
+            Name::SocketCount => self.sockets.set_count(name, &value),
+            Name::Socket => self.sockets.add_path(name, value),
+            Name::Fd => self.sockets.add_fd(name, &value, "option '--fd'"),
+            Name::SocketFd => self.sockets.add_fd(name, &value, "option '--socket-fd'"),
+            Name::SocketMode => self.sockets.set_mode(name, &value),
+            Name::SocketGroup => self.sockets.set_group(name, value),
+            Name::Device => {
+                self.devices.push(device(&value)?);
+                Ok(())
+            }
+            Name::CsHold => {
+                self.holds.push(hold(&value)?);
+                Ok(())
+            }
+            Name::CsHoldTimeout => {
+                let ms = number(name, &value, 1, MAX_HOLD_MS)?;
+                once(&mut self.hold_timeout_ms, name, ms)
+            }
+            Name::MaxTransferLen => {
+                let len = number(name, &value, 1, u64::from(u32::MAX))?;
+                once(&mut self.max_len, name, len)
+            }
+            Name::MaxTransferMs => {
+                let ms = number(name, &value, 1, 86_400_000)?;
+                once(&mut self.max_ms, name, ms)
+            }
+            Name::Poll => {
+                let us = number(name, &value, 0, MAX_POLL_US)?;
+                once(&mut self.poll_us, name, us)
+            }
+            Name::Seccomp => {
+                let mode = match value.as_bytes() {
+                    b"kill" => SeccompMode::Kill,
+                    b"log" => SeccompMode::Log,
+                    b"none" => SeccompMode::None,
+                    _ => return Err(bad(name, &value, "is none of kill, log and none")),
+                };
+                once(&mut self.seccomp, name, mode)
+            }
+            Name::LogLevel => {
+                let level = match value.as_bytes() {
+                    b"error" => LogLevel::Error,
+                    b"warning" => LogLevel::Warning,
+                    b"info" => LogLevel::Info,
+                    _ => return Err(bad(name, &value, "is none of error, warning and info")),
+                };
+                once(&mut self.log_level, name, level)
+            }
+            Name::PrintSyscalls | Name::PrintCapabilities | Name::Help | Name::Version => Ok(()),
+        }
+    }
+
+    fn finish(self, environment: &Environment) -> Result<Config, Fatal> {
+        let (sources, access) = self.sockets.finish(environment)?;
+        let count = sources.len();
+        if self.devices.is_empty() {
+            return Err(usage("option '--device' is missing"));
+        }
+        let all = guests_below(count);
+        let mut devices = self.devices;
+        for device in &mut devices {
+            let option = format!("option '--device': '{}' is for", device.path);
+            check_guests(device.guests, all, &option)?;
+            device.guests &= all;
+        }
+        check_devices(&devices, count)?;
+        let mut hold_policies = vec![HoldPolicy::Queued; count];
+        for (guests, policy, shown) in self.holds {
+            check_guests(
+                guests,
+                all,
+                &format!("option '--cs-hold': '{shown}' is for"),
+            )?;
+            for (guest, slot) in hold_policies.iter_mut().enumerate() {
+                if guests >> guest & 1 != 0 {
+                    *slot = policy;
+                }
+            }
+        }
+        Ok(Config {
+            guests: sources,
+            access,
+            service: environment.service()?,
+            devices,
+            hold_policies,
+            hold_timeout_ms: self.hold_timeout_ms,
+            transfers: TransferConfig {
+                max_len: self.max_len.unwrap_or(4 << 20),
+                max_ms: self.max_ms.unwrap_or(10_000),
+            },
+            poll: Duration::from_micros(self.poll_us.unwrap_or(0)),
+            seccomp: self.seccomp.unwrap_or(SeccompMode::Kill),
+            log_level: self.log_level.unwrap_or(LogLevel::Info),
+        })
+    }
+}
+
+fn usage(message: impl Into<String>) -> Fatal {
+    Fatal::new(ExitCode::Usage, message)
+}
+
+fn bad(name: Name, value: &OsStr, why: &str) -> Fatal {
+    usage(format!(
+        "option '--{}': '{}' {why}",
+        name.long(),
+        value.display()
+    ))
+}
+
+fn once<T>(slot: &mut Option<T>, name: Name, value: T) -> Result<(), Fatal> {
+    if slot.replace(value).is_some() {
+        return Err(usage(format!("option '--{}' given twice", name.long())));
+    }
+    Ok(())
+}
+
+fn number(name: Name, value: &OsStr, min: u64, max: u64) -> Result<u64, Fatal> {
+    let why = format!("is not a number from {min} to {max}");
+    digits(value)
+        .filter(|n| (min..=max).contains(n))
+        .ok_or_else(|| bad(name, value, &why))
+}
+
+fn hold(value: &OsStr) -> Result<(u64, HoldPolicy, String), Fatal> {
+    let bytes = value.as_bytes();
+    let (list, policy) = match bytes.iter().position(|&b| b == b':') {
+        Some(at) => (bytes.get(..at), bytes.get(at.saturating_add(1)..)),
+        None => (None, Some(bytes)),
+    };
+    let list = match list {
+        Some(list) => guests(list).ok_or_else(|| bad(Name::CsHold, value, "has a wrong list"))?,
+        None => u64::MAX,
+    };
+    let policy = match policy {
+        Some(b"queued") => HoldPolicy::Queued,
+        Some(b"spec") => HoldPolicy::Spec,
+        Some(b"write-read") => HoldPolicy::WriteRead,
+        _ => {
+            return Err(bad(
+                Name::CsHold,
+                value,
+                "is none of queued, spec and write-read",
+            ));
+        }
+    };
+    Ok((list, policy, value.display().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DevicePath, Source};
+    use std::time::Duration;
+
+    fn parse(line: &[&str]) -> Result<Config, String> {
+        parse_config(line).map_err(|fatal| {
+            assert_eq!(fatal.code, ExitCode::Usage);
+            fatal.message
+        })
+    }
+
+    #[test]
+    fn parse_all_forms_of_an_option_are_the_same() {
+        for line in [
+            &["--socket-path=s", "--device=d"][..],
+            &["--socket-path", "s", "--device", "d"],
+            &["-ss", "-ld"],
+            &["-s", "s", "-l", "d"],
+        ] {
+            let config = parse(line).unwrap();
+            assert_eq!(config.guests, [Source::Path("s0".into())]);
+            assert_eq!(config.devices[0].path, DevicePath::Spidev("d".into()));
+            assert_eq!(config.seccomp, SeccompMode::Kill);
+        }
+    }
+
+    #[test]
+    fn parse_each_guest_has_a_numbered_socket() {
+        let config = parse(&["-s", "/run/spi", "-c12", "-l", "loopback"]).unwrap();
+        assert_eq!(config.guests.len(), 12);
+        assert_eq!(config.guests[11], Source::Path("/run/spi11".into()));
+    }
+
+    #[test]
+    fn parse_wrong_lines_name_option_and_value() {
+        let good = ["-s", "s", "-l", "d"];
+        for (more, message) in [
+            (&["--sockets=3"][..], "unknown option '--sockets=3'"),
+            (&["-x"], "unknown option '-x'"),
+            (&["x"], "unexpected argument 'x'"),
+            (&["-"], "unexpected argument '-'"),
+            (&["--"], "unknown option '--'"),
+            (&["-c"], "option '-c' needs a value"),
+            (
+                &["-c0"],
+                "option '--socket-count': '0' is not a number from 1 to 64",
+            ),
+            (
+                &["-c65"],
+                "option '--socket-count': '65' is not a number from 1 to 64",
+            ),
+            (
+                &["-c+1"],
+                "option '--socket-count': '+1' is not a number from 1 to 64",
+            ),
+            (
+                &["-c", "1x"],
+                "option '--socket-count': '1x' is not a number from 1 to 64",
+            ),
+            (&["-c1", "-c1"], "option '--socket-count' given twice"),
+            (&["-s", "t"], "option '--socket-path' given twice"),
+            (
+                &["--seccomp=off"],
+                "option '--seccomp': 'off' is none of kill, log and none",
+            ),
+            (
+                &["--log-level=debug"],
+                "option '--log-level': 'debug' is none of error, warning and info",
+            ),
+            (
+                &["--log-level=info", "--log-level=info"],
+                "option '--log-level' given twice",
+            ),
+            (&["--help=yes"], "option '--help=yes' takes no value"),
+            (&["-l", "d"], "option '--device': 'd' given twice"),
+            (&["-l", ""], "option '--device': '' names no device"),
+            (
+                &["-l", "e,max-speed-hz=0"],
+                "option '--device': 'e,max-speed-hz=0' has an option that is unknown or \
+                 malformed: 'max-speed-hz=0'",
+            ),
+            (
+                &["-l", "e,guests=1"],
+                "option '--device': 'e' is for guest 1, which there is not",
+            ),
+            (
+                &["--cs-hold=3:spec"],
+                "option '--cs-hold': '3:spec' is for guest 3, which there is not",
+            ),
+            (
+                &["--cs-hold=never"],
+                "option '--cs-hold': 'never' is none of queued, spec and write-read",
+            ),
+        ] {
+            let line: Vec<&str> = good.iter().chain(more).copied().collect();
+            assert_eq!(parse(&line).unwrap_err(), message);
+        }
+        assert_eq!(
+            parse(&["-l", "d"]).unwrap_err(),
+            "no socket: one of the options '--socket-path', '--socket', '--fd' and '--socket-fd' \
+             is missing"
+        );
+        assert_eq!(
+            parse(&["-s", "s"]).unwrap_err(),
+            "option '--device' is missing"
+        );
+        assert_eq!(
+            parse(&["-s", "s", "-c2", "-l", "d,guests=0"]).unwrap_err(),
+            "option '--device': no device for guest 1"
+        );
+    }
+
+    #[test]
+    fn parse_more_than_16_devices_are_refused() {
+        let mut line = vec!["-s", "s"];
+        line.extend(["-l", "loopback"].repeat(17));
+        assert_eq!(
+            parse(&line).unwrap_err(),
+            "option '--device' given 17 times, at most 16"
+        );
+    }
+
+    #[test]
+    fn parse_options_of_a_device() {
+        let options = "max-speed-hz=1000,min-speed-hz=10,cs-high=on,loop=off,word-delay=on";
+        let config = parse(&["-s", "s", "-l", &format!("d,{options}")]).unwrap();
+        let device = &config.devices[0];
+        assert_eq!(device.max_speed_hz, Some(1000));
+        assert_eq!(device.min_speed_hz, 10);
+        assert_eq!(device.cs_high, Some(true));
+        assert_eq!(device.loop_mode, Some(false));
+        assert!(device.word_delay && !device.cs_setup && !device.exclusive_bus);
+    }
+
+    #[test]
+    fn guests_lists_and_ranges() {
+        assert_eq!(guests(b"0"), Some(1));
+        assert_eq!(guests(b"0-2"), Some(0b111));
+        assert_eq!(guests(b"0+3-5"), Some(0b11_1001));
+        assert_eq!(guests(b"63"), Some(1 << 63));
+        assert_eq!(guests(b"0-63"), Some(u64::MAX));
+        for wrong in [&b""[..], b"64", b"2-1", b"1-", b"-1", b"a", b"1-2-3", b"1+"] {
+            assert_eq!(guests(wrong), None);
+        }
+    }
+
+    #[test]
+    fn hold_policies_of_some_guests() {
+        let line = [
+            "-s",
+            "s",
+            "-c4",
+            "-l",
+            "d",
+            "--cs-hold=spec",
+            "--cs-hold=1-2:write-read",
+        ];
+        let config = parse(&line).unwrap();
+        let (spec, guess) = (HoldPolicy::Spec, HoldPolicy::WriteRead);
+        assert_eq!(config.hold_policies, [spec, guess, guess, spec]);
+        assert_eq!(config.hold_timeout(spec), Duration::from_millis(100));
+        assert_eq!(config.hold_timeout(guess), Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,476 @@
+//! One guest's memory: the regions that its front-end shared, mapped, and the ways to a byte in it.
+//!
+//! Two address spaces meet here. The front-end names rings by *user address* (its own virtual
+//! address), descriptors name buffers by *guest address*; they have distinct types, so that they
+//! cannot be mixed up. Bytes are only ever reached through a [`VolatileSlice`] that borrows this
+//! table: no reference or slice over guest memory exists, and no pointer outlives a step.
+//!
+//! Should: refuse whatever could later fault, stall or alias. Must not: know of rings or SPI.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{Bytes, FileOffset, GuestAddress, MmapRegion, VolatileMemory, VolatileSlice};
+
+use crate::config::MAX_REGIONS;
+use crate::os::deferred_close::throw_away_memory;
+use crate::os::file_kind;
+use crate::virtqueue::sigbus::Watch;
+
+/// Most bytes that all regions of a guest may have together: 256 GiB, half of the address space of
+/// an arm64 process with 39-bit addresses.
+const MAX_TOTAL_LEN: u64 = 1 << 38;
+const PAGE_LEN: u64 = 4096;
+
+/// An address in the front-end's own address space, as vhost-user messages name rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UserAddress(pub u64);
+
+/// A region as a front-end describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionDescription {
+    /// First guest address.
+    pub guest: GuestAddress,
+    /// First user address.
+    pub user: UserAddress,
+    /// Length in bytes.
+    pub len: u64,
+    /// Where the region starts in its file, in bytes.
+    pub file_offset: u64,
+}
+
+/// Why a region is refused.
+#[derive(Debug)]
+pub enum MemoryError {
+    /// One of the four numbers is not on a page boundary, or the region is empty or wraps.
+    Shape,
+    /// It overlaps another one.
+    Overlap,
+    /// More than 32 regions, or more than 256 GiB.
+    TooMuch,
+    /// It ends behind the end of its file.
+    BeyondFile,
+    /// The file does not live in memory (memfd, tmpfs, hugetlbfs).
+    NotMemory,
+    /// There is no such region.
+    Unknown,
+    /// The host refused to map it.
+    Host(io::Error),
+}
+
+impl std::fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shape => write!(f, "region is empty, wraps or is not page aligned"),
+            Self::Overlap => write!(f, "regions overlap"),
+            Self::TooMuch => write!(f, "more than 32 regions or 256 GiB of memory"),
+            Self::BeyondFile => write!(f, "region ends behind its file"),
+            Self::NotMemory => write!(f, "region's file is not a memfd or on tmpfs or hugetlbfs"),
+            Self::Unknown => write!(f, "no such region"),
+            Self::Host(error) => write!(f, "cannot map region: {error}"),
+        }
+    }
+}
+
+/// A region that is mapped.
+#[derive(Debug)]
+struct Region {
+    description: RegionDescription,
+    mapping: MmapRegion,
+    watch: Watch,
+}
+
+impl Region {
+    /// How far behind the region's start `address` lies in it.
+    fn offset(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.description.guest.0)?;
+        (offset < self.description.len).then_some(offset)
+    }
+
+    /// Unmaps it, then throws away its file, of which it was the last to hold a part.
+    fn throw_away(self) {
+        let file = self
+            .mapping
+            .file_offset()
+            .map(|file| Arc::clone(file.arc()));
+        drop(self);
+        let file = file.and_then(Arc::into_inner);
+        file.into_iter().for_each(throw_away_memory);
+    }
+}
+
+/// The region table of one guest.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// By guest address.
+    regions: Vec<Region>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.regions.drain(..).for_each(Region::throw_away);
+    }
+}
+
+/// A slice of guest memory, valid while the table is borrowed.
+pub type Slice<'m> = VolatileSlice<'m>;
+
+impl Memory {
+    /// Adds one region backed by `file`.
+    ///
+    /// # Errors
+    /// A region that is malformed, overlaps, is not backed by memory, or cannot be mapped; the
+    /// table is then as before.
+    pub fn add(&mut self, region: RegionDescription, file: File) -> Result<(), MemoryError> {
+        self.check(&region)?;
+        check_file(&region, &file)?;
+        let len = usize::try_from(region.len).map_err(|_| MemoryError::TooMuch)?;
+        let mapping = MmapRegion::from_file(FileOffset::new(file, region.file_offset), len)
+            .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
+        let watch = Watch::new(mapping.as_ptr(), len).ok_or(MemoryError::TooMuch)?;
+        let index = self.behind(region.guest.0);
+        let description = region;
+        self.regions.insert(
+            index,
+            Region {
+                description,
+                mapping,
+                watch,
+            },
+        );
+        Ok(())
+    }
+
+    /// How many regions begin at `address` or in front of it.
+    #[inline(always)]
+    fn behind(&self, address: u64) -> usize {
+        self.regions
+            .partition_point(|region| region.description.guest.0 <= address)
+    }
+
+    /// The region that `address` lies in, and how far behind its start.
+    #[inline(always)]
+    fn find(&self, address: u64) -> Option<(&Region, u64)> {
+        let region = self.regions.get(self.behind(address).checked_sub(1)?)?;
+        region.offset(address).map(|offset| (region, offset))
+    }
+
+    /// Removes the region with these addresses and this length. The file offset of the message is
+    /// not compared: vhost-user gives REM_MEM_REG no file to compare it with.
+    ///
+    /// # Errors
+    /// There is no such region.
+    pub fn remove(&mut self, region: &RegionDescription) -> Result<(), MemoryError> {
+        let index = self
+            .regions
+            .iter()
+            .map(|known| &known.description)
+            .position(|r| r.guest == region.guest && r.user == region.user && r.len == region.len)
+            .ok_or(MemoryError::Unknown)?;
+        self.regions.remove(index).throw_away();
+        Ok(())
+    }
+
+    fn described(&self) -> impl Iterator<Item = &RegionDescription> {
+        self.regions.iter().map(|region| &region.description)
+    }
+
+    fn check(&self, region: &RegionDescription) -> Result<(), MemoryError> {
+        let numbers = [
+            region.guest.0,
+            region.user.0,
+            region.len,
+            region.file_offset,
+        ];
+        let aligned = numbers.iter().all(|n| n.is_multiple_of(PAGE_LEN));
+        let ends = [region.guest.0, region.user.0, region.file_offset]
+            .iter()
+            .all(|start| start.checked_add(region.len).is_some());
+        if region.len == 0 || !aligned || !ends {
+            return Err(MemoryError::Shape);
+        }
+        let total = self
+            .described()
+            .fold(region.len, |sum, r| sum.saturating_add(r.len));
+        if self.regions.len() >= MAX_REGIONS || total > MAX_TOTAL_LEN {
+            return Err(MemoryError::TooMuch);
+        }
+        let overlaps = |a: u64, b: u64, b_len: u64| {
+            a < b.saturating_add(b_len) && b < a.saturating_add(region.len)
+        };
+        if self.described().any(|r| {
+            overlaps(region.guest.0, r.guest.0, r.len) || overlaps(region.user.0, r.user.0, r.len)
+        }) {
+            return Err(MemoryError::Overlap);
+        }
+        Ok(())
+    }
+
+    /// The guest address of `len` bytes at user address `user`, if one region holds them all.
+    pub fn translate(&self, user: UserAddress, len: u64) -> Option<GuestAddress> {
+        self.described().find_map(|region| {
+            let offset = user.0.checked_sub(region.user.0)?;
+            let inside = offset.checked_add(len)? <= region.len;
+            let guest = region.guest.0.checked_add(offset)?;
+            inside.then_some(GuestAddress(guest))
+        })
+    }
+
+    /// Whether a region's file was truncated under us: what is in it is lost.
+    pub fn is_truncated(&self) -> bool {
+        self.regions.iter().any(|region| region.watch.is_hit())
+    }
+
+    /// Whether there is no region at all.
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Bytes from `address` on that lie in one region, at most `len`; `None` outside of all.
+    #[inline(always)]
+    pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
+        let (region, offset) = self.find(address)?;
+        let left = region.description.len.checked_sub(offset)?;
+        Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
+    }
+
+    /// `len` bytes at guest address `address`, if one region holds them all.
+    pub fn slice(&self, address: u64, len: u32) -> Option<Slice<'_>> {
+        self.near(address, usize::try_from(len).ok()?)
+    }
+
+    /// As [`Memory::slice`]: what each access comes to.
+    #[inline(always)]
+    fn near(&self, address: u64, len: usize) -> Option<Slice<'_>> {
+        let (region, offset) = self.find(address)?;
+        let offset = usize::try_from(offset).ok()?;
+        region.mapping.get_slice(offset, len).ok()
+    }
+
+    /// The 16-bit number at guest address `address`, before whatever is read next; `None` outside of
+    /// memory.
+    #[inline(always)]
+    pub fn load_u16(&self, address: u64) -> Option<u16> {
+        let number = self.near(address, 2)?.load(0, Ordering::Acquire);
+        number.ok().map(u16::from_le)
+    }
+
+    /// Sets the 16-bit number at guest address `address`, behind whatever was written before; `None`
+    /// outside of memory.
+    pub fn store_u16(&self, address: u64, number: u16) -> Option<()> {
+        let stored = self.near(address, 2)?;
+        stored.store(number.to_le(), 0, Ordering::Release).ok()
+    }
+
+    /// Copies the bytes at guest address `address` into `bytes`, through as many regions as they lie
+    /// in; `None` outside of memory.
+    pub fn read(&self, mut address: u64, mut bytes: &mut [u8]) -> Option<()> {
+        while !bytes.is_empty() {
+            let here = self.contiguous(address, bytes.len().try_into().ok()?)?;
+            let (part, behind) = bytes.split_at_mut_checked(here.try_into().ok()?)?;
+            self.near(address, part.len())?.copy_to(part);
+            // Behind the last address there is no region: the next turn finds none.
+            address = address.saturating_add(here.into());
+            bytes = behind;
+        }
+        Some(())
+    }
+
+    /// Copies `bytes` to guest address `address`, into as many regions as they lie in; `None` outside
+    /// of memory.
+    pub fn write(&self, mut address: u64, mut bytes: &[u8]) -> Option<()> {
+        while !bytes.is_empty() {
+            let here = self.contiguous(address, bytes.len().try_into().ok()?)?;
+            let (part, behind) = bytes.split_at_checked(here.try_into().ok()?)?;
+            self.near(address, part.len())?.copy_from(part);
+            address = address.saturating_add(here.into());
+            bytes = behind;
+        }
+        Some(())
+    }
+
+    /// Writes one byte to guest address `address`; `None` outside of memory.
+    pub fn write_byte(&self, address: u64, byte: u8) -> Option<()> {
+        self.near(address, 1)?
+            .store(byte, 0, Ordering::Relaxed)
+            .ok()
+    }
+}
+
+/// Checks that `file` is memory, has pages of which the region is made, and is long enough.
+fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError> {
+    // Nothing else may be asked of a file of a FUSE server that does not answer.
+    if !file_kind::is_memory(file) {
+        return Err(MemoryError::NotMemory);
+    }
+    // A part of a huge page could be mapped, but neither unmapped nor, after SIGBUS, replaced.
+    let page_len = file_kind::huge_page_len(file).map_err(MemoryError::Host)?;
+    let numbers = [region.len, region.file_offset];
+    if page_len.is_some_and(|len| !numbers.iter().all(|n| n.is_multiple_of(len))) {
+        return Err(MemoryError::Shape);
+    }
+    let file_len = file.metadata().map_err(MemoryError::Host)?.len();
+    let end = region.file_offset.saturating_add(region.len);
+    if end > file_len {
+        return Err(MemoryError::BeyondFile);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(unsafe_code, reason = "memfd_create, which std has no name for")]
+mod tests {
+    use super::*;
+    use std::os::fd::FromRawFd;
+
+    const MIB: u64 = 1 << 20;
+
+    fn memfd(len: u64) -> File {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"memory".as_ptr(), 0) };
+        assert!(fd >= 0);
+        // SAFETY: memfd_create gave this fd to us alone.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len).unwrap();
+        file
+    }
+
+    fn region(guest: u64, user: u64, len: u64) -> RegionDescription {
+        RegionDescription {
+            guest: GuestAddress(guest),
+            user: UserAddress(user),
+            len,
+            file_offset: 0,
+        }
+    }
+
+    #[test]
+    fn add_region_translates_user_addresses() {
+        let mut memory = Memory::default();
+        memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
+        let translate = |user, len| memory.translate(UserAddress(user), len);
+        assert_eq!(translate(16 * MIB + 5, 10), Some(GuestAddress(MIB + 5)));
+        assert_eq!(translate(17 * MIB - 1, 1), Some(GuestAddress(2 * MIB - 1)));
+        assert_eq!(translate(17 * MIB - 1, 2), None);
+        assert_eq!(translate(16 * MIB - 1, 1), None);
+        assert_eq!(translate(u64::MAX, 1), None);
+    }
+
+    #[test]
+    fn add_malformed_regions_are_refused() {
+        let mut memory = Memory::default();
+        memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
+        let mut add = |r, len| memory.add(r, memfd(len)).unwrap_err();
+        assert!(matches!(
+            add(region(4 * MIB, 0, 0), MIB),
+            MemoryError::Shape
+        ));
+        assert!(matches!(
+            add(region(4 * MIB + 1, 0, MIB), MIB),
+            MemoryError::Shape
+        ));
+        assert!(matches!(
+            add(region(4 * MIB, 8, MIB), MIB),
+            MemoryError::Shape
+        ));
+        assert!(matches!(
+            add(region(0u64.wrapping_sub(4096), 0, 8192), MIB),
+            MemoryError::Shape
+        ));
+        assert!(matches!(
+            add(region(0, 0, 1 << 41), MIB),
+            MemoryError::TooMuch
+        ));
+        assert!(matches!(
+            add(region(2 * MIB - 4096, 0, MIB), MIB),
+            MemoryError::Overlap
+        ));
+        assert!(matches!(
+            add(region(4 * MIB, 15 * MIB, 2 * MIB), 2 * MIB),
+            MemoryError::Overlap
+        ));
+        assert!(matches!(
+            add(region(4 * MIB, 0, 2 * MIB), MIB),
+            MemoryError::BeyondFile
+        ));
+    }
+
+    #[test]
+    fn add_file_outside_memory_is_refused() {
+        let file = File::open("/proc/version").unwrap();
+        let error = Memory::default().add(region(0, 0, 4096), file).unwrap_err();
+        assert!(matches!(error, MemoryError::NotMemory));
+    }
+
+    #[test]
+    fn add_part_of_a_huge_page_is_refused() {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB) };
+        assert!(fd >= 0, "no hugetlbfs: {}", io::Error::last_os_error());
+        // SAFETY: memfd_create gave this fd to us alone.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(1 << 30).unwrap();
+        let error = Memory::default().add(region(0, 0, 4096), file).unwrap_err();
+        assert!(matches!(error, MemoryError::Shape));
+    }
+
+    #[test]
+    fn add_sealed_file_is_taken_unless_it_cannot_be_written() {
+        for (seals, taken) in [
+            (
+                libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL,
+                true,
+            ),
+            (libc::F_SEAL_WRITE, false),
+        ] {
+            // SAFETY: the name is a C string.
+            let fd = unsafe { libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING) };
+            assert!(fd >= 0);
+            // SAFETY: memfd_create gave this fd to us alone.
+            let file = unsafe { File::from_raw_fd(fd) };
+            file.set_len(MIB).unwrap();
+            // SAFETY: no pointers.
+            assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) }, 0);
+            let added = Memory::default().add(region(0, 0, MIB), file);
+            assert_eq!(added.is_ok(), taken, "{seals:#x}: {added:?}");
+        }
+    }
+
+    #[test]
+    fn add_more_than_32_regions_is_refused() {
+        let mut memory = Memory::default();
+        for i in 0..32 {
+            memory
+                .add(region(i * MIB, i * MIB, 4096), memfd(4096))
+                .unwrap();
+        }
+        let error = memory
+            .add(region(64 * MIB, 64 * MIB, 4096), memfd(4096))
+            .unwrap_err();
+        assert!(matches!(error, MemoryError::TooMuch));
+    }
+
+    #[test]
+    fn remove_only_the_region_described() {
+        let mut memory = Memory::default();
+        memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
+        assert!(memory.remove(&region(MIB, 16 * MIB, 4096)).is_err());
+        assert!(memory.remove(&region(MIB, 0, MIB)).is_err());
+        memory.remove(&region(MIB, 16 * MIB, MIB)).unwrap();
+        assert!(memory.is_empty());
+    }
+
+    #[test]
+    fn contiguous_ends_at_the_region() {
+        let mut memory = Memory::default();
+        memory.add(region(0, 0, 4096), memfd(4096)).unwrap();
+        memory.add(region(4096, MIB, 4096), memfd(4096)).unwrap();
+        assert_eq!(memory.contiguous(4000, 200), Some(96));
+        assert_eq!(memory.contiguous(4096, 200), Some(200));
+        assert_eq!(memory.contiguous(8192, 1), None);
+        assert!(memory.slice(4000, 97).is_none());
+        assert!(memory.slice(4000, 96).is_some());
+    }
+}
