@@ -21,6 +21,7 @@ use vhost::vhost_user::{
 use vm_memory::GuestAddress;
 
 use crate::config::MAX_REGIONS;
+use crate::error::SessionError;
 use crate::os::epoll::{Poller, Registered, Token};
 use crate::os::file_kind;
 use crate::os::write_timeout;
@@ -92,13 +93,27 @@ impl Backend {
         guest.memory = Memory::default();
     }
 
-    /// Changes the guest, then lets its ring run or not according to its new state.
+    /// Changes the guest, then lets its ring run or not according to its new state. A ring that
+    /// should run and cannot is broken, and the message that shows it is refused.
     fn change<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
         let mut guest = self.guest.borrow_mut();
-        let result = change(&mut guest);
+        let result = change(&mut guest)?;
         let Guest { memory, vring, .. } = &mut *guest;
-        vring.update(memory);
-        result
+        if let Err(misplaced) = vring.update(memory) {
+            vring.set_broken().map_err(blocked)?;
+            return Err(refused(misplaced));
+        }
+        Ok(result)
+    }
+
+    /// As [`Backend::change`], for a message that adds or removes one of several regions: a ring
+    /// that is outside of memory meanwhile waits for the next.
+    fn change_region<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
+        let mut guest = self.guest.borrow_mut();
+        let result = change(&mut guest)?;
+        let Guest { memory, vring, .. } = &mut *guest;
+        let _ = vring.update(memory);
+        Ok(result)
     }
 
     /// As [`Backend::change`], for a message about ring `index`: there is one.
@@ -125,6 +140,11 @@ fn describe(region: &VhostUserMemoryRegion) -> RegionDescription {
 
 fn refused(error: impl std::fmt::Display) -> Error {
     Error::ReqHandlerError(io::Error::other(error.to_string()))
+}
+
+/// The err eventfd blocked: `SessionError::of_vhost` knows it by this.
+fn blocked(_: SessionError) -> Error {
+    Error::ReqHandlerError(ErrorKind::Interrupted.into())
 }
 
 fn accepted(accepted: bool) -> Result<()> {
@@ -244,14 +264,14 @@ impl VhostUserBackendReqHandler for Backend {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<u64>> {
-        self.change(|guest| {
+        self.change_region(|guest| {
             guest.memory.add(describe(region), file).map_err(refused)?;
             Ok(None)
         })
     }
 
     fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.change(|guest| guest.memory.remove(&describe(region)).map_err(refused))
+        self.change_region(|guest| guest.memory.remove(&describe(region)).map_err(refused))
     }
 
     fn get_queue_num(&self) -> Result<u64> {
@@ -280,7 +300,8 @@ impl VhostUserBackendReqHandler for Backend {
             used: UserAddress(used),
         };
         self.change_ring(index, |guest| {
-            accepted(guest.vring.set_addresses(addresses, &guest.memory))
+            let set = guest.vring.set_addresses(addresses, &guest.memory);
+            set.map_err(refused)
         })
     }
 

@@ -208,14 +208,27 @@ impl Memory {
         Ok(())
     }
 
-    /// The guest address of `len` bytes at user address `user`, if one region holds them all.
-    pub fn translate(&self, user: UserAddress, len: u64) -> Option<GuestAddress> {
+    /// The guest address of the byte at user address `user`, if it is in a region.
+    pub fn translate(&self, user: UserAddress) -> Option<GuestAddress> {
         self.described().find_map(|region| {
             let offset = user.0.checked_sub(region.user.0)?;
-            let inside = offset.checked_add(len)? <= region.len;
             let guest = region.guest.0.checked_add(offset)?;
-            inside.then_some(GuestAddress(guest))
+            (offset < region.len).then_some(GuestAddress(guest))
         })
+    }
+
+    /// Whether there is memory at all of the `len` bytes from guest address `address` on, in
+    /// whatever regions.
+    pub fn holds(&self, mut address: u64, mut len: u64) -> bool {
+        while len > 0 {
+            let part = u32::try_from(len).unwrap_or(u32::MAX);
+            let Some(here) = self.contiguous(address, part) else {
+                return false;
+            };
+            address = address.saturating_add(here.into());
+            len = len.saturating_sub(here.into());
+        }
+        true
     }
 
     /// Whether a region's file was truncated under us: what is in it is lost.
@@ -350,12 +363,32 @@ mod tests {
     fn add_region_translates_user_addresses() {
         let mut memory = Memory::default();
         memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
-        let translate = |user, len| memory.translate(UserAddress(user), len);
-        assert_eq!(translate(16 * MIB + 5, 10), Some(GuestAddress(MIB + 5)));
-        assert_eq!(translate(17 * MIB - 1, 1), Some(GuestAddress(2 * MIB - 1)));
-        assert_eq!(translate(17 * MIB - 1, 2), None);
-        assert_eq!(translate(16 * MIB - 1, 1), None);
-        assert_eq!(translate(u64::MAX, 1), None);
+        let translate = |user| memory.translate(UserAddress(user));
+        assert_eq!(translate(16 * MIB + 5), Some(GuestAddress(MIB + 5)));
+        assert_eq!(translate(17 * MIB - 1), Some(GuestAddress(2 * MIB - 1)));
+        assert_eq!(translate(17 * MIB), None);
+        assert_eq!(translate(16 * MIB - 1), None);
+        assert_eq!(translate(u64::MAX), None);
+    }
+
+    #[test]
+    fn holds_goes_on_into_the_next_region_and_ends_at_a_gap() {
+        let mut memory = Memory::default();
+        memory.add(region(0, 4 * MIB, 4096), memfd(4096)).unwrap();
+        memory.add(region(4096, MIB, 4096), memfd(4096)).unwrap();
+        memory.add(region(MIB, 2 * MIB, 4096), memfd(4096)).unwrap();
+        for (address, len, held) in [
+            (0, 8192, true),
+            (4095, 2, true),
+            (1, 8192, false),
+            (8192, 0, true),
+            (8192, 1, false),
+            (MIB, 4096, true),
+            (MIB, u64::MAX, false),
+            (u64::MAX, 2, false),
+        ] {
+            assert_eq!(memory.holds(address, len), held, "{address:#x} {len:#x}");
+        }
     }
 
     #[test]

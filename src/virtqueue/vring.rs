@@ -6,6 +6,7 @@
 //! Invariant: a chain that was consumed is completed, exactly once, before the next is consumed.
 //! Must not: know what the bytes of a request mean.
 
+use std::fmt;
 use std::fs::File;
 use std::sync::atomic::{Ordering, fence};
 
@@ -39,12 +40,73 @@ pub struct RingAddresses {
     pub used: UserAddress,
 }
 
+/// A part of a ring that is not in guest memory as it should be: the ring cannot run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Misplaced {
+    part: &'static str,
+    at: UserAddress,
+    why: &'static str,
+}
+
+impl fmt::Display for Misplaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { part, at, why } = self;
+        write!(f, "{part} at user address {:#x} {why}", at.0)
+    }
+}
+
 /// The same, as guest addresses. As long as the memory stays what it was, all of the ring is in it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Located {
     desc: u64,
     avail: u64,
     used: u64,
+}
+
+/// A part of the ring as the front-end named it.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    name: &'static str,
+    at: UserAddress,
+    len: u64,
+    alignment: u64,
+}
+
+impl Part {
+    const fn new(name: &'static str, at: UserAddress, len: u64, alignment: u64) -> Self {
+        Self {
+            name,
+            at,
+            len,
+            alignment,
+        }
+    }
+
+    const fn misplaced(&self, why: &'static str) -> Misplaced {
+        Misplaced {
+            part: self.name,
+            at: self.at,
+            why,
+        }
+    }
+
+    /// Its first guest address.
+    fn begin(&self, memory: &Memory) -> Result<u64, Misplaced> {
+        let begin = memory.translate(self.at).map(|guest| guest.0);
+        begin.ok_or(self.misplaced("begins outside guest memory"))
+    }
+
+    /// The same, if all of it is in memory: in one region or in several without a gap between them.
+    fn locate(&self, memory: &Memory) -> Result<u64, Misplaced> {
+        let guest = self.begin(memory)?;
+        if !guest.is_multiple_of(self.alignment) {
+            return Err(self.misplaced("is not aligned"));
+        }
+        if !memory.holds(guest, self.len) {
+            return Err(self.misplaced("ends outside guest memory"));
+        }
+        Ok(guest)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,13 +188,24 @@ impl Vring {
         }
     }
 
-    /// Sets where the ring is; `false` where `memory` is there and a part does not begin in it.
-    /// Whether it holds all of the ring shows when the ring starts and its size is known.
-    pub fn set_addresses(&mut self, addresses: RingAddresses, memory: &Memory) -> bool {
+    /// Sets where the ring is. Its size may not be known yet, so that [`Vring::update`] says whether
+    /// all of it is in memory.
+    ///
+    /// # Errors
+    /// There is memory, and a part does not begin in it.
+    pub fn set_addresses(
+        &mut self,
+        addresses: RingAddresses,
+        memory: &Memory,
+    ) -> Result<(), Misplaced> {
         self.addresses = Some(addresses);
-        let parts = [addresses.desc, addresses.avail, addresses.used];
-        let begins = |part| memory.translate(part, 1).is_some();
-        memory.is_empty() || parts.into_iter().all(begins)
+        if memory.is_empty() {
+            return Ok(());
+        }
+        let parts = self.parts(addresses);
+        parts
+            .iter()
+            .try_for_each(|part| part.begin(memory).map(drop))
     }
 
     /// Sets the index of the next available entry; `false` if it is no 16-bit number.
@@ -198,49 +271,59 @@ impl Vring {
 
     /// After any change of state, features or memory: translates the ring's addresses anew and
     /// decides whether it runs.
-    pub fn update(&mut self, memory: &Memory) {
-        let was_running = self.running;
+    ///
+    /// # Errors
+    /// It was started and enabled, and a part of it is not in memory. Without any memory the ring
+    /// waits for it.
+    pub fn update(&mut self, memory: &Memory) -> Result<(), Misplaced> {
+        let was_running = std::mem::take(&mut self.running);
         let enabled = self.enabled || self.always_enabled;
-        self.running = false;
-        let Some(located) = self.locate(memory) else {
-            return;
+        let is_wanted = self.state == State::Started && enabled && !memory.is_empty();
+        let Some(addresses) = self.addresses else {
+            return Ok(());
+        };
+        let located = match self.locate(addresses, memory) {
+            Ok(located) => located,
+            Err(misplaced) if is_wanted => return Err(misplaced),
+            Err(_) => return Ok(()),
         };
         self.located = located;
-        if self.state != State::Started || !enabled {
-            return;
-        }
-        if was_running {
-            self.running = true;
-            return;
+        if !is_wanted {
+            return Ok(());
         }
         // A front-end restores the avail index alone; the used index is in the ring.
-        let Some(index) = memory.load_u16(located.used.saturating_add(INDEX_OFFSET)) else {
-            return;
-        };
-        self.next_used = index;
-        // An earlier run may have left anything in the flag.
-        self.suppressed = None;
+        let index = memory.load_u16(located.used.saturating_add(INDEX_OFFSET));
+        if let Some(index) = index.filter(|_| !was_running) {
+            self.next_used = index;
+            // An earlier run may have left anything in the flag.
+            self.suppressed = None;
+        }
         self.running = true;
+        Ok(())
     }
 
-    /// Guest addresses of descriptor table, available and used ring, each aligned (VIRTIO 1.4, "Split
-    /// Virtqueues": 16, 2 and 4) and wholly inside one region.
-    fn locate(&self, memory: &Memory) -> Option<Located> {
-        let addresses = self.addresses?;
+    /// Guest addresses of the three parts.
+    fn locate(&self, addresses: RingAddresses, memory: &Memory) -> Result<Located, Misplaced> {
+        let [desc, avail, used] = self.parts(addresses);
+        Ok(Located {
+            desc: desc.locate(memory)?,
+            avail: avail.locate(memory)?,
+            used: used.locate(memory)?,
+        })
+    }
+
+    /// Lengths and alignments are those of VIRTIO 1.4, "Split Virtqueues".
+    fn parts(&self, addresses: RingAddresses) -> [Part; 3] {
         let size = u64::from(self.size);
         let around = RING_HEAD_LEN.saturating_add(EVENT_LEN);
         let desc_len = size.saturating_mul(DESC_LEN);
         let avail_len = size.saturating_mul(AVAIL_ENTRY_LEN).saturating_add(around);
         let used_len = size.saturating_mul(USED_ENTRY_LEN).saturating_add(around);
-        let part = |user, len, alignment| {
-            let guest = memory.translate(user, len)?.0;
-            guest.is_multiple_of(alignment).then_some(guest)
-        };
-        Some(Located {
-            desc: part(addresses.desc, desc_len, 16)?,
-            avail: part(addresses.avail, avail_len, 2)?,
-            used: part(addresses.used, used_len, 4)?,
-        })
+        [
+            Part::new("descriptor table", addresses.desc, desc_len, 16),
+            Part::new("available ring", addresses.avail, avail_len, 2),
+            Part::new("used ring", addresses.used, used_len, 4),
+        ]
     }
 
     /// Guest address of the entry for `position` in the ring at `ring`, or of what lies behind the

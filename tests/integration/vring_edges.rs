@@ -181,6 +181,90 @@ fn vring_addresses_outside_memory_or_unaligned_end_at_most_the_session() {
 }
 
 #[test]
+fn vring_part_that_ends_outside_memory_is_refused_signalled_and_named() {
+    let features = [
+        VERSION_1 | EVENT_IDX | PROTOCOL_FEATURES,
+        VERSION_1 | EVENT_IDX,
+    ];
+    for (name, part) in [
+        ("descriptor table", 0),
+        ("available ring", 1),
+        ("used ring", 2),
+    ] {
+        for features in features {
+            let host = Host::with_devices(1);
+            let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
+            let mut other = Guest::connect(&daemon, 1);
+            let guest = Plug::default()
+                .features(features)
+                .negotiate(&daemon.socket(0));
+            // The last page of memory, but for a few bytes.
+            let region = &guest.memory.regions[0];
+            let mut config = guest.ring_config();
+            let last = guest.memory.user_addr(region.gpa + region.len - 1);
+            let at = last - 31;
+            match part {
+                0 => config.desc_table_addr = at,
+                1 => config.avail_ring_addr = at,
+                _ => config.used_ring_addr = at,
+            }
+            let f = &guest.frontend;
+            f.set_vring_num(0, 256).unwrap();
+            f.set_vring_err(0, &guest.err).unwrap();
+            let started = f
+                .set_vring_addr(0, &config)
+                .and_then(|()| f.set_vring_kick(0, &guest.kick));
+            if features & PROTOCOL_FEATURES != 0 {
+                // Acknowledged messages are: the last of them, which would let it run.
+                started.unwrap();
+                let enable = Raw::vring_state(0, 1);
+                assert_ne!(guest.raw.ack(raw::SET_VRING_ENABLE, &enable, &[]), 0);
+            }
+            assert!(guest.raw.hung_up(PATIENCE));
+            assert!(sys::readable(guest.err.as_raw_fd(), PATIENCE), "{name}");
+            let address = format!("{name} at user address {at:#x} ends outside");
+            daemon.wait_line(&["guest=0", &address]);
+            let lines = daemon.stderr();
+            let about = lines.iter().filter(|line| line.contains(name));
+            assert_eq!(about.count(), 1, "{lines:#?}");
+            other.assert_served();
+        }
+    }
+}
+
+#[test]
+fn vring_whose_parts_cross_abutting_regions_runs() {
+    const START: u64 = 0x1_0000_0000;
+    // Of 256: the descriptor table is a page, and each other part has one of its own.
+    for cut in [1, 2, 3] {
+        let host = Host::with_devices(1);
+        let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+        let regions = vec![
+            Region::new(START, cut * 4096),
+            Region::new(START + cut * 4096, 16 << 20),
+        ];
+        let mut guest = Plug::default()
+            .regions(regions)
+            .negotiate(&daemon.socket(0));
+        let mut layout = ring::Layout::at(START, 256);
+        let middle = START + cut * 4096;
+        // Each part in turn, with about half of it on either side; the others behind all that.
+        (layout.desc, layout.avail, layout.used) = match cut {
+            1 => (middle - 2048, START + 0x5000, START + 0x6000),
+            2 => (START + 0x5000, middle - 256, START + 0x6000),
+            _ => (START + 0x5000, START + 0x6000, middle - 1024),
+        };
+        guest.ring = Ring::new(layout, true, &guest.memory);
+        guest.alloc_from(START + 0x1_0000);
+        guest.start();
+        for n in 0..600u32 {
+            let outcome = guest.transfer(Head::default(), &[n as u8], 1);
+            assert_eq!((outcome.result, outcome.rx), (TRANS_OK, vec![n as u8]));
+        }
+    }
+}
+
+#[test]
 fn vring_index_1_is_refused() {
     let (_host, daemon, guest) = plugged();
     let answer = guest.raw.send(

@@ -186,12 +186,12 @@ impl Rig {
         let mut guest = self.backend.guest();
         let guest = &mut *guest;
         assert!(guest.vring.set_size(size.into()));
-        guest.vring.set_addresses(addresses, &guest.memory);
+        let _ = guest.vring.set_addresses(addresses, &guest.memory);
         assert!(guest.vring.set_base(base.into()));
         guest.vring.set_features(event_idx, indirect, true);
         guest.vring.set_enabled(true);
         guest.vring.start(false);
-        guest.vring.update(&guest.memory);
+        let _ = guest.vring.update(&guest.memory);
         self.next_avail = base;
         self.next_used = u16::from_le_bytes([self.copy[used + 2], self.copy[used + 3]]);
     }
@@ -236,7 +236,7 @@ impl Rig {
         }
         self.has_second = !self.has_second;
         let was_running = guest.vring.is_running();
-        guest.vring.update(&guest.memory);
+        let _ = guest.vring.update(&guest.memory);
         if guest.vring.is_running() && !was_running {
             self.next_used = self.le16(self.setup.used + 2);
         }
