@@ -99,7 +99,7 @@ pub fn write(level: LogLevel, text: fmt::Arguments<'_>) -> bool {
         return false;
     }
     // Somebody else may fill it before us: then the watchdog ends the wait.
-    write_timeout::arm();
+    let _armed = write_timeout::arm();
     // Once, whatever comes of it: a failure costs the line alone.
     let written = io::stderr().write(line.bytes.get(..line.len).unwrap_or_default());
     written.is_ok()

@@ -2,18 +2,20 @@
 //!
 //! Two kinds of writes go to file descriptions that others share and can make blocking at any
 //! moment: the front-end's call and err eventfds, and stderr. Asking whether a write would block
-//! before making it is a race. So while such writes happen, SIGALRM comes every `TICK_MS`, with
-//! a handler that does nothing but be there: a write that waits returns `EINTR`. Without writes
-//! the timer disarms itself after one tick, so an idle daemon never wakes up. Once a write was
-//! caught waiting, ticks come every `HASTY_MS`: where one front-end is hostile more may be, and
-//! all 64 together must not cost a second.
+//! before making it is a race. So while such writes happen, SIGALRM comes every `TICK_MS`; its
+//! handler need do nothing: a write that waits returns `EINTR`. A tick never disarms the timer
+//! while a write is being made: a daemon that lost the CPU between [`arm`] and the write still has
+//! its tick. The second tick without a write disarms it, so that an idle daemon never wakes up, and
+//! a busy one makes no system call for it. Once a write was caught waiting, ticks come every
+//! `HASTY_MS`: where one front-end is hostile more may be, and all 64 together must not cost a
+//! second.
 //!
 //! Measured alternative: `io_submit()` with `IOCB_FLAG_RESFD` never blocks, at three times the cost
 //! of the write.
 
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use vmm_sys_util::signal::register_signal_handler;
 
@@ -27,7 +29,15 @@ const HASTY_MS: u32 = 10;
 
 static INTERVAL_MS: AtomicU32 = AtomicU32::new(TICK_MS);
 static ARMED: AtomicBool = AtomicBool::new(false);
-static USED: AtomicBool = AtomicBool::new(false);
+/// `IDLE`, `WRITTEN` or `WRITING`: by what the next tick decides whether ticks go on.
+static WRITES: AtomicU8 = AtomicU8::new(IDLE);
+
+/// No write since the last tick.
+const IDLE: u8 = 0;
+/// A write was made since the last tick.
+const WRITTEN: u8 = 1;
+/// A write is being made.
+const WRITING: u8 = 2;
 
 /// Installs the handler; once, before the first [`arm`].
 ///
@@ -39,12 +49,25 @@ pub fn install() -> io::Result<()> {
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
-/// Makes sure that ticks come from now on; to be called before each write that could block.
-pub fn arm() {
-    USED.store(true, Ordering::Relaxed);
+/// A write that could block is being made: ticks come until this is dropped.
+#[derive(Debug)]
+#[must_use = "ticks are only sure to come while this lives"]
+pub struct Armed(());
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        WRITES.store(WRITTEN, Ordering::Relaxed);
+    }
+}
+
+/// Makes sure that ticks come until the returned value is dropped: before each write that could
+/// block, until after it.
+pub fn arm() -> Armed {
+    WRITES.store(WRITING, Ordering::Relaxed);
     if !ARMED.swap(true, Ordering::Relaxed) {
         set_timer(INTERVAL_MS.load(Ordering::Relaxed));
     }
+    Armed(())
 }
 
 /// Adds 1 to an eventfd that the front-end shares with us.
@@ -55,7 +78,7 @@ pub fn arm() {
 /// # Errors
 /// It blocked, or what the front-end gave cannot be written to.
 pub fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
-    arm();
+    let _armed = arm();
     let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {
         return Ok(());
     };
@@ -74,16 +97,19 @@ pub fn hasten() {
     set_timer(HASTY_MS);
 }
 
-/// One atomic swap and at most one system call: safe at any point of the program.
+/// Atomics and at most one system call: safe at any point of the program.
 extern "C" fn on_tick(
     _signal: libc::c_int,
     _info: *mut libc::siginfo_t,
     _context: *mut libc::c_void,
 ) {
-    // A write that was armed since the last tick may be waiting: keep ticking.
-    if !USED.swap(false, Ordering::Relaxed) {
-        ARMED.store(false, Ordering::Relaxed);
-        set_timer(0);
+    match WRITES.load(Ordering::Relaxed) {
+        WRITING => (),
+        WRITTEN => WRITES.store(IDLE, Ordering::Relaxed),
+        _ => {
+            ARMED.store(false, Ordering::Relaxed);
+            set_timer(0);
+        }
     }
 }
 
@@ -98,4 +124,53 @@ fn set_timer(ms: u32) {
     };
     // SAFETY: `timer` is readable, and no old value is asked for. It cannot fail with valid times.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    const ALONE: &str = "WRITE_TIMEOUT_ALONE";
+
+    fn tick() {
+        // SAFETY: the handler is installed; it is called in this thread, before this returns.
+        unsafe { libc::raise(libc::SIGALRM) };
+    }
+
+    fn is_armed() -> bool {
+        // SAFETY: plain data, for which zeros are valid.
+        let mut timer: libc::itimerval = unsafe { std::mem::zeroed() };
+        // SAFETY: `timer` is writable.
+        unsafe { libc::getitimer(libc::ITIMER_REAL, &raw mut timer) };
+        timer.it_interval.tv_usec > 0
+    }
+
+    #[test]
+    fn write_timeout_two_ticks_before_the_write_leave_the_timer_armed() {
+        // Timer and state are the process's, in which other tests write: this one runs alone.
+        if std::env::var_os(ALONE).is_none() {
+            let name = "os::write_timeout::tests::write_timeout_two_ticks_before_the_write_leave_the_timer_armed";
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--test-threads=1"])
+                .env(ALONE, "1")
+                .status()
+                .unwrap();
+            assert!(status.success());
+            return;
+        }
+        install().unwrap();
+        let armed = arm();
+        tick();
+        tick();
+        assert!(is_armed());
+        drop(armed);
+        // The first of the ticks after it, which the timer may have made, still counts the write.
+        while is_armed() {
+            tick();
+        }
+        assert_eq!(WRITES.load(Ordering::Relaxed), IDLE);
+        let _armed = arm();
+        assert!(is_armed());
+    }
 }

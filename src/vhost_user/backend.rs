@@ -163,7 +163,7 @@ fn check_eventfd(file: &File) -> Result<()> {
     }
     let mut writer = file;
     // Of a counter at its very end even the zero has to wait.
-    write_timeout::arm();
+    let _armed = write_timeout::arm();
     match writer.write(&0u64.to_ne_bytes()) {
         Ok(8) => Ok(()),
         Err(error) if error.kind() == ErrorKind::Interrupted => Err(Error::ReqHandlerError(error)),
