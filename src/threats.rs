@@ -43,8 +43,8 @@
 //!
 //! | attack | defence | shown by |
 //! |---|---|---|
-//! | an avail index that jumps, heads beyond the ring | the ring is broken: it stops, and its err fd is signalled | `vring_indices_wrap_at_65536` |
-//! | descriptors that loop, wrap, point outside, nest, or were not negotiated | each is read once, at most 1,024 of them; a chain that cannot be believed is completed with length 0 | `indirect_table_of_1024_is_a_whole_chain`, `request_with_readable_after_writable_is_not_carried_out` |
+//! | an avail index that jumps, heads beyond the ring | the ring is broken: it stops, and its err fd is signalled | `vring_indices_wrap_at_65536`, `pending_beyond_the_size_breaks_the_ring`, `peek_of_a_head_beyond_the_table_breaks_the_ring` |
+//! | descriptors that loop, wrap, point outside, nest, or were not negotiated | each is read once, at most 1,024 of them; a chain that cannot be believed is completed with length 0 | `indirect_table_of_1024_is_a_whole_chain`, `walk_of_a_loop_is_broken`, `walk_of_a_table_outside_memory_is_broken`, `walk_of_an_indirect_table_in_a_table_is_broken`, `chain_of_indirect_beside_next_is_used_with_length_0`, `chain_in_an_indirect_table_that_was_not_negotiated_is_used_with_length_0`, `chain_of_1025_buffers_most_of_them_empty_is_used_with_length_0`, `request_with_readable_after_writable_is_not_carried_out` |
 //! | bytes that change while they are read | head and descriptors are copied once; payload is the guest's own affair | `request_payload_pointers_are_the_guests_memory` |
 //! | requests of gigabytes or years | refused above `--max-transfer-len` and `--max-transfer-ms`, no memory is taken for them; one ioctl is at most 100 ms on the wire | `time_of_each_message_at_a_low_speed_is_at_most_100_ms`, `time_of_one_word_above_100_ms_is_param_err` |
 //! | a flood of requests, valid or not | one request a turn, nobody is passed twice; log lines are limited and counted | `turns_of_three_flooding_guests_are_taken_request_by_request`, `log_of_a_guest_that_floods_is_ten_lines_in_ten_seconds_and_the_rest_is_counted`, `inactive_delays_in_a_flood_delay_another_guest_by_one_request` |

@@ -618,6 +618,63 @@ mod tests {
     }
 
     #[test]
+    fn validate_word_delay_below_a_microsecond_counts_as_one_at_the_limit_of_time() {
+        let limits = Limits {
+            max_word_delay_ns: 1_000,
+            ..limits()
+        };
+        let head = |word_delay_ns, freq| TransferHead {
+            word_delay_ns,
+            freq,
+            ..head()
+        };
+        // A word takes 8 us and its delay, which spidev carries out as one: 9 us. 1,111,111 of them are
+        // the last within ten seconds.
+        for delay_ns in [1, 999, 1_000] {
+            let head = head(delay_ns, 1_000_000);
+            let timing = validate(&head, 1_111_111, 0, &limits).unwrap();
+            assert_eq!((timing.word_ns, timing.total_ns), (9_000, 9_999_999_000));
+            let error = validate(&head, 1_111_112, 0, &limits);
+            assert_eq!(error, Err(ParamError::TooSlow), "{delay_ns} ns");
+        }
+        // One word of 8 bits at 80 Hz takes the whole 100 ms of a message.
+        let floor = Limits {
+            min_speed_hz: 1,
+            ..limits
+        };
+        assert!(validate(&head(0, 80), 1, 0, &floor).is_ok());
+        let error = validate(&head(1, 80), 1, 0, &floor);
+        assert_eq!(error, Err(ParamError::TooSlow));
+    }
+
+    #[test]
+    fn config_of_a_last_device_that_is_the_weaker_one_keeps_the_maxima() {
+        let strong = Limits {
+            max_word_delay_ns: 1,
+            max_cs_setup_ns: 2,
+            max_cs_hold_ns: 3,
+            max_cs_inactive_ns: 4,
+            ..limits()
+        };
+        let weak = Limits {
+            mode_mask: 0,
+            bits_per_word_mask: 1 << 7,
+            tx_lanes: Lanes::default(),
+            rx_lanes: Lanes::default(),
+            max_speed_hz: 1_000,
+            max_word_delay_ns: 0,
+            max_cs_setup_ns: 1,
+            max_cs_hold_ns: 2,
+            max_cs_inactive_ns: 3,
+            ..limits()
+        };
+        let alone = Config::new([strong].iter()).read(0, CONFIG_LEN);
+        let both = Config::new([strong, weak].iter()).read(0, CONFIG_LEN);
+        assert_eq!((alone[0], both[0]), (1, 2));
+        assert_eq!(alone[1..], both[1..]);
+    }
+
+    #[test]
     fn config_unites_masks_and_maxima() {
         let one = limits();
         let two = Limits {

@@ -126,3 +126,171 @@ fn read_descriptor(memory: &Memory, table: u64, index: u16) -> Option<RawDescrip
         next: u16::from_le_bytes([n0, n1]),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtqueue::memory::tests::flat_memory;
+
+    const TABLE: u64 = 0;
+    /// Away from the ring's own table, which has 1,024 entries of 16 bytes.
+    const INDIRECT: u64 = 0x8000;
+
+    /// A guest that writes descriptors into 64 KiB of memory.
+    struct Driver {
+        memory: Memory,
+        chain: Chain,
+    }
+
+    impl Driver {
+        fn new() -> Self {
+            Self {
+                memory: flat_memory(),
+                chain: Chain {
+                    table: TABLE,
+                    table_len: 1024,
+                    indirect: true,
+                    head: 0,
+                },
+            }
+        }
+
+        /// Writes entry `index` of `table`.
+        fn set(&self, table: u64, index: u16, buffer: (u64, u32), flags: u16, next: u16) {
+            let mut bytes = buffer.0.to_le_bytes().to_vec();
+            bytes.extend(buffer.1.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+            bytes.extend(next.to_le_bytes());
+            let address = table + DESC_LEN * u64::from(index);
+            self.memory.write(address, &bytes).unwrap();
+        }
+
+        /// Links `count` buffers of `len` bytes each in `table`.
+        fn link(&self, table: u64, count: u16, len: u32) {
+            for index in 0..count {
+                let flags = if index + 1 == count { 0 } else { DESC_F_NEXT };
+                self.set(table, index, (u64::from(index), len), flags, index + 1);
+            }
+        }
+
+        /// Lets the ring's first descriptor point at an indirect table of `count` entries.
+        fn point_at_indirect(&self, count: u32, flags: u16) {
+            let table = (INDIRECT, count * 16);
+            self.set(TABLE, 0, table, DESC_F_INDIRECT | flags, 1);
+        }
+
+        fn walk(&self) -> Result<Vec<Descriptor>, BrokenChain> {
+            let mut buffers = Vec::new();
+            self.chain
+                .walk(&self.memory, |buffer| buffers.push(buffer))?;
+            Ok(buffers)
+        }
+
+        fn count(&self) -> Result<usize, BrokenChain> {
+            self.walk().map(|buffers| buffers.len())
+        }
+    }
+
+    #[test]
+    fn walk_shows_each_buffer_in_order() {
+        let driver = Driver::new();
+        driver.set(TABLE, 0, (0x100, 32), DESC_F_NEXT, 7);
+        driver.set(TABLE, 7, (0x200, 5), DESC_F_NEXT | DESC_F_WRITE, 1023);
+        driver.set(TABLE, 1023, (u64::MAX, u32::MAX), DESC_F_WRITE, 0);
+        let buffer = |address, len, writable| Descriptor {
+            address,
+            len,
+            writable,
+        };
+        let expected = [
+            buffer(0x100, 32, false),
+            buffer(0x200, 5, true),
+            buffer(u64::MAX, u32::MAX, true),
+        ];
+        assert_eq!(driver.walk().unwrap(), expected);
+    }
+
+    #[test]
+    fn walk_of_more_than_1024_buffers_is_broken_even_where_they_are_empty() {
+        for len in [1, 0] {
+            let driver = Driver::new();
+            for (count, result) in [(1024, Ok(1024)), (1025, Err(BrokenChain))] {
+                driver.link(INDIRECT, count, len);
+                driver.point_at_indirect(count.into(), 0);
+                assert_eq!(driver.count(), result, "{count} buffers of {len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn walk_of_a_loop_is_broken() {
+        let driver = Driver::new();
+        driver.set(TABLE, 0, (0, 1), DESC_F_NEXT, 0);
+        assert_eq!(driver.count(), Err(BrokenChain));
+    }
+
+    #[test]
+    fn walk_out_of_its_table_is_broken() {
+        let mut driver = Driver::new();
+        driver.chain.table_len = 4;
+        driver.set(TABLE, 0, (0, 1), DESC_F_NEXT, 3);
+        driver.set(TABLE, 3, (0, 1), 0, 0);
+        driver.set(TABLE, 4, (0, 1), 0, 0);
+        assert_eq!(driver.count(), Ok(2));
+        driver.set(TABLE, 0, (0, 1), DESC_F_NEXT, 4);
+        assert_eq!(driver.count(), Err(BrokenChain));
+        // An indirect table has an end of its own, here after two entries, whatever lies after it.
+        driver.link(INDIRECT, 3, 1);
+        driver.point_at_indirect(3, 0);
+        assert_eq!(driver.count(), Ok(3));
+        driver.point_at_indirect(2, 0);
+        assert_eq!(driver.count(), Err(BrokenChain));
+    }
+
+    #[test]
+    fn walk_of_an_indirect_table_that_was_not_negotiated_is_broken() {
+        let mut driver = Driver::new();
+        driver.link(INDIRECT, 2, 1);
+        driver.point_at_indirect(2, 0);
+        assert_eq!(driver.count(), Ok(2));
+        driver.chain.indirect = false;
+        assert_eq!(driver.count(), Err(BrokenChain));
+    }
+
+    #[test]
+    fn walk_of_indirect_beside_next_is_broken() {
+        let driver = Driver::new();
+        driver.link(INDIRECT, 2, 1);
+        driver.point_at_indirect(2, DESC_F_NEXT);
+        driver.set(TABLE, 1, (0, 1), 0, 0);
+        assert_eq!(driver.count(), Err(BrokenChain));
+    }
+
+    #[test]
+    fn walk_of_an_indirect_table_in_a_table_is_broken() {
+        let driver = Driver::new();
+        driver.set(INDIRECT, 0, (0, 1), DESC_F_NEXT, 1);
+        driver.set(INDIRECT, 1, (INDIRECT, 16), DESC_F_INDIRECT, 0);
+        driver.point_at_indirect(2, 0);
+        assert_eq!(driver.count(), Err(BrokenChain));
+    }
+
+    #[test]
+    fn walk_of_an_indirect_table_of_no_whole_descriptors_is_broken() {
+        let driver = Driver::new();
+        driver.link(INDIRECT, 1, 1);
+        for (len, count) in [(16, Ok(1)), (0, Err(BrokenChain)), (24, Err(BrokenChain))] {
+            driver.set(TABLE, 0, (INDIRECT, len), DESC_F_INDIRECT, 0);
+            assert_eq!(driver.count(), count, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn walk_of_a_table_outside_memory_is_broken() {
+        let mut driver = Driver::new();
+        for table in [0x1_0000, 0xfff1, u64::MAX - 15, u64::MAX] {
+            driver.chain.table = table;
+            assert_eq!(driver.count(), Err(BrokenChain), "{table:#x}");
+        }
+    }
+}

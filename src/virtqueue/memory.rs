@@ -334,13 +334,13 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError
 
 #[cfg(test)]
 #[allow(unsafe_code, reason = "memfd_create, which std has no name for")]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::os::fd::FromRawFd;
 
     const MIB: u64 = 1 << 20;
 
-    fn memfd(len: u64) -> File {
+    pub(crate) fn memfd(len: u64) -> File {
         // SAFETY: the name is a C string.
         let fd = unsafe { libc::memfd_create(c"memory".as_ptr(), 0) };
         assert!(fd >= 0);
@@ -350,13 +350,20 @@ mod tests {
         file
     }
 
-    fn region(guest: u64, user: u64, len: u64) -> RegionDescription {
+    pub(crate) fn region(guest: u64, user: u64, len: u64) -> RegionDescription {
         RegionDescription {
             guest: GuestAddress(guest),
             user: UserAddress(user),
             len,
             file_offset: 0,
         }
+    }
+
+    /// 64 KiB from guest address 0 on, whose user addresses are the same numbers.
+    pub(crate) fn flat_memory() -> Memory {
+        let (mut memory, len) = (Memory::default(), 0x1_0000);
+        memory.add(region(0, 0, len), memfd(len)).unwrap();
+        memory
     }
 
     #[test]

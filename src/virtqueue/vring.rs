@@ -483,3 +483,246 @@ impl Vring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::write_timeout;
+    use crate::virtqueue::memory::tests::flat_memory;
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    const SIZE: u16 = 4;
+    const DESC: u64 = 0x1000;
+    const AVAIL: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    /// Where the driver says of which used index it wants to hear; after its four entries.
+    const USED_EVENT: u64 = AVAIL + 4 + 2 * 4;
+    /// Where the device says of which available index it wants to hear; after its four elements.
+    const AVAIL_EVENT: u64 = USED + 4 + 8 * 4;
+
+    /// A ring of four entries, and its driver's end of the call fd.
+    struct Rig {
+        memory: Memory,
+        vring: Vring,
+        call: UnixStream,
+    }
+
+    impl Rig {
+        /// Set up at the usual place, but not started.
+        fn stopped() -> Self {
+            // Each signal arms the write time-out, whose tick ends a process without this handler.
+            write_timeout::install().unwrap();
+            let (call, device_end) = UnixStream::pair().unwrap();
+            call.set_nonblocking(true).unwrap();
+            let mut rig = Self {
+                memory: flat_memory(),
+                vring: Vring::default(),
+                call,
+            };
+            assert!(rig.vring.set_size(SIZE.into()));
+            assert!(rig.set_addresses(DESC, AVAIL, USED));
+            let device_end = File::from(OwnedFd::from(device_end));
+            rig.vring.set_call(Some(device_end));
+            rig
+        }
+
+        /// Started, with EVENT_IDX or without.
+        fn running(event_idx: bool) -> Self {
+            let mut rig = Self::stopped();
+            rig.set_features(event_idx);
+            rig.start();
+            assert!(rig.vring.is_running());
+            rig
+        }
+
+        /// Each of the messages below ends with an update, as `Backend::change` has it.
+        fn set_addresses(&mut self, desc: u64, avail: u64, used: u64) -> bool {
+            let addresses = RingAddresses {
+                desc: UserAddress(desc),
+                avail: UserAddress(avail),
+                used: UserAddress(used),
+            };
+            let accepted = self.vring.set_addresses(addresses, &self.memory);
+            self.vring.update(&self.memory);
+            accepted
+        }
+
+        fn set_features(&mut self, event_idx: bool) {
+            self.vring.set_features(event_idx, false, false);
+            self.vring.update(&self.memory);
+        }
+
+        fn start(&mut self) {
+            self.vring.start(false);
+            self.vring.update(&self.memory);
+        }
+
+        fn load(&self, address: u64) -> u16 {
+            self.memory.load_u16(address).unwrap()
+        }
+
+        fn store(&self, address: u64, number: u16) {
+            self.memory.store_u16(address, number).unwrap();
+        }
+
+        /// The driver makes the chain at `head` available in the ring at `avail`.
+        fn offer(&self, avail: u64, head: u16) {
+            let index = self.load(avail + 2);
+            self.store(avail + 4 + 2 * u64::from(index % SIZE), head);
+            self.store(avail + 2, index.wrapping_add(1));
+        }
+
+        /// Takes the next chain and completes it; its head.
+        fn serve(&mut self) -> u16 {
+            assert!(self.vring.pending(&self.memory).unwrap() > 0);
+            let head = self.vring.peek(&self.memory).unwrap();
+            self.vring.consume();
+            self.vring.complete(&self.memory, head, 1).unwrap();
+            head
+        }
+
+        /// Whether the driver is signalled now.
+        fn notify(&mut self) -> bool {
+            self.vring.notify(&self.memory).unwrap();
+            self.call.read(&mut [0; 8]).is_ok()
+        }
+    }
+
+    #[test]
+    fn notify_used_event_that_was_passed_the_last_time_signals_nothing() {
+        let mut rig = Rig::running(true);
+        rig.store(USED_EVENT, 0);
+        rig.offer(AVAIL, 1);
+        rig.serve();
+        assert!(rig.notify(), "index 0 was passed");
+        rig.offer(AVAIL, 2);
+        rig.serve();
+        assert!(!rig.notify(), "index 0 was passed before, 1 was passed now");
+        rig.store(USED_EVENT, 3);
+        rig.offer(AVAIL, 3);
+        rig.offer(AVAIL, 0);
+        rig.serve();
+        assert!(!rig.notify(), "index 2 was passed");
+        rig.serve();
+        assert!(rig.notify(), "index 3 was passed");
+    }
+
+    #[test]
+    fn complete_used_index_overwritten_by_the_driver_goes_on_from_its_own() {
+        let mut rig = Rig::running(true);
+        rig.offer(AVAIL, 1);
+        rig.serve();
+        rig.store(USED + 2, 0x7777);
+        // A message such as SET_VRING_ENABLE comes, and leaves the ring running.
+        rig.vring.set_enabled(true);
+        rig.vring.update(&rig.memory);
+        rig.offer(AVAIL, 2);
+        rig.serve();
+        assert_eq!(rig.load(USED + 2), 2);
+        assert_eq!(rig.load(USED + 4 + 8), 2, "the second element has its head");
+    }
+
+    #[test]
+    fn start_restores_the_used_index_from_the_ring() {
+        let mut rig = Rig::running(true);
+        rig.vring.stop();
+        rig.store(USED + 2, 0xffff);
+        rig.start();
+        rig.offer(AVAIL, 3);
+        rig.serve();
+        assert_eq!(rig.load(USED + 2), 0);
+        // 0xffff is the last entry of four.
+        assert_eq!(rig.load(USED + 4 + 8 * 3), 3);
+    }
+
+    #[test]
+    fn stop_of_a_ring_that_was_never_started_returns_the_base_that_was_set() {
+        let mut rig = Rig::stopped();
+        assert!(rig.vring.set_base(0xfffe));
+        rig.vring.update(&rig.memory);
+        assert_eq!(rig.vring.stop(), 0xfffe);
+        let mut without_addresses = Vring::default();
+        assert!(without_addresses.set_base(5));
+        assert_eq!(without_addresses.stop(), 5);
+        assert!(!without_addresses.set_base(0x1_0000));
+    }
+
+    #[test]
+    fn set_features_of_a_running_ring_changes_how_kicks_are_asked_for() {
+        let mut rig = Rig::running(false);
+        rig.vring.suppress_kicks(&rig.memory);
+        assert_eq!(rig.load(USED), USED_F_NO_NOTIFY);
+        rig.set_features(true);
+        rig.offer(AVAIL, 1);
+        rig.serve();
+        assert!(!rig.vring.rearm(&rig.memory).unwrap());
+        assert_eq!(rig.load(AVAIL_EVENT), 1);
+        // The flag of the time before must not stand any more.
+        rig.set_features(false);
+        assert!(!rig.vring.rearm(&rig.memory).unwrap());
+        assert_eq!(rig.load(USED), 0);
+    }
+
+    #[test]
+    fn set_features_of_a_running_ring_changes_how_the_driver_is_told() {
+        let mut rig = Rig::running(false);
+        rig.store(AVAIL, AVAIL_F_NO_INTERRUPT);
+        rig.set_features(true);
+        rig.offer(AVAIL, 1);
+        rig.serve();
+        assert!(rig.notify(), "the flag is of no meaning with EVENT_IDX");
+        rig.store(USED_EVENT, 1);
+        rig.set_features(false);
+        rig.offer(AVAIL, 2);
+        rig.serve();
+        assert!(!rig.notify(), "the event is of no meaning without");
+        rig.store(AVAIL, 0);
+        rig.offer(AVAIL, 3);
+        rig.serve();
+        assert!(rig.notify());
+    }
+
+    #[test]
+    fn pending_beyond_the_size_breaks_the_ring() {
+        let rig = Rig::running(true);
+        rig.store(AVAIL + 2, SIZE);
+        assert_eq!(rig.vring.pending(&rig.memory).ok(), Some(SIZE));
+        rig.store(AVAIL + 2, SIZE + 1);
+        let error = rig.vring.pending(&rig.memory).unwrap_err();
+        assert!(matches!(error, RingError::AvailIndex(5)), "{error}");
+    }
+
+    #[test]
+    fn peek_of_a_head_beyond_the_table_breaks_the_ring() {
+        let rig = Rig::running(true);
+        rig.offer(AVAIL, SIZE);
+        let error = rig.vring.peek(&rig.memory).unwrap_err();
+        assert!(matches!(error, RingError::Head(4)), "{error}");
+    }
+
+    #[test]
+    fn rearm_sees_what_came_in_while_kicks_were_suppressed() {
+        for event_idx in [false, true] {
+            let mut rig = Rig::running(event_idx);
+            rig.vring.suppress_kicks(&rig.memory);
+            rig.offer(AVAIL, 0);
+            assert!(rig.vring.rearm(&rig.memory).unwrap());
+            rig.serve();
+            assert!(!rig.vring.rearm(&rig.memory).unwrap());
+        }
+    }
+
+    #[test]
+    fn update_available_ring_at_guest_address_0_runs() {
+        let mut rig = Rig::stopped();
+        rig.set_features(true);
+        assert!(rig.set_addresses(DESC, 0, USED));
+        rig.start();
+        assert!(rig.vring.is_running());
+        rig.offer(0, 2);
+        assert_eq!(rig.serve(), 2);
+        assert!(!rig.vring.rearm(&rig.memory).unwrap());
+    }
+}

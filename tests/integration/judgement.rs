@@ -1,6 +1,7 @@
 //! Requests that are wrong: PARAM_ERR before the wire, TRANS_ERR from it, and the queue that goes on.
 
 use crate::rig::memory::UNTOUCHED;
+use crate::rig::plug::{INDIRECT_DESC, PROTOCOL_FEATURES, VERSION_1};
 use crate::rig::*;
 
 /// Refused with PARAM_ERR, neither bus nor rx touched, and the next request is served.
@@ -136,6 +137,77 @@ fn request_with_readable_after_writable_is_not_carried_out() {
     assert!(host.records().is_empty());
     drop(guest);
     Guest::connect(&daemon, 0).assert_served();
+}
+
+/// Writes the request's descriptors as an indirect table; the descriptor that points at it.
+fn indirect(guest: &mut Guest, request: &Request) -> (u64, u32, u16) {
+    let len = request.segments.len() * 16;
+    let table = guest.alloc(len + 16).next_multiple_of(16);
+    for (n, segment) in (0u16..).zip(&request.segments) {
+        let last = usize::from(n) + 1 == request.segments.len();
+        let flags = if segment.write { ring::WRITE } else { 0 } | u16::from(!last);
+        let raw = ring::descriptor(segment.gpa, segment.len, flags, n + 1);
+        guest.memory.write(table + 16 * u64::from(n), &raw);
+    }
+    (table, len as u32, ring::INDIRECT)
+}
+
+/// Queues a chain whose descriptors are `raw`; whether the request in it was carried out. If not, it is
+/// used with length 0 and nothing came of it.
+#[track_caller]
+fn is_believed(host: &Host, guest: &mut Guest, raw: &[(u64, u32, u16)], request: &Request) -> bool {
+    host.forget();
+    guest.ring.place_raw(raw, &guest.memory);
+    guest.kick();
+    let used = guest.wait_used(1)[0];
+    if used.len != 0 {
+        return guest.outcome(request, used).result == TRANS_OK;
+    }
+    assert_eq!(guest.memory.read(request.result_gpa, 1), [UNTOUCHED]);
+    assert!(host.records().is_empty());
+    guest.assert_served();
+    false
+}
+
+#[test]
+fn chain_of_indirect_beside_next_is_used_with_length_0() {
+    let (host, _daemon, mut guest) = plugged();
+    let request = guest.request(Head::default(), b"ab", 2);
+    let table = indirect(&mut guest, &request);
+    let next = (request.result_gpa, 1, ring::WRITE);
+    assert!(!is_believed(&host, &mut guest, &[table, next], &request));
+    assert!(is_believed(&host, &mut guest, &[table], &request));
+}
+
+#[test]
+fn chain_in_an_indirect_table_that_was_not_negotiated_is_used_with_length_0() {
+    for negotiated in [INDIRECT_DESC, 0] {
+        let host = Host::with_devices(1);
+        let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+        let features = VERSION_1 | PROTOCOL_FEATURES | negotiated;
+        let mut guest = Plug::default().features(features).connect(&daemon, 0);
+        let request = guest.request(Head::default(), b"ab", 2);
+        let table = indirect(&mut guest, &request);
+        let believed = is_believed(&host, &mut guest, &[table], &request);
+        assert_eq!(believed, negotiated != 0);
+    }
+}
+
+#[test]
+fn chain_of_1025_buffers_most_of_them_empty_is_used_with_length_0() {
+    let (host, _daemon, mut guest) = plugged();
+    for count in [1024, 1025] {
+        let mut request = guest.request(Head::default(), b"ab", 2);
+        let empty = Segment {
+            len: 0,
+            ..request.segments[1]
+        };
+        let empties = std::iter::repeat_n(empty, count - request.segments.len());
+        request.segments.splice(1..1, empties);
+        let table = indirect(&mut guest, &request);
+        let believed = is_believed(&host, &mut guest, &[table], &request);
+        assert_eq!(believed, count == 1024, "{count} buffers");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The queue: where it is, when it runs, who is told.
 
-use crate::rig::plug::{INDIRECT_DESC, VERSION_1};
+use crate::rig::plug::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::rig::*;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -368,6 +368,56 @@ fn vring_enabled_again_during_a_long_transfer_does_not_end_it() {
     let sent: usize = host.messages(DEV).iter().map(|m| m.tx().len()).sum();
     assert_eq!(sent, 500_000);
     guest.assert_served();
+}
+
+/// A message that changes a ring while half a million bytes are on the wire ends that transfer at once.
+#[track_caller]
+fn ends_a_long_transfer(host: &Host, guest: &mut Guest, message: (u32, &[u8])) {
+    assert_eq!(in_a_transfer(guest, host, 500_000, message), TRANS_ERR);
+    let sent: usize = host.messages(DEV).iter().map(|m| m.tx().len()).sum();
+    assert!(sent < 500_000);
+    assert!(!host.selected(DEV));
+    guest.wait_used(1);
+    guest.assert_served();
+}
+
+#[test]
+fn vring_addresses_set_during_a_long_transfer_end_it_with_trans_err() {
+    let (host, _daemon, mut guest) = plugged();
+    let config = guest.ring_config();
+    let (desc, used) = (config.desc_table_addr, config.used_ring_addr);
+    // Index and flags are 0 both, and so is the address of the log.
+    let words = [0, desc, used, config.avail_ring_addr, 0];
+    let message = words.map(u64::to_le_bytes).concat();
+    ends_a_long_transfer(&host, &mut guest, (raw::SET_VRING_ADDR, &message));
+}
+
+#[test]
+fn features_set_during_a_long_transfer_end_it_with_trans_err() {
+    let (host, _daemon, mut guest) = plugged();
+    let message = guest.features.to_le_bytes();
+    ends_a_long_transfer(&host, &mut guest, (raw::SET_FEATURES, &message));
+}
+
+#[test]
+fn features_set_on_a_running_ring_change_how_both_sides_are_told() {
+    let (_host, _daemon, mut guest) = plugged();
+    let with_event_idx = guest.features;
+    assert!(with_event_idx & EVENT_IDX != 0);
+    for features in [with_event_idx & !EVENT_IDX, with_event_idx].repeat(3) {
+        guest.frontend.set_features(features).unwrap();
+        guest.ring.event_idx = features & EVENT_IDX != 0;
+        // What stands in the fields of the other way is of no meaning now: it would suppress all.
+        guest
+            .ring
+            .set_no_interrupt(guest.ring.event_idx, &guest.memory);
+        guest
+            .ring
+            .set_used_event(guest.ring.used_idx.wrapping_add(1000), &guest.memory);
+        // The ring is asked for again at once, and the daemon may be about to ask for a kick.
+        guest.kick_anyway();
+        (0..3).for_each(|_| guest.assert_served());
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Who is told what and when, and the queue at its limits.
 
 use crate::rig::plug::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, PROTOCOL_FEATURES, VERSION_1};
+use crate::rig::ring::Layout;
 use crate::rig::*;
 use crate::vring::A_WHILE;
 use std::os::fd::AsRawFd;
@@ -105,6 +106,28 @@ fn in_order_negotiated_completes_in_order() {
             assert_eq!((outcome.result, outcome.rx.len()), (TRANS_OK, 2));
         }
     }
+}
+
+#[test]
+fn vring_with_its_available_ring_at_guest_address_0_is_served() {
+    let host = Host::with_devices(1);
+    let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+    let regions = vec![Region::new(0, 1 << 20)];
+    let mut guest = Plug::default()
+        .regions(regions)
+        .negotiate(&daemon.socket(0));
+    let usual = guest.ring.layout;
+    assert_eq!(usual.desc, 0);
+    let (desc, avail) = (usual.end(), 0);
+    let layout = Layout {
+        desc,
+        avail,
+        ..usual
+    };
+    guest.ring = Ring::new(layout, true, &guest.memory);
+    guest.alloc_from(layout.end() + 0x10000);
+    guest.start();
+    (0..3).for_each(|_| guest.assert_served());
 }
 
 #[test]
