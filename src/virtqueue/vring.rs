@@ -522,7 +522,7 @@ mod tests {
                 call,
             };
             assert!(rig.vring.set_size(SIZE.into()));
-            assert!(rig.set_addresses(DESC, AVAIL, USED));
+            rig.set_addresses(DESC, AVAIL, USED);
             let device_end = File::from(OwnedFd::from(device_end));
             rig.vring.set_call(Some(device_end));
             rig
@@ -538,25 +538,28 @@ mod tests {
         }
 
         /// Each of the messages below ends with an update, as `Backend::change` has it.
-        fn set_addresses(&mut self, desc: u64, avail: u64, used: u64) -> bool {
+        fn set_addresses(&mut self, desc: u64, avail: u64, used: u64) {
             let addresses = RingAddresses {
                 desc: UserAddress(desc),
                 avail: UserAddress(avail),
                 used: UserAddress(used),
             };
-            let accepted = self.vring.set_addresses(addresses, &self.memory);
-            self.vring.update(&self.memory);
-            accepted
+            self.vring.set_addresses(addresses, &self.memory).unwrap();
+            self.update();
+        }
+
+        fn update(&mut self) {
+            self.vring.update(&self.memory).unwrap();
         }
 
         fn set_features(&mut self, event_idx: bool) {
             self.vring.set_features(event_idx, false, false);
-            self.vring.update(&self.memory);
+            self.update();
         }
 
         fn start(&mut self) {
             self.vring.start(false);
-            self.vring.update(&self.memory);
+            self.update();
         }
 
         fn load(&self, address: u64) -> u16 {
@@ -617,7 +620,7 @@ mod tests {
         rig.store(USED + 2, 0x7777);
         // A message such as SET_VRING_ENABLE comes, and leaves the ring running.
         rig.vring.set_enabled(true);
-        rig.vring.update(&rig.memory);
+        rig.update();
         rig.offer(AVAIL, 2);
         rig.serve();
         assert_eq!(rig.load(USED + 2), 2);
@@ -641,7 +644,7 @@ mod tests {
     fn stop_of_a_ring_that_was_never_started_returns_the_base_that_was_set() {
         let mut rig = Rig::stopped();
         assert!(rig.vring.set_base(0xfffe));
-        rig.vring.update(&rig.memory);
+        rig.update();
         assert_eq!(rig.vring.stop(), 0xfffe);
         let mut without_addresses = Vring::default();
         assert!(without_addresses.set_base(5));
@@ -718,7 +721,7 @@ mod tests {
     fn update_available_ring_at_guest_address_0_runs() {
         let mut rig = Rig::stopped();
         rig.set_features(true);
-        assert!(rig.set_addresses(DESC, 0, USED));
+        rig.set_addresses(DESC, 0, USED);
         rig.start();
         assert!(rig.vring.is_running());
         rig.offer(0, 2);
