@@ -20,6 +20,8 @@ use crate::spi::request::{self, Answer};
 use crate::spi::transfer::{Step, Transfer};
 use crate::spi::wire::TransResult;
 use crate::vhost_user::backend::Guest;
+use crate::virtqueue::chain::Chain;
+use crate::virtqueue::vring::Consumed;
 
 /// How much wire time a transfer may have left to be finished when its ring stops.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -48,10 +50,10 @@ enum Stop {
 }
 
 /// The request on the way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Active {
     bus: usize,
-    answer: Answer,
+    answer: Answer<Consumed>,
     /// The one it names.
     chip_select: Option<u8>,
 }
@@ -166,8 +168,8 @@ impl Requestq {
         if pending > 1 || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
-        let chain_head = vring.peek(memory).map_err(Stop::Ring)?;
-        let (answer, parsed) = request::parse(vring.chain(chain_head), memory, &mut shared.store);
+        let chain = vring.peek(memory).map_err(Stop::Ring)?;
+        let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
         let named = parsed.as_ref().ok();
         let chip_select = named.and_then(|request| self.grant.chip_select_of(request));
         let judge = |request| self.grant.judge(self.number, &request, shared, pending > 1);
@@ -196,7 +198,7 @@ impl Requestq {
             Access::Stuck => self.fail(guest, answer, chip_select, &TransferError::Stuck),
             Access::Free { continues } => {
                 accepted.transfer.set_continues(continues);
-                vring.consume();
+                let answer = answer.consume(vring);
                 let waited = shared.now.saturating_duration_since(seen_at);
                 self.tally.note_wait(chip_select, waited);
                 self.begin(accepted, answer, chip_select, shared);
@@ -209,7 +211,7 @@ impl Requestq {
     fn begin(
         &mut self,
         accepted: Accepted,
-        answer: Answer,
+        answer: Answer<Consumed>,
         chip_select: Option<u8>,
         shared: &mut Shared,
     ) {
@@ -234,7 +236,7 @@ impl Requestq {
     fn fail(
         &mut self,
         guest: &mut Guest,
-        answer: Answer,
+        answer: Answer<Chain>,
         chip_select: Option<u8>,
         error: &TransferError,
     ) -> Result<Turn, Stop> {
@@ -246,11 +248,11 @@ impl Requestq {
     fn skip(
         &mut self,
         guest: &mut Guest,
-        answer: Answer,
+        answer: Answer<Chain>,
         chip_select: Option<u8>,
         result: TransResult,
     ) -> Result<Turn, Stop> {
-        guest.vring.consume();
+        let answer = answer.consume(&mut guest.vring);
         self.waits_since = None;
         self.finish(guest, answer, chip_select, result)
     }
@@ -258,7 +260,7 @@ impl Requestq {
     fn finish(
         &mut self,
         guest: &mut Guest,
-        answer: Answer,
+        answer: Answer<Consumed>,
         chip_select: Option<u8>,
         result: TransResult,
     ) -> Result<Turn, Stop> {
@@ -302,11 +304,12 @@ impl Requestq {
 
     /// Makes the next step of the request on the way.
     fn advance(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
-        let Some(active) = self.active else {
+        let Some(active) = &self.active else {
             return Ok(Turn::Again);
         };
+        let (index, chip_select) = (active.bus, active.chip_select);
         let (memory, vring) = (&guest.memory, &mut guest.vring);
-        let Some(bus) = shared.buses.get_mut(active.bus) else {
+        let Some(bus) = shared.buses.get_mut(index) else {
             return Ok(Turn::Idle);
         };
         let transfer = bus.running_for(self.number);
@@ -321,30 +324,38 @@ impl Requestq {
             Ok(Step::More) => return Ok(Turn::Again),
             Ok(Step::Until(at)) => return Ok(Turn::At(at)),
             Ok(Step::Done { kept }) => {
-                self.holding = kept.then_some(active.bus);
-                self.tally.count_wire(active.chip_select, whole);
+                self.holding = kept.then_some(index);
+                self.tally.count_wire(chip_select, whole);
                 TransResult::TransOk
             }
             Err(error) => {
                 self.holding = None;
-                self.report(&error, active, shared);
+                self.report(&error, index, chip_select, shared);
                 TransResult::TransErr
             }
         };
-        self.active = None;
-        let turn = self.finish(guest, active.answer, active.chip_select, result)?;
+        let Some(active) = self.active.take() else {
+            return Ok(Turn::Again);
+        };
+        let turn = self.finish(guest, active.answer, chip_select, result)?;
         Ok(if self.paused { Turn::Control } else { turn })
     }
 
-    fn report(&mut self, error: &TransferError, active: Active, shared: &mut Shared) {
+    fn report(
+        &mut self,
+        error: &TransferError,
+        bus: usize,
+        chip_select: Option<u8>,
+        shared: &mut Shared,
+    ) {
         let down =
             matches!(error, TransferError::Ioctl(e) if e.raw_os_error() == Some(libc::ESHUTDOWN));
         let name = shared
             .buses
-            .get_mut(active.bus)
+            .get_mut(bus)
             .and_then(|bus| bus.note_failure(down));
         if let Some(name) = name {
-            let (cs, device) = (ChipSelect(active.chip_select), Quoted(&name));
+            let (cs, device) = (ChipSelect(chip_select), Quoted(&name));
             let what = format_args!("{cs} device={device} request failed");
             self.log(error.level(), what, error);
         }
@@ -357,7 +368,10 @@ impl Requestq {
     /// # Errors
     /// The call eventfd blocked.
     pub fn pause(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        let bus = self.active.and_then(|active| shared.buses.get(active.bus));
+        let bus = self
+            .active
+            .as_ref()
+            .and_then(|active| shared.buses.get(active.bus));
         let transfer = bus.and_then(|bus| bus.running_for(self.number));
         self.paused = transfer.is_some_and(|transfer| transfer.remaining() <= GRACE);
         if self.paused {

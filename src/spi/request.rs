@@ -12,7 +12,7 @@ use crate::spi::plan::Segment;
 use crate::spi::wire::{HEAD_LEN, TransResult, TransferHead};
 use crate::virtqueue::chain::{Chain, Descriptor};
 use crate::virtqueue::memory::Memory;
-use crate::virtqueue::vring::Vring;
+use crate::virtqueue::vring::{Consumed, Vring};
 
 /// Most segments that a request may have, both directions together.
 pub const MAX_SEGMENTS: usize = 1024;
@@ -75,27 +75,35 @@ impl Store {
     }
 }
 
-/// How a chain is to be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
-    /// Head of the chain.
-    pub chain_head: u16,
+/// How a chain is to be answered: a [`Chain`] that is next in its ring, or one that was [`Consumed`],
+/// which is answered exactly once.
+#[derive(Debug)]
+pub struct Answer<C> {
+    chain: C,
     /// Guest address of the result byte, if there is one.
     result: Option<u64>,
     /// All device-writable bytes: rx and result.
     used_len: u32,
 }
 
-impl Answer {
-    /// An answer without a result byte: the used length is 0.
-    const fn none(chain_head: u16) -> Self {
-        Self {
-            chain_head,
-            result: None,
-            used_len: 0,
+impl Answer<Chain> {
+    /// Takes the chain off its ring.
+    pub fn consume(self, vring: &mut Vring) -> Answer<Consumed> {
+        let Self {
+            chain,
+            result,
+            used_len,
+        } = self;
+        let chain = vring.consume(chain);
+        Answer {
+            chain,
+            result,
+            used_len,
         }
     }
+}
 
+impl Answer<Consumed> {
     /// Writes `result` and gives the chain back: the only place where that is done.
     ///
     /// # Errors
@@ -110,7 +118,7 @@ impl Answer {
             .result
             .and_then(|address| memory.write_byte(address, result.byte()));
         let len = if written.is_some() { self.used_len } else { 0 };
-        vring.complete(memory, self.chain_head, len)
+        vring.complete(memory, self.chain, len)
     }
 }
 
@@ -131,8 +139,7 @@ pub fn parse(
     chain: Chain,
     memory: &Memory,
     store: &mut Store,
-) -> (Answer, Result<Request, ParamError>) {
-    let chain_head = chain.head;
+) -> (Answer<Chain>, Result<Request, ParamError>) {
     store.clear();
     let mut parser = Parser {
         memory,
@@ -147,14 +154,16 @@ pub fn parse(
     let last = parser
         .last_writable
         .filter(|&a| memory.contiguous(a, 1).is_some());
-    let (Ok(()), Some(result)) = (walked, last) else {
-        return (Answer::none(chain_head), Err(ParamError::Framing));
+    let mut answer = Answer {
+        chain,
+        result: None,
+        used_len: 0,
     };
-    let answer = Answer {
-        chain_head,
-        result: Some(result),
-        used_len: u32::try_from(parser.writable).unwrap_or(u32::MAX),
+    let (Ok(()), Some(_)) = (walked, last) else {
+        return (answer, Err(ParamError::Framing));
     };
+    answer.result = last;
+    answer.used_len = u32::try_from(parser.writable).unwrap_or(u32::MAX);
     (answer, parser.finish())
 }
 

@@ -32,17 +32,18 @@ pub struct Descriptor {
 #[derive(Debug, PartialEq, Eq)]
 pub struct BrokenChain;
 
-/// Where a chain is to be read.
-#[derive(Debug, Clone, Copy)]
+/// The next chain of a ring: where it is to be read. It stays in the available ring until
+/// [`Vring::consume`](crate::virtqueue::vring::Vring::consume) takes it.
+#[derive(Debug)]
 pub struct Chain {
     /// Guest address of the descriptor table.
-    pub table: u64,
+    pub(super) table: u64,
     /// Descriptors in the table.
-    pub table_len: u16,
+    pub(super) table_len: u16,
     /// Indirect tables were acknowledged.
-    pub indirect: bool,
+    pub(super) indirect: bool,
     /// The first descriptor.
-    pub head: u16,
+    pub(super) head: u16,
 }
 
 impl Chain {
@@ -51,7 +52,7 @@ impl Chain {
     /// # Errors
     /// The chain has no end that can be believed.
     pub fn walk(
-        self,
+        &self,
         memory: &Memory,
         mut each: impl FnMut(Descriptor),
     ) -> Result<(), BrokenChain> {

@@ -3,7 +3,8 @@
 //! A split virtqueue (VIRTIO 1.4, "Split Virtqueues"): this module keeps the two positions in it and
 //! does the memory ordering; `chain` reads what is at a position.
 //!
-//! Invariant: a chain that was consumed is completed, exactly once, before the next is consumed.
+//! Invariant: a chain that was consumed is completed exactly once: [`Consumed`] can be neither copied
+//! nor made elsewhere.
 //! Must not: know what the bytes of a request mean.
 
 use std::fmt;
@@ -117,6 +118,13 @@ enum State {
     Started,
     /// Its contents cannot be believed; only a stop or a reset leads on.
     Broken,
+}
+
+/// A chain that was taken off the available ring: [`Vring::complete`] gives it back.
+#[derive(Debug)]
+#[must_use = "a chain that was consumed must be completed"]
+pub struct Consumed {
+    head: u16,
 }
 
 /// The vring of one guest.
@@ -352,44 +360,44 @@ impl Vring {
         Ok(ahead)
     }
 
-    /// The head of the next chain, which must be pending; it stays where it is until
-    /// [`Vring::consume`].
+    /// The next chain, which must be pending; it stays where it is until [`Vring::consume`].
     ///
     /// # Errors
     /// The ring cannot be believed.
-    pub fn peek(&self, memory: &Memory) -> Result<u16, RingError> {
+    pub fn peek(&self, memory: &Memory) -> Result<Chain, RingError> {
         let position = self.position(self.next_avail);
         let address = Self::entry(self.located.avail, position, AVAIL_ENTRY_LEN);
         let head = memory.load_u16(address).ok_or(RingError::Memory)?;
         if head >= self.size {
             return Err(RingError::Head(head));
         }
-        Ok(head)
-    }
-
-    /// Takes the chain that [`Vring::peek`] showed.
-    pub fn consume(&mut self) {
-        self.next_avail = self.next_avail.wrapping_add(1);
-    }
-
-    /// Where the chain at `head` is to be read.
-    pub fn chain(&self, head: u16) -> Chain {
-        Chain {
+        Ok(Chain {
             table: self.located.desc,
             table_len: self.size,
             indirect: self.indirect,
             head,
-        }
+        })
     }
 
-    /// Gives the chain at `head` back to the driver, with `len` bytes written.
+    /// Takes the chain that [`Vring::peek`] showed.
+    pub fn consume(&mut self, chain: Chain) -> Consumed {
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Consumed { head: chain.head }
+    }
+
+    /// Gives a chain back to the driver, with `len` bytes written.
     ///
     /// # Errors
     /// The used ring cannot be written.
-    pub fn complete(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), RingError> {
+    pub fn complete(
+        &mut self,
+        memory: &Memory,
+        chain: Consumed,
+        len: u32,
+    ) -> Result<(), RingError> {
         let mut element = [0; 8];
         let (id, written) = element.split_at_mut(4);
-        id.copy_from_slice(&u32::from(head).to_le_bytes());
+        id.copy_from_slice(&u32::from(chain.head).to_le_bytes());
         written.copy_from_slice(&len.to_le_bytes());
         let used = self.located.used;
         let position = self.position(self.next_used);
@@ -580,9 +588,10 @@ mod tests {
         /// Takes the next chain and completes it; its head.
         fn serve(&mut self) -> u16 {
             assert!(self.vring.pending(&self.memory).unwrap() > 0);
-            let head = self.vring.peek(&self.memory).unwrap();
-            self.vring.consume();
-            self.vring.complete(&self.memory, head, 1).unwrap();
+            let chain = self.vring.peek(&self.memory).unwrap();
+            let head = chain.head;
+            let chain = self.vring.consume(chain);
+            self.vring.complete(&self.memory, chain, 1).unwrap();
             head
         }
 
