@@ -21,6 +21,8 @@ pub struct Grant {
     pub chip_selects: Vec<(usize, usize)>,
     /// Its config space.
     pub config: Config,
+    /// How many bytes of memory it may have.
+    pub max_memory_len: u64,
     /// What `cs_change` 0 means.
     pub policy: HoldPolicy,
     /// How long it may hold chip select.

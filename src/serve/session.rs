@@ -151,7 +151,9 @@ impl Session {
             deferred_close::throw_away(stream);
             return Err(SessionError::Host(error));
         }
-        let backend = Backend::new(self.number, self.requestq.grant.config, poller.clone());
+        let grant = &self.requestq.grant;
+        let max_memory_len = grant.max_memory_len;
+        let backend = Backend::new(self.number, grant.config, max_memory_len, poller.clone());
         self.connection = Some(Connection::new(stream, backend));
         Ok(())
     }

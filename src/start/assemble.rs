@@ -27,7 +27,7 @@ use crate::serve::session::Session;
 use crate::spi::bus::Bus;
 use crate::spi::device::{Device, Port};
 use crate::spi::wire;
-use crate::virtqueue::sigbus;
+use crate::virtqueue::{memory, sigbus};
 
 const BUFSIZ_PATH: &str = "/sys/module/spidev/parameters/bufsiz";
 const DEFAULT_BUFSIZ: u32 = 4096;
@@ -274,6 +274,7 @@ fn grant(config: &Config, hardware: &Hardware, number: u32) -> Grant {
     let policy = policy.unwrap_or(HoldPolicy::Queued);
     Grant {
         config: wire::Config::new(limits),
+        max_memory_len: memory::max_len(config.guests.len()),
         chip_selects,
         policy,
         hold_timeout: config.hold_timeout(policy),

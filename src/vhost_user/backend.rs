@@ -65,10 +65,11 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// The handler for a new connection of guest `number`.
-    pub fn new(number: u32, config: Config, poller: Poller) -> Self {
+    /// The handler for a new connection of guest `number`, which may have `max_memory_len` bytes of
+    /// memory.
+    pub fn new(number: u32, config: Config, max_memory_len: u64, poller: Poller) -> Self {
         let guest = Guest {
-            memory: Memory::default(),
+            memory: Memory::new(max_memory_len),
             vring: Vring::default(),
             kick: None,
         };
@@ -90,7 +91,7 @@ impl Backend {
         let mut guest = self.guest.borrow_mut();
         guest.kick = None;
         guest.vring.reset();
-        guest.memory = Memory::default();
+        guest.memory.clear();
     }
 
     /// Changes the guest, then lets its ring run or not according to its new state. A ring that
@@ -244,12 +245,13 @@ impl VhostUserBackendReqHandler for Backend {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
-        let mut memory = Memory::default();
-        for (region, file) in regions.iter().zip(files) {
-            memory.add(describe(region), file).map_err(refused)?;
-        }
         self.change(|guest| {
-            guest.memory = memory;
+            // First, so that no guest ever maps more than its share. What is refused ends the
+            // connection, so that the old table is not missed.
+            guest.memory.clear();
+            for (region, file) in regions.iter().zip(files) {
+                guest.memory.add(describe(region), file).map_err(refused)?;
+            }
             Ok(None)
         })
     }

@@ -19,10 +19,22 @@ use crate::os::deferred_close::throw_away_memory;
 use crate::os::file_kind;
 use crate::virtqueue::sigbus::Watch;
 
-/// Most bytes that all regions of a guest may have together: 256 GiB, half of the address space of
-/// an arm64 process with 39-bit addresses.
-const MAX_TOTAL_LEN: u64 = 1 << 38;
+/// Bytes of a page: regions are made of them. Where the kernel has larger ones, it refuses a mapping
+/// that is not.
 const PAGE_LEN: u64 = 4096;
+const GIB: u64 = 1 << 30;
+
+/// Most bytes of memory that each of `guests` guests may have: an equal share of half of the
+/// process's address space. Nothing else limits it: mapping costs nothing for each byte, but a
+/// front-end must not use up the addresses that another one needs.
+pub fn max_len(guests: usize) -> u64 {
+    let local = 0u8;
+    // The stack is at the top of the address space (39, 47 or 48 bits), which is a power of two.
+    let top = (&raw const local).addr().checked_next_power_of_two();
+    let half = u64::try_from(top.unwrap_or(usize::MAX)).unwrap_or(u64::MAX) / 2;
+    let guests = u64::try_from(guests).unwrap_or(u64::MAX);
+    half.checked_div(guests).unwrap_or(half)
+}
 
 /// An address in the front-end's own address space, as vhost-user messages name rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,8 +60,10 @@ pub enum MemoryError {
     Shape,
     /// It overlaps another one.
     Overlap,
-    /// More than 32 regions, or more than 256 GiB.
-    TooMuch,
+    /// More than 32 regions.
+    TooMany,
+    /// More bytes than this, which is what a guest may have.
+    TooMuch(u64),
     /// It ends behind the end of its file.
     BeyondFile,
     /// The file does not live in memory (memfd, tmpfs, hugetlbfs).
@@ -65,7 +79,12 @@ impl std::fmt::Display for MemoryError {
         match self {
             Self::Shape => write!(f, "region is empty, wraps or is not page aligned"),
             Self::Overlap => write!(f, "regions overlap"),
-            Self::TooMuch => write!(f, "more than 32 regions or 256 GiB of memory"),
+            Self::TooMany => write!(f, "more than 32 regions of memory"),
+            Self::TooMuch(max) => write!(
+                f,
+                "more than {} GiB of memory, a guest's share of the address space",
+                max / GIB
+            ),
             Self::BeyondFile => write!(f, "region ends behind its file"),
             Self::NotMemory => write!(f, "region's file is not a memfd or on tmpfs or hugetlbfs"),
             Self::Unknown => write!(f, "no such region"),
@@ -102,15 +121,16 @@ impl Region {
 }
 
 /// The region table of one guest.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
     /// By guest address.
     regions: Vec<Region>,
+    max_len: u64,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.regions.drain(..).for_each(Region::throw_away);
+        self.clear();
     }
 }
 
@@ -118,6 +138,19 @@ impl Drop for Memory {
 pub type Slice<'m> = VolatileSlice<'m>;
 
 impl Memory {
+    /// A table without a region, for as many as have `max_len` bytes together.
+    pub const fn new(max_len: u64) -> Self {
+        Self {
+            regions: Vec::new(),
+            max_len,
+        }
+    }
+
+    /// Removes all regions.
+    pub fn clear(&mut self) {
+        self.regions.drain(..).for_each(Region::throw_away);
+    }
+
     /// Adds one region backed by `file`.
     ///
     /// # Errors
@@ -125,11 +158,11 @@ impl Memory {
     /// table is then as before.
     pub fn add(&mut self, region: RegionDescription, file: File) -> Result<(), MemoryError> {
         self.check(&region)?;
-        check_file(&region, &file)?;
-        let len = usize::try_from(region.len).map_err(|_| MemoryError::TooMuch)?;
+        let page_len = check_file(&region, &file)?;
+        let len = usize::try_from(region.len).map_err(|_| MemoryError::Shape)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, region.file_offset), len)
             .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
-        let watch = Watch::new(mapping.as_ptr(), len).ok_or(MemoryError::TooMuch)?;
+        let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::TooMany)?;
         let index = self.behind(region.guest.0);
         let description = region;
         self.regions.insert(
@@ -194,8 +227,11 @@ impl Memory {
         let total = self
             .described()
             .fold(region.len, |sum, r| sum.saturating_add(r.len));
-        if self.regions.len() >= MAX_REGIONS || total > MAX_TOTAL_LEN {
-            return Err(MemoryError::TooMuch);
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(MemoryError::TooMany);
+        }
+        if total > self.max_len {
+            return Err(MemoryError::TooMuch(self.max_len));
         }
         let overlaps = |a: u64, b: u64, b_len: u64| {
             a < b.saturating_add(b_len) && b < a.saturating_add(region.len)
@@ -312,8 +348,9 @@ impl Memory {
     }
 }
 
-/// Checks that `file` is memory, has pages of which the region is made, and is long enough.
-fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError> {
+/// Checks that `file` is memory, has pages of which the region is made, and is long enough. Returns
+/// the length of its pages, if they are huge ones.
+fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, MemoryError> {
     // Nothing else may be asked of a file of a FUSE server that does not answer.
     if !file_kind::is_memory(file) {
         return Err(MemoryError::NotMemory);
@@ -329,7 +366,7 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<(), MemoryError
     if end > file_len {
         return Err(MemoryError::BeyondFile);
     }
-    Ok(())
+    Ok(page_len.and_then(|len| usize::try_from(len).ok()))
 }
 
 #[cfg(test)]
@@ -368,7 +405,7 @@ pub(crate) mod tests {
 
     #[test]
     fn add_region_translates_user_addresses() {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(1 << 40);
         memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
         let translate = |user| memory.translate(UserAddress(user));
         assert_eq!(translate(16 * MIB + 5), Some(GuestAddress(MIB + 5)));
@@ -380,7 +417,7 @@ pub(crate) mod tests {
 
     #[test]
     fn holds_goes_on_into_the_next_region_and_ends_at_a_gap() {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(1 << 40);
         memory.add(region(0, 4 * MIB, 4096), memfd(4096)).unwrap();
         memory.add(region(4096, MIB, 4096), memfd(4096)).unwrap();
         memory.add(region(MIB, 2 * MIB, 4096), memfd(4096)).unwrap();
@@ -399,8 +436,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn max_len_of_all_guests_is_at_most_half_of_the_address_space() {
+        let one = max_len(1);
+        for guests in [1, 3, 64] {
+            let all = max_len(guests) * u64::try_from(guests).unwrap();
+            assert!(all <= one && all > one - 64, "{guests} guests");
+        }
+        // Of 39, 47 or 48 bits.
+        assert!((1 << 38..=1 << 47).contains(&one) && one.is_power_of_two());
+    }
+
+    #[test]
     fn add_malformed_regions_are_refused() {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(1 << 40);
         memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
         let mut add = |r, len| memory.add(r, memfd(len)).unwrap_err();
         assert!(matches!(
@@ -421,7 +469,7 @@ pub(crate) mod tests {
         ));
         assert!(matches!(
             add(region(0, 0, 1 << 41), MIB),
-            MemoryError::TooMuch
+            MemoryError::TooMuch(_)
         ));
         assert!(matches!(
             add(region(2 * MIB - 4096, 0, MIB), MIB),
@@ -440,7 +488,9 @@ pub(crate) mod tests {
     #[test]
     fn add_file_outside_memory_is_refused() {
         let file = File::open("/proc/version").unwrap();
-        let error = Memory::default().add(region(0, 0, 4096), file).unwrap_err();
+        let error = Memory::new(1 << 40)
+            .add(region(0, 0, 4096), file)
+            .unwrap_err();
         assert!(matches!(error, MemoryError::NotMemory));
     }
 
@@ -452,7 +502,9 @@ pub(crate) mod tests {
         // SAFETY: memfd_create gave this fd to us alone.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(1 << 30).unwrap();
-        let error = Memory::default().add(region(0, 0, 4096), file).unwrap_err();
+        let error = Memory::new(1 << 40)
+            .add(region(0, 0, 4096), file)
+            .unwrap_err();
         assert!(matches!(error, MemoryError::Shape));
     }
 
@@ -473,14 +525,14 @@ pub(crate) mod tests {
             file.set_len(MIB).unwrap();
             // SAFETY: no pointers.
             assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) }, 0);
-            let added = Memory::default().add(region(0, 0, MIB), file);
+            let added = Memory::new(1 << 40).add(region(0, 0, MIB), file);
             assert_eq!(added.is_ok(), taken, "{seals:#x}: {added:?}");
         }
     }
 
     #[test]
     fn add_more_than_32_regions_is_refused() {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(1 << 40);
         for i in 0..32 {
             memory
                 .add(region(i * MIB, i * MIB, 4096), memfd(4096))
@@ -489,12 +541,12 @@ pub(crate) mod tests {
         let error = memory
             .add(region(64 * MIB, 64 * MIB, 4096), memfd(4096))
             .unwrap_err();
-        assert!(matches!(error, MemoryError::TooMuch));
+        assert!(matches!(error, MemoryError::TooMany));
     }
 
     #[test]
     fn remove_only_the_region_described() {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(1 << 40);
         memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
         assert!(memory.remove(&region(MIB, 16 * MIB, 4096)).is_err());
         assert!(memory.remove(&region(MIB, 0, MIB)).is_err());
@@ -504,7 +556,7 @@ pub(crate) mod tests {
 
     #[test]
     fn contiguous_ends_at_the_region() {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new(1 << 40);
         memory.add(region(0, 0, 4096), memfd(4096)).unwrap();
         memory.add(region(4096, MIB, 4096), memfd(4096)).unwrap();
         assert_eq!(memory.contiguous(4000, 200), Some(96));

@@ -2,8 +2,11 @@
 //!
 //! The file behind a mapping is the front-end's: it can shrink it at any moment, and the next
 //! access of ours beyond its end raises SIGBUS. The handler then puts anonymous memory in place of
-//! the whole region, so that the access goes on harmlessly, and marks the region; the loop ends
-//! the session to which it belongs. Any other SIGBUS is a fault of our own and ends the process.
+//! the piece that was touched, so that the access goes on harmlessly, and marks the region; the loop
+//! ends the session to which it belongs. Any other SIGBUS is a fault of our own and ends the process.
+//!
+//! Only a piece: where the kernel does not overcommit (`vm.overcommit_memory=2`), it would refuse to
+//! replace a region of more than the host can grant, and the process would end.
 //!
 //! The handler reads nothing but atomics, in a table that is big enough for all guests.
 
@@ -15,13 +18,16 @@ use vmm_sys_util::signal::register_signal_handler;
 
 use crate::config::{MAX_GUESTS, MAX_REGIONS};
 
-/// A table is replaced by a new one while the old is still mapped: room for both.
-const SLOTS: usize = 2 * MAX_GUESTS * MAX_REGIONS;
+const SLOTS: usize = MAX_GUESTS * MAX_REGIONS;
+/// Bytes that are replaced at once where pages are not huge: whole pages on all architectures.
+const PIECE_LEN: usize = 64 * 1024;
 
 struct Slot {
     /// Address of the mapping; 0 if the slot is free.
     start: AtomicUsize,
     len: AtomicUsize,
+    /// A power of two.
+    piece_len: AtomicUsize,
     hit: AtomicBool,
 }
 
@@ -29,6 +35,7 @@ static TABLE: [Slot; SLOTS] = [const {
     Slot {
         start: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
+        piece_len: AtomicUsize::new(0),
         hit: AtomicBool::new(false),
     }
 }; SLOTS];
@@ -41,13 +48,16 @@ static HIT: AtomicBool = AtomicBool::new(false);
 pub struct Watch(usize);
 
 impl Watch {
-    /// Has the handler know the mapping of `len` bytes at `start`; `None` if its table is full.
-    pub fn new(start: *mut u8, len: usize) -> Option<Self> {
+    /// Has the handler know the mapping of `len` bytes at `start`, with pages of `page_len` if they
+    /// are huge; `None` if its table is full.
+    pub fn new(start: *mut u8, len: usize, page_len: Option<usize>) -> Option<Self> {
         let free = |slot: &Slot| slot.start.load(Ordering::Relaxed) == 0;
         let index = TABLE.iter().position(free)?;
         let slot = TABLE.get(index)?;
         slot.hit.store(false, Ordering::Relaxed);
         slot.len.store(len, Ordering::Relaxed);
+        let piece_len = page_len.unwrap_or(PIECE_LEN);
+        slot.piece_len.store(piece_len, Ordering::Relaxed);
         slot.start
             .store(start.expose_provenance(), Ordering::Release);
         Some(Self(index))
@@ -95,10 +105,10 @@ extern "C" fn on_sigbus(
     for slot in &TABLE {
         let start = slot.start.load(Ordering::Acquire);
         let len = slot.len.load(Ordering::Relaxed);
-        let inside = address
-            .checked_sub(start)
-            .is_some_and(|offset| offset < len);
-        if start != 0 && inside && replace(start, len) {
+        let piece_len = slot.piece_len.load(Ordering::Relaxed);
+        let end = start.saturating_add(len);
+        if start != 0 && (start..end).contains(&address) && replace(start, end, address, piece_len)
+        {
             slot.hit.store(true, Ordering::Relaxed);
             HIT.store(true, Ordering::Relaxed);
             return;
@@ -109,12 +119,17 @@ extern "C" fn on_sigbus(
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
 }
 
-/// Puts anonymous memory in place of a mapping.
-fn replace(start: usize, len: usize) -> bool {
+/// Puts anonymous memory in place of what `address` lies in: the piece of `piece_len` bytes, as far
+/// as it belongs to the mapping from `start` to `end`.
+fn replace(start: usize, end: usize, address: usize, piece_len: usize) -> bool {
+    let first = address & !piece_len.saturating_sub(1);
+    let last = first.saturating_add(piece_len).min(end);
+    let first = first.max(start);
+    let len = last.saturating_sub(first);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-    let at = ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the range is a mapping of guest memory that a `Watch` vouches for, which nothing
+    let at = ptr::with_exposed_provenance_mut(first);
+    // SAFETY: the range is in a mapping of guest memory that a `Watch` vouches for, which nothing
     // holds references to.
     let result = unsafe { libc::mmap(at, len, protection, flags, -1, 0) };
     result != libc::MAP_FAILED
@@ -126,28 +141,27 @@ mod tests {
     use std::fs::File;
     use std::os::fd::{AsRawFd, FromRawFd};
 
-    #[test]
-    fn access_to_a_truncated_mapping_goes_on_and_is_told() {
-        install().unwrap();
+    /// A new file of `len` bytes, mapped.
+    fn map(len: usize) -> (File, *mut u8) {
         // SAFETY: the name is a C string.
         let fd = unsafe { libc::memfd_create(c"truncated".as_ptr(), 0) };
         // SAFETY: memfd_create gave this fd to us alone.
         let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(8192).unwrap();
+        file.set_len(len as u64).unwrap();
         let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let (at, flags, fd) = (ptr::null_mut(), libc::MAP_SHARED, file.as_raw_fd());
         // SAFETY: a new mapping of a file of that length.
-        let start = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                8192,
-                protection,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        }
-        .cast::<u8>();
-        let watch = Watch::new(start, 8192).unwrap();
+        let start = unsafe { libc::mmap(at, len, protection, flags, fd, 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        (file, start.cast())
+    }
+
+    /// One after the other: what was hit is told once for all.
+    #[test]
+    fn access_to_a_truncated_mapping_goes_on_and_is_told() {
+        install().unwrap();
+        let (file, start) = map(8192);
+        let watch = Watch::new(start, 8192, None).unwrap();
         assert!(!watch.is_hit());
         file.set_len(0).unwrap();
         // SAFETY: within the mapping; the handler makes the access good.
@@ -157,5 +171,23 @@ mod tests {
         assert!(!take_hit());
         // SAFETY: the mapping made above, which nothing uses any more.
         unsafe { libc::munmap(start.cast(), 8192) };
+        access_to_a_truncated_mapping_replaces_one_piece();
+    }
+
+    fn access_to_a_truncated_mapping_replaces_one_piece() {
+        const LEN: usize = 3 * PIECE_LEN;
+        let (file, start) = map(LEN);
+        let watch = Watch::new(start, LEN, None).unwrap();
+        file.set_len(4096).unwrap();
+        // SAFETY: within the mapping; the handler makes the access good.
+        unsafe { start.add(LEN - 1).write_volatile(1) };
+        assert!(watch.is_hit() && take_hit());
+        // What is left of the file is still mapped.
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7], 0).unwrap();
+        // SAFETY: within the mapping.
+        assert_eq!(unsafe { start.read_volatile() }, 7);
+        drop(watch);
+        // SAFETY: the mapping made above, which nothing uses any more.
+        unsafe { libc::munmap(start.cast(), LEN) };
     }
 }

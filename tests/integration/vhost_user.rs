@@ -201,6 +201,34 @@ fn mem_regions_32_are_taken_and_the_33rd_is_refused() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
+fn mem_regions_may_have_a_guests_share_of_the_address_space_and_no_more() {
+    const TIB: u64 = 1 << 40;
+    // Of x86_64's 128 TiB 64 guests may use the half.
+    for (guests, tib, taken) in [(64, 1, true), (64, 2, false), (1, 32, true)] {
+        let host = Host::with_devices(1);
+        let setup = Setup::new(&host).guests(guests);
+        let daemon = setup.device("/dev/spidev0.0").start();
+        let regions = vec![Region::new(0x1_0000_0000, tib * TIB)];
+        if taken {
+            let mut guest = Plug::default().regions(regions).connect(&daemon, 0);
+            guest.assert_served();
+            // A second table takes the place of the first.
+            guest.share_memory();
+            guest.assert_served();
+            continue;
+        }
+        let raw = Raw::connect(&daemon.socket(0));
+        let table = [1, 0, tib * TIB, 0, 0].map(u64::to_le_bytes).concat();
+        let fds = [std::os::fd::AsRawFd::as_raw_fd(&regions[0].file)];
+        raw.send(raw::SET_MEM_TABLE, raw::VERSION, &table, &fds)
+            .unwrap();
+        assert!(raw.hung_up(PATIENCE));
+        daemon.wait_line(&["guest=0", "1024 GiB", "share of the address space"]);
+    }
+}
+
+#[test]
 fn mem_regions_overlapping_or_beyond_their_file_are_refused() {
     let good = Region::new(0x9000_0000, 0x10_000);
     let info = good.info();

@@ -28,6 +28,7 @@ pub fn buses() -> Vec<Bus> {
 /// All of them for one guest, whose config space is `config`.
 pub fn grant(config: Config) -> Grant {
     Grant {
+        max_memory_len: 1 << 40,
         config,
         chip_selects: vec![(0, 0), (0, 1), (1, 0)],
         policy: HoldPolicy::Queued,

@@ -89,7 +89,7 @@ impl Rig {
         let limits: Vec<Limits> = devices.map(|device| device.limits).collect();
         let config = Config::new(limits.iter());
         let shared = devices::shared(buses);
-        let backend = Backend::new(0, config, shared.poller.clone());
+        let backend = Backend::new(0, config, 1 << 40, shared.poller.clone());
         let (first, second) = (fds::memfd(CUT), fds::memfd(CUT));
         let regions = [first, second.try_clone().unwrap()];
         for (number, file) in regions.into_iter().enumerate() {
