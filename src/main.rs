@@ -62,6 +62,7 @@ fn run() -> Result<(), Fatal> {
 
 fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), Fatal> {
     log::set_level(config.log_level);
+    stages::allow_fds(config.guests.len(), config.devices.len())?;
     let hardware = assemble::open(config)?;
     let sockets = assemble::bind(config, handed_in)?;
     let served = assemble::assemble(config, hardware, sockets, signals).and_then(|event_loop| {
@@ -70,7 +71,7 @@ fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), F
             devices,
             directories,
         };
-        stages::restrict(config.seccomp, config.guests.len(), &pins)?;
+        stages::restrict(config.seccomp, &pins)?;
         event_loop.run()
     });
     emergency_cleanup::remove_sockets();

@@ -37,7 +37,7 @@
 //! | memory that is no memory, sealed, overlapping, wrapping or in part of a huge page | `memory` refuses what could later fault, stall or alias | `add_sealed_file_is_taken_unless_it_cannot_be_written`, `add_malformed_regions_are_refused`, `mem_regions_overlapping_or_beyond_their_file_are_refused`, `memory_of_part_of_a_huge_page_is_refused` |
 //! | rings unaligned, outside of memory, of any size | checked when they are set and again when the ring starts: the message that would start it is refused | `vring_part_that_ends_outside_memory_is_refused_signalled_and_named`, `vring_addresses_outside_memory_or_unaligned_end_at_most_the_session`, `vring_sizes_up_to_1024_are_taken_and_others_refused` |
 //! | leaving in the middle of a transfer, or a thousand times | everything of a connection ends with it, chip select first | `session_left_in_the_middle_of_a_long_transfer_releases_chip_select_and_serves_the_next`, `session_reconnected_1000_times_leaves_fds_and_memory_equal` |
-//! | all fds of the process | each guest's are bounded; short of that, the socket rests and tries again | `fds_may_be_as_many_as_the_host_allows`, `socket_without_an_fd_for_a_connection_listens_again_when_there_is_one` |
+//! | all fds of the process | each guest's are bounded; short of that, the socket rests and tries again; too few for one guest are refused at start | `start_with_too_few_fds_for_a_guest_is_refused_and_the_number_it_names_suffices`, `fds_may_be_as_many_as_the_host_allows`, `socket_without_an_fd_for_a_connection_listens_again_when_there_is_one` |
 //! | all of the above at random, by half of 16 guests, while the others check each answer | - | `soak_leaves_the_daemon_as_it_was_and_every_request_answered_by_what_came_of_it` |
 //!
 //! # Attacks by a guest driver

@@ -1,4 +1,4 @@
-//! The stages of confinement. [`leave_inherited`] comes before the process opens anything;
+//! The stages of confinement. [`leave_inherited`] and [`allow_fds`] come before the process opens anything;
 //! [`restrict`] between the last file opened and the first byte from a front-end.
 //!
 //! | stage | takes away |
@@ -23,12 +23,20 @@ use crate::confine::seccomp::{self, Pins};
 use crate::error::{ExitCode, Fatal};
 use crate::os::log;
 
-/// Fds that do not depend on the number of guests: stdio, signals, timer, epoll, up to 16 devices;
-/// a message's fds looked at and a second table of regions, for one guest at a time.
-const FDS: u64 = 128;
-/// Fds of a guest beside its regions: socket, directory, connection, kick, call, err, and what may
-/// have to be left open.
+/// Fds of the daemon itself: stdio, signals, timer, epoll, the service manager, and a file that is read
+/// at start.
+const FDS: u64 = 8;
+/// Fds of a guest that is not connected: its socket, and the directory of that.
+const FDS_OF_SOCKET: u64 = 2;
+/// Fds of a guest that is served, beside its regions: connection, kick, call, err, and what may have
+/// to be left open.
 const FDS_OF_GUEST: u64 = 24;
+/// Fds that one message can bring or need, for one guest at a time: a table of regions, in the
+/// daemon's hands and in those of the `vhost` crate, and two pairs of sockets.
+const FDS_OF_MESSAGE: u64 = 68;
+/// With fewer, no guest of a usual front-end can be served: connection, kick, call, err; eight
+/// regions, which is what vhost-user takes for granted, held twice; two pairs of sockets.
+const FDS_TO_SERVE: u64 = 24;
 
 /// Closes all fds but stdio that came with the process, and but those that are closed on execution:
 /// none is used, and a front-end's socket or a directory among them would be a way around what
@@ -73,7 +81,7 @@ fn close_all_but(adopted: &[RawFd]) {
 ///
 /// # Errors
 /// The kernel refused a stage.
-pub fn restrict(mode: SeccompMode, guests: usize, pins: &Pins) -> Result<(), Fatal> {
+pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
     let failed = |stage: &str, error: &io::Error| {
         Fatal::os(
             ExitCode::OsError,
@@ -85,7 +93,7 @@ pub fn restrict(mode: SeccompMode, guests: usize, pins: &Pins) -> Result<(), Fat
         ("no_new_privs", set(libc::PR_SET_NO_NEW_PRIVS, 1)),
         ("capabilities", drop_capabilities()),
         ("dumpable", set(libc::PR_SET_DUMPABLE, 0)),
-        ("resource limits", limit(guests)),
+        ("resource limits", limit()),
     ];
     for (stage, result) in stages {
         result.map_err(|error| failed(stage, &error))?;
@@ -157,15 +165,24 @@ fn drop_capabilities() -> io::Result<()> {
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 const CLEAR_AMBIENT: libc::c_ulong = 4; // PR_CAP_AMBIENT_CLEAR_ALL
 
-/// Takes all fds that the host allows, and says so if `guests` guests can need more: then a guest's
-/// need can become another's lack. Takes core dumps and other processes away.
-fn limit(guests: usize) -> io::Result<()> {
-    let of_guest = u64::try_from(MAX_REGIONS)
-        .unwrap_or(0)
-        .saturating_add(FDS_OF_GUEST);
-    let guests = u64::try_from(guests).unwrap_or(0);
-    let wanted = FDS.saturating_add(guests.saturating_mul(of_guest));
-    let most = hard_limit(libc::RLIMIT_NOFILE)?;
+/// Takes all fds that the host allows; before anything is opened. Says so if `guests` guests of
+/// `devices` devices can need more: then a guest's need can become another's lack.
+///
+/// Not fewer than the host allows: their number also bounds how many of this user's files may be in
+/// flight when the kernel is to take what a front-end brought (`deferred_close`).
+///
+/// # Errors
+/// They are too few for a single guest.
+pub fn allow_fds(guests: usize, devices: usize) -> Result<(), Fatal> {
+    let failed = |error| Fatal::os(ExitCode::OsError, "cannot set RLIMIT_NOFILE", &error);
+    let most = hard_limit(libc::RLIMIT_NOFILE).map_err(failed)?;
+    let (least, wanted) = fds_needed(guests, devices);
+    if most < least {
+        let why = format!(
+            "at most {most} open files are allowed (RLIMIT_NOFILE), but {least} are needed to serve a guest"
+        );
+        return Err(Fatal::new(ExitCode::OsError, why));
+    }
     if most < wanted {
         log::line(
             LogLevel::Warning,
@@ -174,9 +191,25 @@ fn limit(guests: usize) -> io::Result<()> {
             ),
         );
     }
-    // Not fewer than the host allows: it also bounds how many of this user's files may be in flight
-    // when the kernel is to take what a front-end brought (`deferred_close`).
-    set_limit(libc::RLIMIT_NOFILE, most, most)?;
+    set_limit(libc::RLIMIT_NOFILE, most, most).map_err(failed)
+}
+
+/// How many fds it takes to serve one of the guests, and all of them whatever they do.
+fn fds_needed(guests: usize, devices: usize) -> (u64, u64) {
+    let count = |n| u64::try_from(n).unwrap_or(u64::MAX);
+    let each = |fds: u64| count(guests).saturating_mul(fds);
+    let opened = FDS
+        .saturating_add(count(devices))
+        .saturating_add(each(FDS_OF_SOCKET));
+    let of_guests = each(count(MAX_REGIONS).saturating_add(FDS_OF_GUEST));
+    let wanted = opened
+        .saturating_add(of_guests)
+        .saturating_add(FDS_OF_MESSAGE);
+    (opened.saturating_add(FDS_TO_SERVE), wanted)
+}
+
+/// Takes core dumps and other processes away.
+fn limit() -> io::Result<()> {
     set_limit(libc::RLIMIT_CORE, 0, 0)?;
     set_limit(libc::RLIMIT_NPROC, 0, 0)
 }

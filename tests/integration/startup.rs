@@ -221,3 +221,35 @@ fn start_of_a_device_that_reports_speed_0_is_refused() {
     // Issue 3: a device that reports 0 needs max-speed-hz.
     setup::run(&host, &args).refused(&["/dev/spidev0.0"]);
 }
+
+/// Starts a daemon of two guests that may have `count` fds.
+fn launch_with_fds(host: &Host, count: u64) -> Daemon {
+    let setup = Setup::new(host).guests(2).device("/dev/spidev0.0");
+    setup.shell(&format!("ulimit -n {count}")).launch()
+}
+
+/// With `count` fds the start is refused; returns how many are needed.
+fn fds_needed_beyond(host: &Host, count: u64) -> u64 {
+    let mut daemon = launch_with_fds(host, count);
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(71));
+    let line = daemon.wait_line(&[&format!("at most {count} open files"), "RLIMIT_NOFILE"]);
+    let needed = line
+        .split("but ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    needed.unwrap().parse().unwrap()
+}
+
+#[test]
+fn start_with_too_few_fds_for_a_guest_is_refused_and_the_number_it_names_suffices() {
+    let host = Host::with_devices(1);
+    let needed = fds_needed_beyond(&host, 10);
+    for count in [16, 24, needed - 1] {
+        assert_eq!(fds_needed_beyond(&host, count), needed);
+    }
+    let daemon = launch_with_fds(&host, needed);
+    daemon.wait_listening();
+    let region = |n: u64| Region::new(0x1_0000_0000 + (n << 24), 16 << 20);
+    let plug = Plug::default().regions((0..8).map(region).collect());
+    plug.connect(&daemon, 1).assert_served();
+}

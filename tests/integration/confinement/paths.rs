@@ -14,7 +14,7 @@ use vhost_device_spi::confine::stages;
 use vhost_device_spi::virtqueue::sigbus;
 
 fn restrict() {
-    stages::restrict(SeccompMode::Kill, 1, &Pins::default()).unwrap();
+    stages::restrict(SeccompMode::Kill, &Pins::default()).unwrap();
 }
 
 /// Runs a test as a program; the signal that ended it, and its stderr.

@@ -105,7 +105,7 @@ fn line_stopped_on_its_way_to_a_full_pipe_goes_on() {
     let name = "confinement::stderr::line_stopped_on_its_way_to_a_full_pipe_goes_on";
     if is_program() {
         write_timeout::install().unwrap();
-        stages::restrict(SeccompMode::Kill, 1, &Pins::default()).unwrap();
+        stages::restrict(SeccompMode::Kill, &Pins::default()).unwrap();
         loop {
             log::line(LogLevel::Info, format_args!("into a full pipe"));
         }

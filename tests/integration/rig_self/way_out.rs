@@ -29,7 +29,7 @@ fn panic_on_purpose(socket: &Path) {
         devices,
         directories,
     };
-    stages::restrict(SeccompMode::Kill, 1, &pins).unwrap();
+    stages::restrict(SeccompMode::Kill, &pins).unwrap();
     spidev::write_mode(device.as_raw_fd(), rules::CPOL).unwrap();
     let mut held = xfer(b"a", &mut []);
     held.cs_change = 1;
