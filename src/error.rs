@@ -92,7 +92,7 @@ pub enum TransferError {
     Short(i32),
     /// The session stopped, or its memory or ring changed, in the middle of it.
     Aborted,
-    /// It would have continued an assertion of chip select that had to end for other guests.
+    /// It would have continued an assertion of chip select that ran out, or ended for other guests.
     HoldCut,
     /// A device of its bus is selected and cannot be released.
     Stuck,
@@ -117,7 +117,11 @@ impl fmt::Display for TransferError {
             Self::Ioctl(error) => write!(f, "{error}"),
             Self::Short(len) => write!(f, "the kernel reports {len} bytes, which is not all"),
             Self::Aborted => write!(f, "its ring or connection ended or changed"),
-            Self::HoldCut => write!(f, "chip select was released for another guest"),
+            Self::HoldCut => write!(
+                f,
+                "chip select, which it would have found asserted, was released before: \
+                 --cs-hold-timeout-ms was over, or others waited for --max-transfer-ms"
+            ),
             Self::Stuck => write!(
                 f,
                 "a device of its controller is selected and cannot be released"

@@ -332,8 +332,8 @@ impl EventLoop {
         for _ in 0..self.sleepers.len() {
             self.wake_sleeper(now);
         }
-        for bus in &mut self.shared.buses {
-            bus.expire(now);
+        for number in 0..self.shared.buses.len() {
+            self.expire_hold(number, now);
         }
         self.wake_waiters();
         let next = [self.ends_at, self.sd_notify.alive(now)];
@@ -375,6 +375,21 @@ impl EventLoop {
         let next = [session.deadline(), session.listen_at];
         for at in next.into_iter().flatten() {
             self.alarm.set(at);
+        }
+    }
+
+    /// Ends a hold that has run out, unless its guest has queued a request by now: that one had its
+    /// turn too late, and gets it first.
+    fn expire_hold(&mut self, number: usize, now: Instant) {
+        let Some(bus) = self.shared.buses.get_mut(number) else {
+            return;
+        };
+        if let Some(guest) = bus.may_go_on(now)
+            && self.sessions.get(guest).is_some_and(Session::has_request)
+        {
+            self.turns.queue(guest, false);
+        } else {
+            bus.expire(now);
         }
     }
 

@@ -25,7 +25,7 @@ pub struct Grant {
     pub max_memory_len: u64,
     /// What `cs_change` 0 means.
     pub policy: HoldPolicy,
-    /// How long it may hold chip select.
+    /// How long it may hold chip select after a transfer.
     pub hold_timeout: Duration,
     /// How long its ring is watched for the next request after one was served.
     pub poll: Duration,
@@ -122,6 +122,7 @@ impl Grant {
             },
             terms: HoldTerms {
                 timeout: self.hold_timeout,
+                max_total: Duration::from_nanos(device.limits.max_transfer_ns),
                 for_read: self.policy == HoldPolicy::WriteRead,
             },
             transfer,

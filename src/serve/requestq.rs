@@ -127,6 +127,14 @@ impl Requestq {
         self.active.is_some()
     }
 
+    /// Whether a turn would take a request off the ring. A ring that cannot be believed shows itself
+    /// there.
+    pub fn has_request(&self, guest: &Guest) -> bool {
+        let idle = self.active.is_none() && !self.paused && !self.ended;
+        let pending = guest.vring.pending(&guest.memory);
+        idle && guest.vring.is_running() && pending.is_ok_and(|pending| pending > 0)
+    }
+
     /// Makes one step: of the request on the way, or to the next one.
     ///
     /// # Errors

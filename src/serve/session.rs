@@ -348,6 +348,12 @@ impl Session {
         }
     }
 
+    /// Whether a turn would take a request off the ring.
+    pub fn has_request(&self) -> bool {
+        let connection = self.connection.as_ref();
+        connection.is_some_and(|c| self.requestq.has_request(&c.backend.guest()))
+    }
+
     /// Whether a request is on the way.
     pub fn is_active(&self) -> bool {
         self.requestq.is_active()

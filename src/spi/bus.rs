@@ -31,7 +31,7 @@ pub enum Access {
     Busy,
     /// Not before this moment.
     NotBefore(Instant),
-    /// It would have continued an assertion that had to end for others.
+    /// It would have continued an assertion that ran out, or had to end for others.
     HoldCut,
     /// A device of the bus is selected and cannot be released.
     Stuck,
@@ -56,7 +56,7 @@ pub struct Bus {
     store: Box<Store>,
     running: Option<Running>,
     hold: Option<Hold>,
-    /// For each guest whose hold was cut for others: the device and mode, until its next request.
+    /// For each guest whose hold ran out or was cut: the device and mode, until its next request.
     cuts: Vec<Option<(usize, u32)>>,
     waiters: VecDeque<usize>,
     /// The guest that the bus is kept for until it has had a turn.
@@ -94,7 +94,7 @@ impl Bus {
             }
             let continues = hold.is_continued_by(claim);
             let for_read = hold.terms.for_read;
-            let overdue = !self.waiters.is_empty() && hold.is_overdue();
+            let overdue = !self.waiters.is_empty() && hold.is_overdue(Instant::now());
             if continues && !overdue {
                 return Access::Free { continues: true };
             }
@@ -199,7 +199,7 @@ impl Bus {
         let asserted_at = held.map_or(running.began, |hold| hold.asserted_at);
         let head = running.transfer.head;
         let hold_delay = Duration::from_nanos(head.cs_delay_hold_ns.into());
-        let mut hold = Hold {
+        self.hold = Some(Hold {
             claim: running.claim,
             terms: running.terms,
             asserted_at,
@@ -209,11 +209,7 @@ impl Bus {
                 .flatten(),
             inactive_ns: head.cs_change_delay_inactive_ns,
             ending: false,
-        };
-        if !self.waiters.is_empty() {
-            hold.bound();
-        }
-        self.hold = Some(hold);
+        });
     }
 
     /// Ends the transfer in progress, and releases chip select where it may be asserted.
@@ -326,9 +322,6 @@ impl Bus {
         if !self.waiters.contains(&guest) {
             self.waiters.push_back(guest);
         }
-        if let Some(hold) = &mut self.hold {
-            hold.bound();
-        }
     }
 
     /// The guest that has waited longest, once the bus is free: it is kept for that guest's next
@@ -350,9 +343,19 @@ impl Bus {
     /// When the bus needs the loop again though nothing happens: a hold runs out.
     pub fn deadline(&self) -> Option<Instant> {
         match (&self.running, &self.hold) {
-            (None, Some(hold)) => Some(hold.until),
+            (None, Some(hold)) => Some(hold.ends_at(!self.waiters.is_empty())),
             (Some(_), _) | (None, None) => None,
         }
+    }
+
+    /// The guest whose hold has run out, but is not overdue: it goes on with a request that the
+    /// guest has queued by now.
+    pub fn may_go_on(&self, now: Instant) -> Option<usize> {
+        let hold = self.hold.as_ref()?;
+        let others_wait = !self.waiters.is_empty();
+        let has_run_out = self.deadline().is_some_and(|at| at <= now);
+        (has_run_out && !hold.ending && !(others_wait && hold.is_overdue(now)))
+            .then_some(hold.claim.guest)
     }
 
     /// Ends a hold that has run out.
@@ -361,7 +364,7 @@ impl Bus {
             return;
         }
         if let Some(hold) = &self.hold
-            && !(hold.terms.for_read || hold.ending || self.waiters.is_empty())
+            && !(hold.terms.for_read || hold.ending)
             && let Some(cut) = self.cuts.get_mut(hold.claim.guest)
         {
             *cut = Some((hold.claim.device, hold.claim.mode));

@@ -18,8 +18,10 @@ pub struct Claim {
 /// For how long and how a guest may hold chip select.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HoldTerms {
-    /// Longest time without a request, and longest time of all while others wait.
+    /// Longest time after the end of its last transfer.
     pub timeout: Duration,
+    /// Longest time that chip select stays asserted in all while others wait.
+    pub max_total: Duration,
     /// The hold is a guess that a read follows: anything else releases, and losing it is no error.
     pub for_read: bool,
 }
@@ -33,7 +35,7 @@ pub struct Hold {
     pub terms: HoldTerms,
     /// When the first request of the assertion began.
     pub asserted_at: Instant,
-    /// When it ends by itself.
+    /// When its time-out is over, or its hold delay where it is ending.
     pub until: Instant,
     /// The hold delay of the request that holds is over only then.
     pub earliest_release: Option<Instant>,
@@ -51,18 +53,20 @@ impl Hold {
             && (claim.only_reads || !self.terms.for_read)
     }
 
-    /// Whether it has lasted longer than it may while others wait.
-    pub fn is_overdue(&self) -> bool {
-        self.asserted_at.elapsed() >= self.terms.timeout
+    /// When it ends by itself.
+    pub fn ends_at(&self, others_wait: bool) -> Instant {
+        match self.cap() {
+            Some(cap) if others_wait && !self.ending => self.until.min(cap),
+            Some(_) | None => self.until,
+        }
     }
 
-    /// Others wait: it ends with the time-out counted from its first assertion.
-    pub fn bound(&mut self) {
-        let end = self.asserted_at.checked_add(self.terms.timeout);
-        if !self.ending
-            && let Some(end) = end
-        {
-            self.until = self.until.min(end);
-        }
+    /// Whether it has lasted as long as it may while others wait.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.cap().is_some_and(|cap| cap <= now)
+    }
+
+    fn cap(&self) -> Option<Instant> {
+        self.asserted_at.checked_add(self.terms.max_total)
     }
 }
