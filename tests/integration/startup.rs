@@ -64,6 +64,29 @@ fn config_space_of_a_controller_with_every_word_size_says_so() {
 }
 
 #[test]
+fn word_sizes_with_holes_are_offered_as_they_are_and_cost_no_edge() {
+    let sizes = |all: &[u8]| all.iter().fold(0, |mask, bits| mask | 1 << (bits - 1));
+    // Both ends of a range and their neighbours; every second one; the ends of all; one alone.
+    for mask in [
+        sizes(&[8, 9, 15, 16]),
+        sizes(&[8, 10, 12, 14, 16]),
+        sizes(&[1, 2, 8, 31, 32]),
+        sizes(&[8]),
+    ] {
+        let host = Host::new().controller(0, |c| c.bits_per_word_mask = mask);
+        let (host, _daemon, mut guest) = plugged_into(host.device(DEV, 1_000_000, Loopback));
+        assert_eq!(guest.config().bits_per_word_mask, mask);
+        assert_eq!((host.edges(DEV), host.kept(DEV).bits_per_word), (0, 8));
+        for bits in 1..=32 {
+            let has = mask >> (bits - 1) & 1 != 0;
+            let expected = if has { TRANS_OK } else { PARAM_ERR };
+            let head = Head::default().bits(bits);
+            assert_eq!(guest.transfer(head, &[1; 4], 4).result, expected, "{bits}");
+        }
+    }
+}
+
+#[test]
 fn config_space_of_several_devices_unites_and_each_request_is_judged_by_its_own() {
     let host = Host::new().controller(1, |c| {
         c.mode_bits = 0;
