@@ -263,6 +263,9 @@ fn clear_the_way(path: &Path, shown: &str) -> Result<(), Fatal> {
 ///
 /// A datagram socket finds out without waiting for anybody, and without getting through to a stream
 /// socket (`EPROTOTYPE`).
+///
+/// # Errors
+/// It may not be asked.
 fn is_taken(path: &Path) -> io::Result<bool> {
     for _ in 0..20 {
         match UnixDatagram::unbound()?.connect(path) {
@@ -271,6 +274,8 @@ fn is_taken(path: &Path) -> io::Result<bool> {
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            // The socket of another user, who may listen at it or not.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
             Ok(()) | Err(_) => return Ok(true),
         }
     }

@@ -107,6 +107,29 @@ fn sockets_are_given_to_the_group_by_name() {
     assert_eq!(gid.to_string(), group[2]);
 }
 
+/// For a child before the program.
+fn become_nobody() -> std::io::Result<()> {
+    sys::check(unsafe { libc::setgroups(0, std::ptr::null()) }.into())?;
+    sys::check(unsafe { libc::setgid(NOBODY) }.into())?;
+    sys::check(unsafe { libc::setuid(NOBODY) }.into()).map(drop)
+}
+
+#[test]
+fn socket_of_another_user_without_permission_is_refused_as_that_and_kept() {
+    let host = Host::with_devices(1);
+    let setup = Setup::new(&host).open_to_all().before_exec(become_nobody);
+    // What another user's daemon left when it was killed: nobody listens.
+    let spelled = setup.spelled(|base, _| {
+        drop(std::os::unix::net::UnixListener::bind(base).unwrap());
+        fs::set_permissions(base, fs::Permissions::from_mode(0o600)).unwrap();
+        vec![format!("--socket={base}")]
+    });
+    let mut daemon = spelled.device("/dev/spidev0.0").launch();
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(77));
+    daemon.wait_line(&["socket '", "ermission denied"]);
+    assert!(daemon.base().exists());
+}
+
 #[test]
 fn group_unknown_or_not_ours_to_give_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -117,11 +140,6 @@ fn group_unknown_or_not_ours_to_give_is_refused_and_leaves_nothing() {
     assert_eq!(finished.refused(&words), 64);
 
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let become_nobody = || {
-        sys::check(unsafe { libc::setgroups(0, std::ptr::null()) }.into())?;
-        sys::check(unsafe { libc::setgid(NOBODY) }.into())?;
-        sys::check(unsafe { libc::setuid(NOBODY) }.into()).map(drop)
-    };
     let setup = Setup::new(&host).open_to_all().before_exec(become_nobody);
     let mut daemon = setup
         .arg("--socket-group=0")
