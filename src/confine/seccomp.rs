@@ -374,6 +374,8 @@ pub fn install(mode: SeccompMode, pins: &Pins) -> io::Result<()> {
 #[cfg(test)]
 mod children;
 #[cfg(test)]
+mod refused;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod traces;

@@ -6,6 +6,7 @@
 
 use std::process::{Command, Stdio};
 
+use super::refused::pins;
 use super::*;
 
 const ROLE: &str = "SECCOMP_CHILDREN";
@@ -31,14 +32,6 @@ fn is_program(name: &str) -> bool {
     false
 }
 
-/// The device and the directory are fds 40 and 50, each with neighbours that are neither.
-fn pins() -> Pins {
-    Pins {
-        devices: vec![40],
-        directories: vec![50],
-    }
-}
-
 /// Makes a call, whatever comes of it.
 fn raw(number: c_long, a: [u64; 6]) {
     // SAFETY: the calls made here get no pointers but null and invalid ones, or do not come back.
@@ -53,6 +46,7 @@ fn child(work: impl FnOnce()) -> libc::c_int {
         let one: libc::c_ulong = 1;
         // SAFETY: no pointers.
         unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, 0, 0, 0) };
+        // The device and the directory, each with a neighbour that is neither.
         for fd in [40, 41, 50, 51] {
             // SAFETY: no pointers.
             unsafe { libc::dup2(0, fd) };
@@ -154,6 +148,21 @@ fn child_dies_of_every_argument_that_is_another() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn child_dies_of_every_call_that_must_not_be_made() {
+    if !is_program("child_dies_of_every_call_that_must_not_be_made") {
+        return;
+    }
+    for (index, call) in refused::refused().into_iter().enumerate() {
+        // The child's own number is another one than its parent's.
+        let dies = dies(|| {
+            let call = refused::refused().remove(index);
+            raw(call.number, call.arguments);
+        });
+        assert!(dies, "{}", call.what);
     }
 }
 
