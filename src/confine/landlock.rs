@@ -1,4 +1,6 @@
-//! Landlock: the file system out of reach, but for removing our own sockets.
+//! Landlock: the file system out of reach, but for removing files in the directories of our sockets
+//! and below them. It knows no single files: other files there can be removed too, as far as the
+//! process's user may, so the sockets are best in a directory of their own.
 //!
 //! The seccomp filter already lets no path through to the kernel but that of `unlinkat`. This is
 //! the second wall behind it, which also covers what a mistake in the table would let through, and

@@ -90,6 +90,26 @@ fn config_any_offset_and_size_is_answered_and_zero_beyond_32() {
     }
 }
 
+/// A message has at most 4,096 bytes, 12 of which are offset, size and flags.
+#[test]
+fn config_longest_read_is_4084_bytes_and_a_longer_one_ends_the_connection() {
+    let (_host, daemon, guest) = plugged();
+    for offset in [0, 12] {
+        assert_eq!(guest.raw.get_config(offset, 4084).len(), 4084);
+    }
+    drop(guest);
+    for (offset, size) in [(0, 4085u32), (13, 4084), (0, 0)] {
+        let guest = Guest::connect(&daemon, 0);
+        let head = [offset, size, 0].map(u32::to_ne_bytes).concat();
+        let body = [head, vec![0; size as usize]].concat();
+        guest
+            .raw
+            .send(raw::GET_CONFIG, raw::VERSION, &body, &[])
+            .unwrap();
+        assert!(guest.raw.hung_up(PATIENCE), "{offset} {size}");
+    }
+}
+
 #[test]
 fn config_write_is_acknowledged_and_changes_nothing() {
     let (_host, _daemon, mut guest) = plugged();

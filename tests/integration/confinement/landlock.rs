@@ -38,7 +38,7 @@ fn unlinkat(dir: &File, name: &std::ffi::CStr) -> std::io::Result<i64> {
 }
 
 #[test]
-fn landlock_leaves_the_removal_of_sockets_and_no_other_way_to_files() {
+fn landlock_leaves_the_removal_of_files_in_the_sockets_directories_and_no_other_way_to_files() {
     if version() < 1 {
         eprintln!("this kernel has no Landlock: nothing is shown");
         return;
@@ -47,6 +47,8 @@ fn landlock_leaves_the_removal_of_sockets_and_no_other_way_to_files() {
     for dir in [&ours, &others] {
         UnixListener::bind(dir.path().join("s")).unwrap();
         fs::write(dir.path().join("f"), "text").unwrap();
+        fs::create_dir(dir.path().join("below")).unwrap();
+        fs::write(dir.path().join("below/f"), "text").unwrap();
     }
     let (dir, other) = (
         File::open(ours.path()).unwrap(),
@@ -64,6 +66,9 @@ fn landlock_leaves_the_removal_of_sockets_and_no_other_way_to_files() {
         denied(std::process::Command::new("/bin/true").status());
         denied(unlinkat(&other, c"s"));
         unlinkat(&dir, c"s").unwrap();
+        // More than it is for, as README says: any file there and below.
+        unlinkat(&dir, c"f").unwrap();
+        unlinkat(&dir, c"below/f").unwrap();
     });
     assert!(!ours.path().join("s").exists() && others.path().join("s").exists());
 }
