@@ -398,7 +398,7 @@ pub(crate) mod tests {
 
     /// 64 KiB from guest address 0 on, whose user addresses are the same numbers.
     pub(crate) fn flat_memory() -> Memory {
-        let (mut memory, len) = (Memory::default(), 0x1_0000);
+        let (mut memory, len) = (Memory::new(1 << 40), 0x1_0000);
         memory.add(region(0, 0, len), memfd(len)).unwrap();
         memory
     }
