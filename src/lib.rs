@@ -101,6 +101,11 @@ pub mod os {
     pub mod sd_notify;
     #[allow(unsafe_code, reason = "UNSAFETY: signal and signalfd")]
     pub mod signals;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: fcntl before the standard library's start"
+    )]
+    pub mod stdout;
     #[allow(unsafe_code, reason = "UNSAFETY: setitimer")]
     pub mod write_timeout;
 }

@@ -3,7 +3,6 @@
 #![deny(unsafe_code)]
 
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::ExitCode;
 
@@ -15,6 +14,7 @@ use vhost_device_spi::error::{self, Fatal};
 use vhost_device_spi::os::handed_in;
 use vhost_device_spi::os::handed_in::Socket;
 use vhost_device_spi::os::log;
+use vhost_device_spi::os::stdout;
 use vhost_device_spi::start::assemble;
 use vhost_device_spi::start::cli::{CAPABILITIES, Command, HELP};
 use vhost_device_spi::start::environment::Environment;
@@ -79,9 +79,5 @@ fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), F
 }
 
 fn print(text: &str) -> Result<(), Fatal> {
-    let mut stdout = std::io::stdout();
-    let written = stdout.write_all(text.as_bytes());
-    written
-        .and_then(|()| stdout.flush())
-        .map_err(|error| Fatal::os(error::ExitCode::IoError, "stdout", &error))
+    stdout::print(text).map_err(|error| Fatal::os(error::ExitCode::IoError, "stdout", &error))
 }

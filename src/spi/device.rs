@@ -65,14 +65,16 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens what `config` names.
+    /// Opens what `config` names, where `others` were opened before.
     ///
     /// # Errors
-    /// A spidev that cannot be opened, is not there for us, or has no known limit of speed.
+    /// A spidev that cannot be opened, is not there for us, is one of the others, or has no known
+    /// or no useful limit of speed.
     pub fn open(
         config: &DeviceConfig,
         transfers: &TransferConfig,
         bufsiz: u32,
+        others: &[&Self],
     ) -> Result<Self, Fatal> {
         let common = Limits {
             mode_mask: 0,
@@ -106,7 +108,7 @@ impl Device {
             unsettled: false,
         };
         if let DevicePath::Spidev(path) = &config.path {
-            let mut spidev = Spidev::open(path)?;
+            let mut spidev = Spidev::open(path, others.iter().filter_map(|other| other.spidev()))?;
             let capabilities = probe(&mut spidev).map_err(|e| {
                 Fatal::os(ExitCode::NoInput, format!("--device '{}'", config.path), &e)
             })?;
@@ -119,6 +121,14 @@ impl Device {
         Ok(device)
     }
 
+    /// Its name and the spidev behind it, if there is one.
+    fn spidev(&self) -> Option<(&str, &Spidev)> {
+        match &self.port {
+            Port::Spidev(spidev) => Some((&self.name, spidev)),
+            Port::Loopback => None,
+        }
+    }
+
     fn limit_speed(&mut self, config: &DeviceConfig) -> Result<(), Fatal> {
         let name = format!("--device '{}'", self.name);
         if let Some(max) = config.max_speed_hz {
@@ -126,6 +136,13 @@ impl Device {
         }
         if self.limits.max_speed_hz == 0 {
             let why = "reports no limit of its speed; set max-speed-hz";
+            return Err(Fatal::new(ExitCode::Config, format!("{name}: {why}")));
+        }
+        if let Some(bits) = self.limits.word_too_slow() {
+            let max = self.limits.max_speed_hz;
+            let why = format!(
+                "is too slow: at its limit of {max} Hz a word of {bits} bits takes more than 100 ms"
+            );
             return Err(Fatal::new(ExitCode::Config, format!("{name}: {why}")));
         }
         if self.limits.min_speed_hz > self.limits.max_speed_hz {
@@ -305,6 +322,7 @@ mod tests {
                 max_ms: 1,
             },
             4096,
+            &[],
         )
         .unwrap();
         let with = |options, mode| Device {

@@ -10,7 +10,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::error::{ExitCode, Fatal, TransferError};
@@ -59,21 +59,42 @@ pub const MESSAGE_0: u32 = ioc(true, 0, 0);
 const TRANSFER_LEN: u32 = 32;
 const _: () = assert!(size_of::<SpiIocTransfer>() == 32);
 
+/// Which device of the host a file is, whatever path led to it: its device number, or in the absence
+/// of one device and inode of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity(u64, u64);
+
+impl Identity {
+    fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(if metadata.file_type().is_char_device() {
+            Self(0, metadata.rdev())
+        } else {
+            Self(metadata.dev(), metadata.ino())
+        })
+    }
+}
+
 /// An open spidev.
 #[derive(Debug)]
 pub struct Spidev {
     file: File,
+    identity: Identity,
     found_mode: u32,
     idle_mode: u32,
     mode: u32,
 }
 
 impl Spidev {
-    /// Opens and locks the device at `path`.
+    /// Opens and locks the device at `path`, where `others` were opened before, with their names.
     ///
     /// # Errors
-    /// It is not there, may not be used, is no spidev, or is another daemon's.
-    pub fn open(path: &Path) -> Result<Self, Fatal> {
+    /// It is not there, may not be used, is not a spidev, is one of the others, or is another
+    /// daemon's.
+    pub fn open<'a>(
+        path: &Path,
+        mut others: impl Iterator<Item = (&'a str, &'a Self)>,
+    ) -> Result<Self, Fatal> {
         let name = format!("--device '{}'", path.display());
         // Whatever the path turns out to be, opening it must not wait or become our terminal.
         let file = OpenOptions::new()
@@ -82,6 +103,11 @@ impl Spidev {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|e| Fatal::os(ExitCode::NoInput, &name, &e))?;
+        let identity = Identity::of(&file).map_err(|e| Fatal::os(ExitCode::OsError, &name, &e))?;
+        if let Some((other, _)) = others.find(|(_, other)| other.identity == identity) {
+            let why = format!("is the same device as '{other}'");
+            return Err(Fatal::new(ExitCode::Usage, format!("{name}: {why}")));
+        }
         file.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => {
                 let why = "another process has it locked";
@@ -97,6 +123,7 @@ impl Spidev {
         })?;
         Ok(Self {
             file,
+            identity,
             found_mode,
             idle_mode: found_mode,
             mode: found_mode,

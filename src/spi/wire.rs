@@ -181,6 +181,16 @@ pub struct Limits {
     pub max_transfer_ns: u64,
 }
 
+impl Limits {
+    /// Bits of the shortest word, if even that takes longer at the highest clock than one ioctl may.
+    pub fn word_too_slow(&self) -> Option<u32> {
+        let bits = self.bits_per_word_mask.trailing_zeros().saturating_add(1);
+        let bits_ns = u64::from(bits).saturating_mul(NS_PER_S);
+        let word_ns = bits_ns.div_ceil(u64::from(self.max_speed_hz).max(1));
+        (word_ns > MAX_MESSAGE_NS).then_some(bits)
+    }
+}
+
 /// Most nanoseconds of wire time and delays of one SPI ioctl, which nothing can interrupt.
 pub const MAX_MESSAGE_NS: u64 = 100_000_000;
 const NS_PER_S: u64 = 1_000_000_000;

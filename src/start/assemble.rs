@@ -82,7 +82,8 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     let mut groups: Vec<(Controller, Vec<Device>, Vec<&DeviceConfig>)> = Vec::new();
     let mut places = Vec::new();
     for (number, device_config) in config.devices.iter().enumerate() {
-        let device = Device::open(device_config, &config.transfers, bufsiz)?;
+        let opened: Vec<&Device> = groups.iter().flat_map(|group| &group.1).collect();
+        let device = Device::open(device_config, &config.transfers, bufsiz, &opened)?;
         let controller = match spidev_numbers(&device_config.path) {
             Some((bus, _)) => Controller::Host(bus),
             None if device_config.path == DevicePath::Loopback => Controller::Loopback(number),

@@ -2,17 +2,15 @@
 //! out.
 //!
 //! Every option takes its value as `--opt=value` or `--opt value`, those with a short form also as
-//! `-oVALUE` or `-o VALUE`. Must not: touch files, sockets or the process.
+//! `-oVALUE`, `-o=VALUE` or `-o VALUE`. Must not: touch files, sockets or the process.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use self::device::{check_devices, check_guests, device, guests, guests_below};
+use self::device::{DeviceOption, check_devices, check_guests, device, guests, guests_below};
 use self::sockets::Sockets;
-use crate::config::{
-    Config, DeviceConfig, HoldPolicy, LogLevel, SeccompMode, TransferConfig, digits,
-};
+use crate::config::{Config, HoldPolicy, LogLevel, SeccompMode, TransferConfig, digits};
 use crate::error::{ExitCode, Fatal};
 use crate::start::environment::Environment;
 
@@ -210,7 +208,9 @@ fn split(
         (option, value)
     } else if let Some([short, value @ ..]) = bytes.strip_prefix(b"-") {
         let option = OPTIONS.iter().find(|o| o.2 == Some(*short));
-        (option, (!value.is_empty()).then_some(value))
+        // `-s=PATH` is `-sPATH`, as the sibling daemons' parser has it.
+        let value = (!value.is_empty()).then(|| value.strip_prefix(b"=").unwrap_or(value));
+        (option, value)
     } else {
         return Err(usage(format!("unexpected argument '{shown}'")));
     };
@@ -231,8 +231,8 @@ fn split(
 #[derive(Debug, Default)]
 struct Options {
     sockets: Sockets,
-    devices: Vec<DeviceConfig>,
-    holds: Vec<(u64, HoldPolicy, String)>,
+    devices: Vec<DeviceOption>,
+    holds: Vec<(Option<u64>, HoldPolicy, String)>,
     hold_timeout_ms: Option<u64>,
     max_len: Option<u64>,
     max_ms: Option<u64>,
@@ -304,20 +304,17 @@ impl Options {
             return Err(usage("option '--device' is missing"));
         }
         let all = guests_below(count);
-        let mut devices = self.devices;
-        for device in &mut devices {
-            let option = format!("option '--device': '{}' is for", device.path);
-            check_guests(device.guests, all, &option)?;
-            device.guests &= all;
+        let mut devices = Vec::new();
+        for DeviceOption { mut config, guests } in self.devices {
+            let option = format!("option '--device': '{}' is for", config.path);
+            config.guests = check_guests(guests, all, &option)?;
+            devices.push(config);
         }
         check_devices(&devices, count)?;
         let mut hold_policies = vec![HoldPolicy::Queued; count];
         for (guests, policy, shown) in self.holds {
-            check_guests(
-                guests,
-                all,
-                &format!("option '--cs-hold': '{shown}' is for"),
-            )?;
+            let option = format!("option '--cs-hold': '{shown}' is for");
+            let guests = check_guests(guests, all, &option)?;
             for (guest, slot) in hold_policies.iter_mut().enumerate() {
                 if guests >> guest & 1 != 0 {
                     *slot = policy;
@@ -368,15 +365,17 @@ fn number(name: Name, value: &OsStr, min: u64, max: u64) -> Result<u64, Fatal> {
         .ok_or_else(|| bad(name, value, &why))
 }
 
-fn hold(value: &OsStr) -> Result<(u64, HoldPolicy, String), Fatal> {
+fn hold(value: &OsStr) -> Result<(Option<u64>, HoldPolicy, String), Fatal> {
     let bytes = value.as_bytes();
     let (list, policy) = match bytes.iter().position(|&b| b == b':') {
         Some(at) => (bytes.get(..at), bytes.get(at.saturating_add(1)..)),
         None => (None, Some(bytes)),
     };
     let list = match list {
-        Some(list) => guests(list).ok_or_else(|| bad(Name::CsHold, value, "has a wrong list"))?,
-        None => u64::MAX,
+        Some(list) => {
+            Some(guests(list).ok_or_else(|| bad(Name::CsHold, value, "has a wrong list"))?)
+        }
+        None => None,
     };
     let policy = match policy {
         Some(b"queued") => HoldPolicy::Queued,
@@ -412,6 +411,7 @@ mod tests {
             &["--socket-path=s", "--device=d"][..],
             &["--socket-path", "s", "--device", "d"],
             &["-ss", "-ld"],
+            &["-s=s", "-l=d"],
             &["-s", "s", "-l", "d"],
         ] {
             let config = parse(line).unwrap();
@@ -483,6 +483,19 @@ mod tests {
             (
                 &["--cs-hold=3:spec"],
                 "option '--cs-hold': '3:spec' is for guest 3, which there is not",
+            ),
+            (
+                &["-l", "e,guests=0-63"],
+                "option '--device': 'e' is for guest 63, which there is not",
+            ),
+            (
+                &["--cs-hold=0-63:spec"],
+                "option '--cs-hold': '0-63:spec' is for guest 63, which there is not",
+            ),
+            (
+                &["-l", "e,max-speed-hz=10000000,max-speed-hz=1000"],
+                "option '--device': 'e,max-speed-hz=10000000,max-speed-hz=1000' has \
+                 'max-speed-hz' twice",
             ),
             (
                 &["--cs-hold=never"],

@@ -112,7 +112,6 @@ fn cli_print_capabilities_prints_json_whatever_else_is_given() {
     }
 }
 
-/// The file for the folder where QEMU's management software looks for back-ends.
 #[test]
 fn cli_text_that_cannot_be_written_is_an_error_that_names_stdout() {
     for option in [
@@ -132,6 +131,36 @@ fn cli_text_that_cannot_be_written_is_an_error_that_names_stdout() {
 }
 
 #[test]
+fn cli_text_for_a_closed_stdout_is_an_error_and_for_dev_null_is_none() {
+    let null = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .unwrap();
+    let null = std::sync::Arc::new(null);
+    for option in ["--help", "--print-capabilities"] {
+        let close = || sys::check(unsafe { libc::close(1) }.into()).map(drop);
+        let finished = setup::run_after(&Host::new(), &[option], close);
+        assert_eq!(
+            finished.refused(&["stdout", "bad file descriptor"]),
+            74,
+            "{option}"
+        );
+        let null = null.clone();
+        let discard = move || {
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&*null);
+            sys::check(unsafe { libc::dup2(fd, 1) }.into()).map(drop)
+        };
+        let finished = setup::run_after(&Host::new(), &[option], discard);
+        assert_eq!(
+            (finished.status.code(), finished.stderr.as_str()),
+            (Some(0), "")
+        );
+    }
+}
+
+/// The file for the folder where QEMU's management software looks for back-ends.
+#[test]
 fn cli_capabilities_and_the_file_for_qemu_agree() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/dist/50-vhost-device-spi.json");
     let text = std::fs::read_to_string(path).unwrap();
@@ -149,7 +178,14 @@ fn cli_capabilities_and_the_file_for_qemu_agree() {
 
 #[test]
 fn cli_every_spelling_of_an_option_is_taken() {
-    let spellings: [fn(&str, usize) -> Vec<String>; 5] = [
+    let spellings: [fn(&str, usize) -> Vec<String>; 6] = [
+        |s, c| {
+            vec![
+                format!("-s={s}"),
+                format!("-c={c}"),
+                "-l=/dev/spidev0.0".into(),
+            ]
+        },
         |s, c| {
             vec![
                 format!("--socket-path={s}"),
@@ -428,6 +464,48 @@ fn cli_device_through_a_symlink_is_served() {
     std::os::unix::fs::symlink("/dev/spidev0.0", &link).unwrap();
     let daemon = Daemon::start(&host, &[link.to_str().unwrap()]);
     Guest::connect(&daemon, 0).assert_served();
+}
+
+#[test]
+fn cli_device_given_twice_by_a_symlink_is_refused_as_that() {
+    let dir = dir();
+    let link = dir.path().join("sensor");
+    std::os::unix::fs::symlink("/dev/spidev0.1", &link).unwrap();
+    let finished = with_socket(
+        &Host::with_devices(2),
+        &[
+            DEVICE,
+            "--device=/dev/spidev0.1",
+            &format!("-l{}", link.display()),
+        ],
+    );
+    let words = [link.to_str().unwrap(), "same device as", "'/dev/spidev0.1'"];
+    assert_eq!(finished.refused(&words), USAGE, "{}", finished.stderr);
+}
+
+#[test]
+fn cli_device_slower_than_a_word_in_100_ms_is_refused() {
+    // 8 bits in 100 ms are 80 Hz, 32 bits 320.
+    for (bits, slow, enough) in [(8, 79, 80), (32, 319, 320)] {
+        let host = || {
+            let host = Host::new().controller(0, |c| c.bits_per_word_mask = 1 << (bits - 1));
+            let host = host.device(DEV, 1_000_000, Loopback);
+            host.change(DEV, |d| d.bits_per_word = bits);
+            host
+        };
+        let device = format!("--device=/dev/spidev0.0,max-speed-hz={slow}");
+        let word = format!("{bits} bits");
+        let words = ["/dev/spidev0.0", &format!("{slow} Hz"), &word, "100 ms"];
+        assert_eq!(with_socket(&host(), &[&device]).refused(&words), 78);
+        let device = format!("/dev/spidev0.0,max-speed-hz={enough}");
+        let daemon = Daemon::start(&host(), &[&device]);
+        let mut guest = Guest::connect(&daemon, 0);
+        let head = Head::default().bits(bits).freq(0);
+        assert_eq!(
+            guest.transfer(head, &[1; 4][..bits as usize / 8], 0).result,
+            TRANS_OK
+        );
+    }
 }
 
 #[test]

@@ -84,8 +84,9 @@ fn option_guests_shapes_the_config_space_of_each_guest() {
 #[test]
 fn option_guests_that_names_nobody_or_leaves_somebody_without_is_a_usage_error() {
     let host = Host::with_devices(2);
-    let cases: [&[&str]; 5] = [
+    let cases: [&[&str]; 6] = [
         &["--device=/dev/spidev0.0,guests=1"],
+        &["--device=/dev/spidev0.0,guests=0-63"],
         &["--device=/dev/spidev0.0,guests="],
         &["--device=/dev/spidev0.0,guests=1-0"],
         &["--device=/dev/spidev0.0,guests=0,guests=x"],
@@ -114,6 +115,9 @@ fn option_unknown_or_malformed_behind_a_device_is_a_usage_error() {
         "cs-high=yes",
         "loop",
         "word-delay=",
+        "max-speed-hz=10000000,max-speed-hz=1000",
+        "guests=0,cs-high=on,guests=0",
+        "loop=on,loop=on",
         "",
     ] {
         let device = format!("--device=/dev/spidev0.0,{option}");
@@ -162,17 +166,11 @@ fn device_tree_speed_is_enforced_though_another_opener_raises_it_later() {
 
 #[test]
 fn option_max_speed_replaces_the_devices_own() {
-    for max in [1, 999, 500_000, 2_000_000, 30_000_000] {
+    for max in [999, 500_000, 2_000_000, 30_000_000] {
         let host = Host::new().device(DEV, 1_000_000, Loopback);
         let options = format!(",max-speed-hz={max}");
         let (_daemon, mut guest) = serve_with(&host, &options, &[]);
         assert_eq!(guest.config().max_freq_hz, max);
-        if max < 80 {
-            // No word can be sent in 100 ms: nothing is accepted, and nothing sent.
-            let slow = together(&mut guest, &[both(let_go(0).freq(0))]);
-            assert_eq!((slow, trace(&host)), (vec![PARAM_ERR], String::new()));
-            continue;
-        }
         for freq in [max, 0] {
             let asks = [both(let_go(0).freq(freq)), both(let_go(0).freq(max + 1))];
             assert_eq!(together(&mut guest, &asks), [TRANS_OK, PARAM_ERR], "{max}");

@@ -8,7 +8,14 @@ use crate::config::{DeviceConfig, DevicePath, MAX_GUESTS, digits};
 use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
-pub(super) fn device(value: &OsStr) -> Result<DeviceConfig, Fatal> {
+/// A device, and the guests that it is for as they were given: all, if they were not.
+#[derive(Debug)]
+pub(super) struct DeviceOption {
+    pub(super) config: DeviceConfig,
+    pub(super) guests: Option<u64>,
+}
+
+pub(super) fn device(value: &OsStr) -> Result<DeviceOption, Fatal> {
     let mut parts = value
         .as_bytes()
         .split(|&b| b == b',')
@@ -19,9 +26,9 @@ pub(super) fn device(value: &OsStr) -> Result<DeviceConfig, Fatal> {
         Some(path) if path == "loopback" => DevicePath::Loopback,
         Some(path) => DevicePath::Spidev(path.into()),
     };
-    let mut config = DeviceConfig {
+    let config = DeviceConfig {
         path,
-        guests: u64::MAX,
+        guests: 0,
         max_speed_hz: None,
         min_speed_hz: 0,
         cs_high: None,
@@ -30,8 +37,20 @@ pub(super) fn device(value: &OsStr) -> Result<DeviceConfig, Fatal> {
         cs_setup: false,
         exclusive_bus: false,
     };
+    let mut device = DeviceOption {
+        config,
+        guests: None,
+    };
+    let mut seen = Vec::new();
     for part in parts {
-        if !device_option(&mut config, part.as_bytes()) {
+        let name = part.as_bytes().split(|&b| b == b'=').next();
+        if seen.contains(&name) {
+            let name = OsStr::from_bytes(name.unwrap_or_default());
+            let why = format!("has '{}' twice", name.display());
+            return Err(bad(Name::Device, value, &why));
+        }
+        seen.push(name);
+        if !device_option(&mut device, part.as_bytes()) {
             let why = format!(
                 "has an option that is unknown or malformed: '{}'",
                 part.display()
@@ -39,10 +58,10 @@ pub(super) fn device(value: &OsStr) -> Result<DeviceConfig, Fatal> {
             return Err(bad(Name::Device, value, &why));
         }
     }
-    Ok(config)
+    Ok(device)
 }
 
-fn device_option(config: &mut DeviceConfig, option: &[u8]) -> bool {
+fn device_option(device: &mut DeviceOption, option: &[u8]) -> bool {
     let Some(at) = option.iter().position(|&b| b == b'=') else {
         return false;
     };
@@ -55,8 +74,9 @@ fn device_option(config: &mut DeviceConfig, option: &[u8]) -> bool {
     };
     let hz = digits(OsStr::from_bytes(value)).and_then(|hz| u32::try_from(hz).ok());
     let hz = hz.filter(|&hz| hz > 0);
+    let config = &mut device.config;
     match name {
-        b"guests" => guests(value).map(|guests| config.guests = guests),
+        b"guests" => guests(value).map(|guests| device.guests = Some(guests)),
         b"max-speed-hz" => hz.map(|hz| config.max_speed_hz = Some(hz)),
         b"min-speed-hz" => hz.map(|hz| config.min_speed_hz = hz),
         b"cs-high" => switch.map(|on| config.cs_high = Some(on)),
@@ -94,15 +114,16 @@ pub(super) fn guests_below(count: usize) -> u64 {
         .map_or(u64::MAX, |bit| bit.wrapping_sub(1))
 }
 
-/// `u64::MAX` stands for "all, however many".
-pub(super) fn check_guests(guests: u64, all: u64, what: &str) -> Result<(), Fatal> {
-    if guests != u64::MAX && guests & !all != 0 {
+/// Those of `guests` that something is for, of `all` that there are: all, if none were given.
+pub(super) fn check_guests(guests: Option<u64>, all: u64, what: &str) -> Result<u64, Fatal> {
+    let guests = guests.unwrap_or(all);
+    if guests & !all != 0 {
         let highest = u64::BITS
             .saturating_sub(1)
             .saturating_sub(guests.leading_zeros());
         return Err(usage(format!("{what} guest {highest}, which there is not")));
     }
-    Ok(())
+    Ok(guests)
 }
 
 pub(super) fn check_devices(devices: &[DeviceConfig], count: usize) -> Result<(), Fatal> {

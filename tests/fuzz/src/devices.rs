@@ -58,7 +58,7 @@ fn device() -> Device {
         max_len: 1 << 20,
         max_ms: 1,
     };
-    let mut device = Device::open(&config, &transfers, 0).unwrap();
+    let mut device = Device::open(&config, &transfers, 0, &[]).unwrap();
     device.limits.max_transfer_ns = MAX_TRANSFER_NS;
     device.limits.max_cs_inactive_ns = MAX_DELAY_NS;
     device.limits.max_cs_setup_ns = MAX_DELAY_NS;
