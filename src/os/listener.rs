@@ -449,6 +449,38 @@ mod tests {
         assert!(path.exists());
     }
 
+    /// Whoever may write to the directory could give a socket of somebody else's this name.
+    #[test]
+    fn give_to_a_group_refuses_a_socket_that_has_another_name_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s0");
+        let (_listener, file) = Listener::create(&path, &access()).unwrap();
+        let group = std::fs::metadata(&path).unwrap().gid();
+        file.give_to(group).unwrap();
+        let other = directory.path().join("other");
+        std::fs::hard_link(&path, &other).unwrap();
+        let error = file.give_to(group).unwrap_err();
+        assert_eq!(error.to_string(), "was replaced by something else");
+        std::fs::remove_file(&other).unwrap();
+        file.give_to(group).unwrap();
+    }
+
+    #[test]
+    fn give_to_a_group_refuses_what_is_not_a_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s0");
+        let (_listener, file) = Listener::create(&path, &access()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        for make in [
+            |path: &Path| std::fs::write(path, ""),
+            |path: &Path| std::os::unix::fs::symlink("/dev/null", path),
+        ] {
+            make(&path).unwrap();
+            assert!(file.give_to(0).is_err());
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+
     #[test]
     fn find_group_takes_the_number_of_the_whole_name() {
         let text = b"root:x:0:\nspi:x:990:alice,kvm\n\nbroken\nkvm:x:78\nbad:x:-1:\nlast:x:7:";
