@@ -160,6 +160,8 @@ impl fmt::Display for RingError {
 pub enum SessionError {
     /// The front-end closed the connection.
     Disconnected,
+    /// The daemon ends.
+    Shutdown,
     /// A message that is not allowed, with the header's request code.
     Message(u32, &'static str),
     /// It sent fds that do not belong there.
@@ -185,6 +187,11 @@ pub enum SessionError {
 }
 
 impl SessionError {
+    /// Whether nobody is to blame.
+    pub fn is_in_order(&self) -> bool {
+        matches!(self, Self::Disconnected | Self::Shutdown)
+    }
+
     /// What an error of the `vhost` crate means for the connection.
     pub fn of_vhost(error: vhost::vhost_user::Error) -> Self {
         if matches!(error, vhost::vhost_user::Error::Disconnected) {
@@ -203,6 +210,7 @@ impl fmt::Display for SessionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disconnected => write!(f, "front-end left"),
+            Self::Shutdown => write!(f, "the daemon ends"),
             Self::Message(code, why) => write!(f, "message {code} {why}"),
             Self::Fds(why) => write!(f, "fds {why}"),
             Self::LeftOpen => write!(

@@ -115,6 +115,15 @@ impl Poller {
         let _ = self.0.ctl(ControlOperation::Modify, fd, event);
     }
 
+    /// Has `fd`, which was added with [`Poller::add_listener`], give an event when another
+    /// connection waits, once for each, and when it is shut down.
+    pub fn await_next(&self, fd: RawFd, token: Token) {
+        let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let event = EpollEvent::new(events, token.encode());
+        // It can only fail for an fd that is not in the set.
+        let _ = self.0.ctl(ControlOperation::Modify, fd, event);
+    }
+
     fn add(&self, fd: RawFd, token: Token, events: EventSet) -> io::Result<()> {
         let event = EpollEvent::new(events, token.encode());
         self.0.ctl(ControlOperation::Add, fd, event)

@@ -1,13 +1,14 @@
-//! What became of requests, counted for each guest and chip select, and how that is written out.
+//! What became of requests, counted for each guest and chip select, what became of connections,
+//! and how that is written out.
 //!
 //! Counting costs a request a few additions: no clock is read for it, and the room is made once.
 //! The counts are of the socket: they go on over its front-ends, until the daemon ends.
+//!
+//! The lines are an interface: fields may be added at their ends, and no field changes its meaning.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::config::LogLevel;
-use crate::os::log;
 use crate::spi::wire::TransResult;
 
 /// How long until a line is tried again for which stderr had no room.
@@ -94,23 +95,56 @@ impl Tally {
         let index = chip_select.map_or(0, |number| usize::from(number).saturating_add(1));
         self.0.get_mut(index)
     }
+}
 
-    /// The n-th line about `guest`, written if there is anything to it; `false` if it could not be.
-    fn write(&self, guest: usize, number: usize) -> bool {
-        let chip_select = u8::try_from(number).ok();
-        let chip_select = chip_select.filter(|_| number.saturating_add(1) < self.0.len());
-        let index = chip_select.map_or(0, |_| number.saturating_add(1));
-        let Some(counters) = self.0.get(index) else {
-            return true;
+/// The front-ends of one guest.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Connections {
+    /// How many connected.
+    pub begun: u64,
+    /// How many were cut off, or ended for what the host lacked.
+    pub faults: u64,
+}
+
+/// All that is counted of one guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Counted<'t> {
+    /// Its requests.
+    pub tally: &'t Tally,
+    /// Its front-ends.
+    pub connections: Connections,
+    /// Lines about it that the log's limit dropped.
+    pub lines_dropped: u64,
+}
+
+impl Counted<'_> {
+    /// The n-th line about `guest`, given to `write` if there is anything to it: about the guest,
+    /// then about each of its chip selects, then about requests that name none of them. `None`
+    /// behind the last one; `false` if it could not be written.
+    fn write(
+        &self,
+        guest: usize,
+        number: usize,
+        write: impl FnOnce(fmt::Arguments<'_>) -> bool,
+    ) -> Option<bool> {
+        let Connections { begun, faults } = self.connections;
+        let dropped = self.lines_dropped;
+        let Some(chip_select) = number.checked_sub(1) else {
+            return Some(write(format_args!(
+                "guest={guest} connections={begun} faults={faults} lines_dropped={dropped}"
+            )));
         };
-        if chip_select.is_none() && counters.requests() == 0 {
-            return true;
+        let (unknown, known) = self.tally.0.split_first()?;
+        if let Some(counters) = known.get(chip_select) {
+            return Some(write(format_args!(
+                "guest={guest} cs={chip_select} {counters}"
+            )));
         }
-        let of = ChipSelect(chip_select);
-        log::write(
-            LogLevel::Info,
-            format_args!("guest={guest} {of} {counters}"),
-        )
+        if chip_select > known.len() {
+            return None;
+        }
+        let is_empty = unknown.requests() == 0;
+        Some(is_empty || write(format_args!("guest={guest} cs=- {unknown}")))
     }
 }
 
@@ -128,9 +162,11 @@ impl fmt::Display for ChipSelect {
 }
 
 /// Writing out all counters: a line at a time, so that nobody waits for the whole of it, and as
-/// fast as stderr is read.
-#[derive(Debug, Default)]
+/// fast as stderr is read. The last line says how long the daemon has run.
+#[derive(Debug)]
 pub struct Report {
+    /// When the daemon began to serve.
+    started: Instant,
     /// Guest and number of the next line, while there is one.
     next: Option<(usize, usize)>,
     /// Asked for once more meanwhile: what is written already may be out of date.
@@ -141,6 +177,17 @@ pub struct Report {
 }
 
 impl Report {
+    /// None is asked for yet. The daemon began to serve at `started`.
+    pub fn new(started: Instant) -> Self {
+        Self {
+            started,
+            next: None,
+            again: false,
+            tries: 0,
+            retry_at: None,
+        }
+    }
+
     /// Begins, or has another one follow that which is under way.
     pub fn begin(&mut self) {
         self.again = self.next.is_some();
@@ -152,37 +199,157 @@ impl Report {
         self.next.is_some() && self.retry_at.is_none()
     }
 
-    /// Writes the next line, of the tally that `of` has for its guest; when it is to be tried again
-    /// if that is not at once.
-    pub fn step<'t>(&mut self, of: impl FnOnce(usize) -> Option<&'t Tally>) -> Option<Instant> {
+    /// Gives `write` the next line, of what `of` has counted of its guest; when it is to be tried
+    /// again if that is not at once.
+    pub fn step<'t>(
+        &mut self,
+        now: Instant,
+        of: impl FnOnce(usize) -> Option<Counted<'t>>,
+        write: impl FnOnce(fmt::Arguments<'_>) -> bool,
+    ) -> Option<Instant> {
         let (guest, number) = self.next?;
-        if let Some(at) = self.retry_at.take_if(|at| *at > Instant::now()) {
+        if let Some(at) = self.retry_at.take_if(|at| *at > now) {
             self.retry_at = Some(at);
             return self.retry_at;
         }
         self.retry_at = None;
-        let Some(tally) = of(guest) else {
-            let again = self.again;
-            *self = Self::default();
-            self.next = again.then_some((0, 0));
-            return None;
+        let (written, next) = match of(guest) {
+            None => {
+                let uptime_s = now.saturating_duration_since(self.started).as_secs();
+                (write(format_args!("uptime_s={uptime_s}")), None)
+            }
+            Some(counted) => match counted.write(guest, number, write) {
+                Some(written) => (written, Some((guest, number.saturating_add(1)))),
+                None => (true, Some((guest.saturating_add(1), 0))),
+            },
         };
-        if tally.write(guest, number) {
+        if written {
             self.tries = 0;
-            let after = number.saturating_add(1);
-            self.next = Some(if after < tally.0.len() {
-                (guest, after)
-            } else {
-                (guest.saturating_add(1), 0)
-            });
+            self.next = next.or_else(|| self.again.then_some((0, 0)));
+            self.again &= next.is_some();
             return None;
         }
         self.tries = self.tries.saturating_add(1);
         if self.tries > TRIES {
-            *self = Self::default();
+            *self = Self::new(self.started);
             return None;
         }
-        self.retry_at = Instant::now().checked_add(RETRY);
+        self.retry_at = now.checked_add(RETRY);
         self.retry_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(number: usize, tally: &Tally) -> Option<Counted<'_>> {
+        (number < 2).then_some(Counted {
+            tally,
+            connections: Connections {
+                begun: 3,
+                faults: 1,
+            },
+            lines_dropped: 7,
+        })
+    }
+
+    /// Steps until the report is over; the lines, and how often none could be written.
+    fn steps(
+        report: &mut Report,
+        tally: &Tally,
+        mut has_room: impl FnMut() -> bool,
+    ) -> (Vec<String>, u32) {
+        let (mut now, mut lines, mut waits) = (report.started, Vec::new(), 0);
+        while report.next.is_some() {
+            let write = |text: fmt::Arguments<'_>| {
+                let room = has_room();
+                lines.extend(room.then(|| text.to_string()));
+                room
+            };
+            if let Some(at) = report.step(now, |number| guest(number, tally), write) {
+                assert!(!report.is_due() && at > now);
+                now = at;
+                waits += 1;
+            }
+        }
+        (lines, waits)
+    }
+
+    #[test]
+    fn report_has_a_line_for_each_guest_and_chip_select_and_one_at_the_end() {
+        let mut tally = Tally::new(2);
+        tally.count(Some(1), TransResult::TransOk);
+        tally.count(None, TransResult::ParamErr);
+        let mut report = Report::new(Instant::now());
+        report.begin();
+        let (lines, _) = steps(&mut report, &tally, || true);
+        let of = |guest: usize| {
+            let rest = |requests, ok, param_err| {
+                format!(
+                    "requests={requests} bytes=0 ok={ok} param_err={param_err} trans_err=0 \
+                     wire_us=0 longest_wait_us=0"
+                )
+            };
+            [
+                format!("guest={guest} connections=3 faults=1 lines_dropped=7"),
+                format!("guest={guest} cs=0 {}", rest(0, 0, 0)),
+                format!("guest={guest} cs=1 {}", rest(1, 1, 0)),
+                format!("guest={guest} cs=- {}", rest(1, 0, 1)),
+            ]
+        };
+        let expected = [&of(0)[..], &of(1), &["uptime_s=0".into()]].concat();
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn report_asked_for_while_one_is_under_way_is_written_once_more() {
+        let tally = Tally::new(1);
+        let mut report = Report::new(Instant::now());
+        report.begin();
+        report.step(report.started, |number| guest(number, &tally), |_| true);
+        (0..3).for_each(|_| report.begin());
+        let (lines, _) = steps(&mut report, &tally, || true);
+        assert_eq!(lines.iter().filter(|line| *line == "uptime_s=0").count(), 2);
+    }
+
+    #[test]
+    fn report_goes_on_where_it_was_when_there_is_room_again() {
+        let tally = Tally::new(1);
+        let mut report = Report::new(Instant::now());
+        report.begin();
+        let mut asked = 0;
+        // Room at every second time of asking.
+        let (lines, waits) = steps(&mut report, &tally, || {
+            asked += 1;
+            asked % 2 == 0
+        });
+        assert_eq!((lines.len(), waits), (5, 5));
+    }
+
+    #[test]
+    fn report_ends_when_stderr_is_full_for_good_and_can_be_asked_for_again() {
+        let tally = Tally::new(1);
+        let mut report = Report::new(Instant::now());
+        for _ in 0..2 {
+            report.begin();
+            let (lines, waits) = steps(&mut report, &tally, || false);
+            assert_eq!((lines.len(), waits), (0, TRIES));
+        }
+        report.begin();
+        assert_eq!(steps(&mut report, &tally, || true).0.len(), 5);
+    }
+
+    #[test]
+    fn longest_wait_is_not_replaced_by_a_shorter_one() {
+        let mut tally = Tally::new(1);
+        for (waited, longest) in [(5, 5), (3, 5), (7, 7), (0, 7)] {
+            tally.note_wait(Some(0), Duration::from_micros(waited));
+            let line = tally.0[1].to_string();
+            assert!(
+                line.ends_with(&format!("longest_wait_us={longest}")),
+                "{line}"
+            );
+        }
     }
 }

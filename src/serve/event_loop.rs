@@ -10,6 +10,7 @@
 //! or none, where it is only a reason to look.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -87,7 +88,7 @@ impl EventLoop {
             turns: Turns::new(sessions.len()),
             sleepers: VecDeque::with_capacity(sessions.len()),
             connected: sessions.iter().filter(|s| s.is_connected()).count(),
-            report: Report::default(),
+            report: Report::new(Instant::now()),
             ends_at: None,
             sessions,
             shared,
@@ -403,8 +404,9 @@ impl EventLoop {
 
     /// Writes the next line of the counters, if they were asked for.
     fn write_report(&mut self) {
-        let tally = |guest: usize| self.sessions.get(guest).map(Session::tally);
-        if let Some(at) = self.report.step(tally) {
+        let counted = |guest: usize| self.sessions.get(guest).map(Session::counted);
+        let write = |text: fmt::Arguments<'_>| log::write(LogLevel::Info, text);
+        if let Some(at) = self.report.step(self.turns.now, counted, write) {
             self.alarm.set(at);
         }
     }

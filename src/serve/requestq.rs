@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{HoldPolicy, LogLevel};
 use crate::error::{RingError, SessionError, TransferError};
-use crate::os::log::{Limiter, Quoted};
+use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Accepted, Grant, Shared};
 use crate::spi::bus::Access;
@@ -64,7 +64,8 @@ pub struct Requestq {
     number: usize,
     /// What the guest was given.
     pub grant: Grant,
-    limiter: Limiter,
+    /// What is written about the guest.
+    pub lines: GuestLines,
     tally: Tally,
     active: Option<Active>,
     /// Since when the next request waits, if it was looked at and could not begin.
@@ -90,7 +91,7 @@ impl Requestq {
             number,
             tally: Tally::new(grant.chip_selects.len()),
             grant,
-            limiter: Limiter::default(),
+            lines: GuestLines::new(number),
             active: None,
             waits_since: None,
             holding: None,
@@ -107,9 +108,10 @@ impl Requestq {
         self.ended = true;
     }
 
-    /// Logs what became of this guest, and why, as far as the limit lets it through.
-    pub fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
-        self.limiter.line(level, self.number, what, cause);
+    fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
+        let cause = Quoted(cause);
+        self.lines
+            .request(level, format_args!("{what}: cause={cause}"));
     }
 
     fn log_failure(&mut self, chip_select: Option<u8>, error: &TransferError) {

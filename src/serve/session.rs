@@ -17,9 +17,9 @@ use crate::os::deferred_close;
 use crate::os::epoll::{Poller, Token};
 use crate::os::handed_in::Socket;
 use crate::os::listener::{Listener, hang_up};
-use crate::os::log;
+use crate::os::log::{self, Quoted};
 use crate::os::write_timeout;
-use crate::serve::counters::Tally;
+use crate::serve::counters::{Connections, Counted};
 use crate::serve::grant::{Grant, Shared};
 use crate::serve::requestq::{Requestq, Turn};
 use crate::vhost_user::backend::Backend;
@@ -52,6 +52,8 @@ pub struct Session {
     /// There will be no other front-end: this one was handed in, or the socket was shut down.
     is_single: bool,
     connection: Option<Connection>,
+    /// Its front-ends so far.
+    connections: Connections,
     requestq: Requestq,
     /// Its messages wait for the kernel to take what was thrown away.
     held_up: bool,
@@ -83,6 +85,7 @@ impl Session {
             listener: None,
             is_single: false,
             connection: None,
+            connections: Connections::default(),
             requestq: Requestq::new(index, grant),
             held_up: false,
             left_open: 0,
@@ -113,15 +116,21 @@ impl Session {
         }
     }
 
-    /// Accepts a front-end; the next one waits until this one is gone. Returns whether there was
-    /// one.
+    /// Accepts a front-end; the next one waits until this one is gone, which is logged when one
+    /// comes. Returns whether there was one that was accepted.
     ///
     /// # Errors
     /// The host could not take the connection: [`Session::close`] has the socket rest.
     pub fn accept(&mut self, poller: &Poller) -> Result<bool, SessionError> {
-        let Some(listener) = self.listener.as_ref().filter(|_| self.connection.is_none()) else {
+        let Some(listener) = &self.listener else {
             return Ok(false);
         };
+        if self.connection.is_some() {
+            self.listen(poller, false);
+            let what = format_args!("another front-end waits until this one leaves");
+            self.requestq.lines.connection(LogLevel::Info, what);
+            return Ok(false);
+        }
         // What the last ones brought is still ours.
         if deferred_close::left_by(self.index) > MAX_LEFT {
             return Err(SessionError::Uncollected);
@@ -138,7 +147,9 @@ impl Session {
             return Ok(false);
         }
         let stream = accepted.map_err(SessionError::Host)?;
-        self.listen(poller, false);
+        poller.await_next(listener.as_raw_fd(), Token::Listener(self.number));
+        let what = format_args!("front-end connected");
+        self.requestq.lines.connection(LogLevel::Info, what);
         self.connect(stream, poller)?;
         Ok(true)
     }
@@ -155,6 +166,7 @@ impl Session {
         let max_memory_len = grant.max_memory_len;
         let backend = Backend::new(self.number, grant.config, max_memory_len, poller.clone());
         self.connection = Some(Connection::new(stream, backend));
+        self.connections.begun = self.connections.begun.wrapping_add(1);
         Ok(())
     }
 
@@ -359,19 +371,25 @@ impl Session {
         self.requestq.is_active()
     }
 
-    /// What became of its requests.
-    pub fn tally(&self) -> &Tally {
-        self.requestq.tally()
+    /// What became of its requests and its front-ends.
+    pub fn counted(&self) -> Counted<'_> {
+        Counted {
+            tally: self.requestq.tally(),
+            connections: self.connections,
+            lines_dropped: self.requestq.lines.dropped(),
+        }
+    }
+
+    /// Writes how many lines about it were dropped since that was last written.
+    pub fn tell_dropped_lines(&mut self) {
+        self.requestq.lines.tell_dropped();
     }
 
     /// Ends the connection, if there is one, because of `error`, and listens again, at once or after
     /// a rest. Returns whether there was one.
     pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> bool {
         deferred_close::set_owner(self.index);
-        if !matches!(error, SessionError::Disconnected) {
-            let what = format_args!("connection ended");
-            self.requestq.log(LogLevel::Warning, what, error);
-        }
+        self.log_end(error);
         self.wake_at = None;
         self.listen_at = self
             .rest(error)
@@ -392,6 +410,19 @@ impl Session {
         true
     }
 
+    fn log_end(&mut self, error: &SessionError) {
+        let level = match error.is_in_order() {
+            true if self.connection.is_none() => return,
+            true => LogLevel::Info,
+            false => LogLevel::Warning,
+        };
+        let is_fault = self.connection.is_some() && !error.is_in_order();
+        self.connections.faults = self.connections.faults.wrapping_add(is_fault.into());
+        self.requestq.lines.tell_dropped_requests();
+        let what = format_args!("connection ended: cause={}", Quoted(error));
+        self.requestq.lines.connection(level, what);
+    }
+
     /// How long the socket rests after a connection ended with `error`.
     fn rest(&mut self, error: &SessionError) -> Option<Duration> {
         match error {
@@ -404,6 +435,7 @@ impl Session {
             }
             SessionError::Host(_) | SessionError::Uncollected => Some(PAUSE),
             SessionError::Disconnected
+            | SessionError::Shutdown
             | SessionError::Message(..)
             | SessionError::Fds(_)
             | SessionError::LeftOpen

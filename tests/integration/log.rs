@@ -40,15 +40,17 @@ fn number_of(file: &File) -> String {
 fn log_lines_begin_with_priorities_where_stderr_is_the_journal() {
     let text = written(&[], |file| Some(number_of(file)));
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines.len(), 3, "{text}");
+    assert_eq!(lines.len(), 5, "{text}");
     for (line, priority, words) in [
         (lines[0], "<6>", "guest=0 listening on "),
-        (lines[1], "<4>", "guest=0 cs=0 request refused: "),
+        (lines[1], "<6>", "guest=0 front-end connected"),
+        (lines[2], "<4>", "guest=0 cs=0 request refused: "),
         (
-            lines[2],
+            lines[3],
             "<3>",
             "guest=0 cs=0 device=\"/dev/spidev0.0\" request failed: ",
         ),
+        (lines[4], "<6>", "guest=0 connection ended: "),
     ] {
         let expected = format!("{priority}vhost-device-spi: {words}");
         assert!(line.starts_with(&expected), "{line}");
@@ -66,7 +68,7 @@ fn log_lines_have_no_priorities_where_stderr_is_another_file_than_the_journal() 
         |file: &File| Some(number_of(file).replace(':', "")),
     ] {
         let text = written(&[], named);
-        assert!(text.lines().count() == 3 && !text.contains('<'), "{text}");
+        assert!(text.lines().count() == 5 && !text.contains('<'), "{text}");
     }
 }
 
@@ -83,8 +85,10 @@ fn log_level_leaves_out_what_matters_less() {
             &[
                 "listening",
                 "--seccomp=log",
+                "front-end connected",
                 "request refused",
                 "request failed",
+                "connection ended",
             ],
         ),
     ] {
@@ -147,4 +151,121 @@ fn log_of_a_guest_that_floods_is_ten_lines_in_ten_seconds_and_the_rest_is_counte
     daemon.wait_line(&["guest=0 lines were dropped: count=190"]);
     sys::eventually(PATIENCE, || daemon.said().len() == 13);
     assert_eq!(daemon.said().len(), 13, "{:#?}", daemon.said());
+}
+
+/// What follows the prefix, of each line.
+fn texts(daemon: &Daemon) -> Vec<String> {
+    let lines = daemon.stderr().into_iter();
+    lines
+        .map(|line| line.replacen("vhost-device-spi: ", "", 1))
+        .collect()
+}
+
+#[test]
+fn log_says_who_connects_who_leaves_and_once_that_another_front_end_waits() {
+    let host = Host::with_devices(1);
+    let mut daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+    let socket = daemon.socket(0);
+    let first = Guest::connect(&daemon, 0);
+    daemon.wait_line(&["guest=0 front-end connected"]);
+    let waiting = [(); 3].map(|()| Raw::connect(&socket));
+    daemon.wait_line(&["another front-end waits"]);
+    drop(first);
+    let count = |words| {
+        texts(&daemon)
+            .iter()
+            .filter(|text| text.contains(words))
+            .count()
+    };
+    // The next one is connected, and two still wait.
+    assert!(sys::eventually(PATIENCE, || count("waits") == 2));
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+    daemon.wait_line(&["the daemon ends"]);
+    drop(waiting);
+    let expected = [
+        "guest=0 front-end connected",
+        "guest=0 another front-end waits until this one leaves",
+        "guest=0 connection ended: cause=\"front-end left\"",
+        "guest=0 front-end connected",
+        "guest=0 another front-end waits until this one leaves",
+        "guest=0 connection ended: cause=\"the daemon ends\"",
+    ];
+    assert_eq!(texts(&daemon)[1..], expected);
+}
+
+#[test]
+fn log_of_front_ends_that_come_and_go_needs_the_level_info() {
+    let host = Host::with_devices(1);
+    let (daemon, mut guest) = serve_with(&host, "", &["--log-level=warning"]);
+    guest.assert_served();
+    drop(guest);
+    Guest::connect(&daemon, 0).assert_served();
+    assert_eq!(daemon.stderr(), [""; 0]);
+}
+
+#[test]
+fn log_of_a_guest_cut_off_after_a_flood_says_why_and_how_many_lines_were_dropped() {
+    let (_host, daemon, mut guest) = plugged();
+    assert_eq!(together(&mut guest, &[wrong(0); 50]), [PARAM_ERR; 50]);
+    guest.raw.send(999, raw::VERSION, &[], &[]).unwrap();
+    assert!(guest.raw.hung_up(PATIENCE));
+    daemon.wait_line(&["connection ended", "message 999"]);
+    let all = texts(&daemon);
+    let refused = all.iter().filter(|text| text.contains("refused")).count();
+    let [.., dropped, ended] = &all[..] else {
+        panic!("{all:#?}")
+    };
+    assert_eq!(
+        *dropped,
+        format!("guest=0 lines were dropped: count={}", 50 - refused)
+    );
+    assert!(ended.contains("connection ended"), "{all:#?}");
+}
+
+#[test]
+fn log_lines_dropped_are_counted_when_counters_are_asked_for_and_at_the_end() {
+    let (_host, mut daemon, mut guest) = plugged();
+    assert_eq!(together(&mut guest, &[wrong(0); 50]), [PARAM_ERR; 50]);
+    daemon.signal(libc::SIGUSR1);
+    daemon.wait_line(&["uptime_s="]);
+    let refused = daemon
+        .said()
+        .iter()
+        .filter(|line| line.contains("refused"))
+        .count();
+    daemon.wait_line(&[&format!(
+        "guest=0 connections=1 faults=0 lines_dropped={}",
+        50 - refused
+    )]);
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+    daemon.wait_line(&[&format!(
+        "guest=0 lines were dropped: count={}",
+        50 - refused
+    )]);
+}
+
+/// Two lines each: that it connected, and why it was cut off.
+#[test]
+fn log_of_front_ends_in_a_flood_accounts_for_each_of_their_lines() {
+    let host = Host::with_devices(1);
+    let mut daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+    for _ in 0..30 {
+        let hostile = Raw::connect(&daemon.socket(0));
+        hostile.send(999, raw::VERSION, &[], &[]).unwrap();
+        assert!(hostile.hung_up(PATIENCE));
+    }
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+    daemon.wait_line(&["lines were dropped"]);
+    let (mut written, mut dropped) = (0, 0);
+    for text in texts(&daemon) {
+        written +=
+            usize::from(text.contains("front-end connected") || text.contains("message 999"));
+        if let Some((_, count)) = text.split_once("lines were dropped: count=") {
+            dropped += count.parse::<usize>().unwrap();
+        }
+    }
+    assert_eq!(written + dropped, 60, "{:#?}", daemon.stderr());
 }

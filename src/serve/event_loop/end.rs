@@ -36,7 +36,8 @@ impl EventLoop {
     pub(super) fn end(mut self) {
         for session in &mut self.sessions {
             session.stop_listening(&self.shared.poller);
-            session.close(&SessionError::Disconnected, &mut self.shared);
+            session.close(&SessionError::Shutdown, &mut self.shared);
+            session.tell_dropped_lines();
         }
         self.shared.buses.iter_mut().for_each(Bus::release_all);
     }

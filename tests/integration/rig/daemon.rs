@@ -68,10 +68,20 @@ impl Daemon {
         lines.drain(..surplus);
     }
 
-    /// The lines that came after those of the start; what was written a moment ago may still be on its way here.
+    /// The lines beside those of the start, and of front-ends that come and go in order; what was written a moment ago
+    /// may still be on its way here.
     pub fn said(&self) -> Vec<String> {
+        let usual = |line: &String| {
+            let words = [
+                "listening",
+                "front-end connected",
+                "another front-end waits",
+                "front-end left",
+            ];
+            words.iter().any(|word| line.contains(word))
+        };
         let lines = self.stderr().into_iter();
-        lines.filter(|line| !line.contains("listening")).collect()
+        lines.filter(|line| !usual(line)).collect()
     }
 
     /// Waits for a line of stderr that holds all of `words`.
