@@ -98,13 +98,15 @@ pub enum TransferError {
     Stuck,
     /// Its buffers vanished from the guest's memory.
     Memory,
+    /// Not even one word of what is left of it fits a message.
+    NoMessage,
 }
 
 impl TransferError {
     /// How much it matters: most to say of a device, least of a front-end that gave up.
     pub fn level(&self) -> LogLevel {
         match self {
-            Self::Ioctl(_) | Self::Short(_) | Self::Stuck => LogLevel::Error,
+            Self::Ioctl(_) | Self::Short(_) | Self::Stuck | Self::NoMessage => LogLevel::Error,
             Self::HoldCut | Self::Memory => LogLevel::Warning,
             Self::Aborted => LogLevel::Info,
         }
@@ -127,6 +129,7 @@ impl fmt::Display for TransferError {
                 "a device of its controller is selected and cannot be released"
             ),
             Self::Memory => write!(f, "its buffers are no longer in guest memory"),
+            Self::NoMessage => write!(f, "spidev.bufsiz holds not even one word of it"),
         }
     }
 }

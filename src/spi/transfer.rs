@@ -238,6 +238,19 @@ impl Transfer {
         }
     }
 
+    /// Plans the next message; its length in bytes, which is never 0: each step makes progress.
+    fn plan(
+        &mut self,
+        work: &Work<'_>,
+        budget: &Budget,
+        emit: impl FnMut(Piece) -> Result<(), TransferError>,
+    ) -> Result<u32, TransferError> {
+        match plan_message(work, self.len, budget, &mut self.progress, emit)? {
+            0 => Err(TransferError::NoMessage),
+            len => Ok(len),
+        }
+    }
+
     fn send(
         &mut self,
         spidev: &Spidev,
@@ -254,7 +267,7 @@ impl Transfer {
         }
         let before = self.progress;
         let mut rx_cut = false;
-        plan_message(work, self.len, budget, &mut self.progress, |piece| {
+        self.plan(work, budget, |piece| {
             rx_cut |= matches!(piece.rx, Place::Cut(_));
             let tx = buffer(memory, work.tx, piece.tx, piece.len)?;
             let rx = buffer(memory, work.rx, piece.rx, piece.len)?;
@@ -283,7 +296,7 @@ impl Transfer {
         memory: &Memory,
     ) -> Result<Option<Instant>, TransferError> {
         let first = self.progress.done == 0;
-        let len = plan_message(work, self.len, budget, &mut self.progress, |piece| {
+        let len = self.plan(work, budget, |piece| {
             let tx = buffer(memory, work.tx, piece.tx, piece.len)?;
             let rx = buffer(memory, work.rx, piece.rx, piece.len)?;
             loopback::transfer(&tx, &rx);
