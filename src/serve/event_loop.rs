@@ -85,10 +85,10 @@ impl EventLoop {
             .map_err(fatal)?;
         Ok(Self {
             alarm,
-            turns: Turns::new(sessions.len()),
+            turns: Turns::new(sessions.len(), shared.now),
             sleepers: VecDeque::with_capacity(sessions.len()),
             connected: sessions.iter().filter(|s| s.is_connected()).count(),
-            report: Report::new(Instant::now()),
+            report: Report::new(shared.now),
             ends_at: None,
             sessions,
             shared,
@@ -117,7 +117,7 @@ impl EventLoop {
             let timeout = if sleeps { -1 } else { 0 };
             let poller = &self.shared.poller;
             let count = poller.wait(timeout, &mut events).map_err(fatal)?;
-            self.turns.now = Instant::now();
+            self.shared.now = Instant::now();
             for event in events.iter().take(count) {
                 if let Some(token) = Token::decode(event.data()) {
                     self.mark(token, event.event_set());
@@ -149,10 +149,10 @@ impl EventLoop {
         if deferred_close::collect() {
             for (number, session) in self.sessions.iter_mut().enumerate() {
                 if session.take_held_up() {
-                    self.turns.queue(number, true);
+                    self.turns.queue(number, true, self.shared.now);
                 }
             }
-        } else if let Some(at) = Instant::now().checked_add(RETRY) {
+        } else if let Some(at) = self.shared.now.checked_add(RETRY) {
             self.alarm.set(at);
         }
     }
@@ -169,7 +169,7 @@ impl EventLoop {
                 }
             }
             Token::Listener(guest) => self.accept(guest),
-            Token::Kick(guest) => self.turns.queue(index(guest), false),
+            Token::Kick(guest) => self.turns.queue(index(guest), false, self.shared.now),
             Token::Connection(guest) => {
                 let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
                 if let Some(session) = self.sessions.get_mut(index(guest))
@@ -177,7 +177,7 @@ impl EventLoop {
                 {
                     session.set_hung_up();
                 }
-                self.turns.queue(index(guest), true);
+                self.turns.queue(index(guest), true, self.shared.now);
             }
         }
     }
@@ -189,7 +189,7 @@ impl EventLoop {
         match session.accept(&self.shared.poller) {
             Ok(accepted) => {
                 self.connected = self.connected.saturating_add(usize::from(accepted));
-                self.turns.queue(index(guest), accepted);
+                self.turns.queue(index(guest), accepted, self.shared.now);
             }
             Err(error) => self.close(index(guest), &error),
         }
@@ -198,7 +198,7 @@ impl EventLoop {
     /// Gives turns, until nobody has anything to do or it is time to look for events.
     fn serve(&mut self) {
         // Before the first turn: a long one is followed by a look for events.
-        let start = self.turns.now;
+        let start = self.shared.now;
         let mut last = None;
         let turns = if self.connected > 1 {
             self.turns.len()
@@ -213,15 +213,20 @@ impl EventLoop {
                 self.notify(last);
             }
             last = Some(taken.number);
+            let before = self.shared.now;
             let again = self.turn(taken);
             if again.is_none() && self.turns.is_empty() {
                 break;
             }
-            self.turns.now = Instant::now();
-            if let Some(control) = again {
-                self.turns.queue_again(taken.number, control);
+            // An ioctl or a message has moved it on already.
+            if self.shared.now == before {
+                self.shared.now = Instant::now();
             }
-            if self.turns.now.saturating_duration_since(start) >= TURNS_TIME {
+            if let Some(control) = again {
+                self.turns
+                    .queue_again(taken.number, control, self.shared.now);
+            }
+            if self.shared.now.saturating_duration_since(start) >= TURNS_TIME {
                 break;
             }
         }
@@ -234,12 +239,13 @@ impl EventLoop {
     /// Gives a turn. `Some` if the session is to have another one, `true` to look for messages.
     fn turn(&mut self, taken: Taken) -> Option<bool> {
         let number = taken.number;
-        self.shared.now = self.turns.now;
         self.shared.due_since = taken.since;
         let session = self.sessions.get_mut(number)?;
         let mut turn = Ok(Turn::Again);
         if taken.control {
             turn = session.control(&mut self.shared);
+            // Messages may take long: gigabytes may have been unmapped.
+            self.shared.now = Instant::now();
             if let Some(at) = session.deadline() {
                 self.alarm.set(at);
             }
@@ -310,7 +316,7 @@ impl EventLoop {
         for number in 0..self.shared.buses.len() {
             let bus = self.shared.buses.get_mut(number);
             if let Some(guest) = bus.and_then(Bus::next_waiter) {
-                self.turns.queue(guest, false);
+                self.turns.queue(guest, false, self.shared.now);
             }
         }
     }
@@ -326,7 +332,7 @@ impl EventLoop {
     /// The timer went off: whoever's moment has come gets its due, and the next moment is set.
     fn expire(&mut self) {
         self.alarm.went_off();
-        let now = Instant::now();
+        let now = self.shared.now;
         for number in 0..self.sessions.len() {
             self.expire_session(number, now);
         }
@@ -334,7 +340,7 @@ impl EventLoop {
             self.wake_sleeper(now);
         }
         for number in 0..self.shared.buses.len() {
-            self.expire_hold(number, now);
+            self.expire_hold(number);
         }
         self.wake_waiters();
         let next = [self.ends_at, self.sd_notify.alive(now)];
@@ -353,7 +359,7 @@ impl EventLoop {
             return;
         };
         if session.wake_at.take_if(|at| *at <= now).is_some() {
-            self.turns.queue(number, false);
+            self.turns.queue(number, false, self.shared.now);
         } else if let Some(at) = session.wake_at {
             self.sleepers.push_back(number);
             self.alarm.set(at);
@@ -381,16 +387,16 @@ impl EventLoop {
 
     /// Ends a hold that has run out, unless its guest has queued a request by now: that one had its
     /// turn too late, and gets it first.
-    fn expire_hold(&mut self, number: usize, now: Instant) {
+    fn expire_hold(&mut self, number: usize) {
         let Some(bus) = self.shared.buses.get_mut(number) else {
             return;
         };
-        if let Some(guest) = bus.may_go_on(now)
+        if let Some(guest) = bus.may_go_on(self.shared.now)
             && self.sessions.get(guest).is_some_and(Session::has_request)
         {
-            self.turns.queue(guest, false);
+            self.turns.queue(guest, false, self.shared.now);
         } else {
-            bus.expire(now);
+            bus.expire(&mut self.shared.now);
         }
     }
 
@@ -406,7 +412,7 @@ impl EventLoop {
     fn write_report(&mut self) {
         let counted = |guest: usize| self.sessions.get(guest).map(Session::counted);
         let write = |text: fmt::Arguments<'_>| log::write(LogLevel::Info, text);
-        if let Some(at) = self.report.step(self.turns.now, counted, write) {
+        if let Some(at) = self.report.step(self.shared.now, counted, write) {
             self.alarm.set(at);
         }
     }
@@ -414,4 +420,51 @@ impl EventLoop {
 
 fn index(guest: u32) -> usize {
     usize::try_from(guest).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{HoldPolicy, ServiceConfig};
+    use crate::os::epoll::Poller;
+    use crate::os::handed_in::Socket;
+    use crate::serve::grant::Grant;
+    use crate::spi::wire::Config;
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    /// A loop with one front-end, whose end is returned.
+    fn connected() -> (EventLoop, UnixStream) {
+        let poller = Poller::new().unwrap();
+        let grant = Grant {
+            chip_selects: Vec::new(),
+            max_memory_len: 0,
+            config: Config::default(),
+            policy: HoldPolicy::Queued,
+            hold_timeout: Duration::ZERO,
+            poll: Duration::ZERO,
+        };
+        deferred_close::make_room(1);
+        let (front_end, ours) = UnixStream::pair().unwrap();
+        let session = Session::new(0, Socket::Connected(ours), grant, &poller).unwrap();
+        let (signals, _) = UnixStream::pair().unwrap();
+        let shared = Shared::new(Vec::new(), poller);
+        let sd_notify = SdNotify::connect(&ServiceConfig::default());
+        let signals = OwnedFd::from(signals).into();
+        let event_loop = EventLoop::new(vec![session], shared, signals, sd_notify).unwrap();
+        (event_loop, front_end)
+    }
+
+    #[test]
+    fn turn_goes_by_a_clock_that_was_read_after_its_messages() {
+        let (mut event_loop, mut front_end) = connected();
+        front_end.write_all(&[1, 0, 0]).unwrap();
+        event_loop.turns.queue(0, true, event_loop.shared.now);
+        let taken = event_loop.turns.take().unwrap();
+        event_loop.turn(taken);
+        // A second after the look at the half message.
+        let deadline = event_loop.sessions[0].deadline().unwrap();
+        assert!(event_loop.shared.now >= deadline - Duration::from_secs(1));
+    }
 }

@@ -42,7 +42,7 @@ pub struct Shared {
     pub store: Box<Store>,
     /// The one epoll set.
     pub poller: Poller,
-    /// The clock, as the loop last read it before the turn that is being taken.
+    /// The clock, as last read: after a wait for events, messages, an ioctl, and each turn.
     pub now: Instant,
     /// The same when that turn became due.
     pub due_since: Instant,

@@ -196,7 +196,9 @@ impl Requestq {
             return Ok(self.wait(shared));
         }
         let bus = shared.buses.get_mut(accepted.bus);
-        match bus.map_or(Access::Busy, |bus| bus.access(&accepted.claim)) {
+        match bus.map_or(Access::Busy, |bus| {
+            bus.access(&accepted.claim, &mut shared.now)
+        }) {
             Access::Busy => {
                 if let Some(bus) = shared.buses.get_mut(accepted.bus) {
                     bus.wait(self.number);
@@ -288,27 +290,25 @@ impl Requestq {
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         // Whoever waits for it need not wait for the look at what comes next, too.
         vring.notify(memory).map_err(Stop::Session)?;
-        if self.is_watching() {
+        if self.is_watching(shared.now) {
             return Ok(Turn::Again);
         }
         if vring.rearm(memory).map_err(Stop::Ring)? {
             return Ok(Turn::Again);
         }
-        let poll = vring
-            .needs_polling()
-            .then(|| Instant::now().checked_add(POLL));
+        let poll = vring.needs_polling().then(|| shared.now.checked_add(POLL));
         Ok(poll.flatten().map_or(Turn::Idle, Turn::At))
     }
 
     /// Whether the ring, which is empty, is to be looked at again at once: for a while after the
     /// last request, if the administrator wants that. Then the driver need not kick, nor the daemon
     /// wake up.
-    fn is_watching(&mut self) -> bool {
+    fn is_watching(&mut self, now: Instant) -> bool {
         if !self.served || self.grant.poll.is_zero() {
             return false;
         }
-        let since = *self.empty_since.get_or_insert_with(Instant::now);
-        self.served = since.elapsed() < self.grant.poll;
+        let since = *self.empty_since.get_or_insert(now);
+        self.served = now.saturating_duration_since(since) < self.grant.poll;
         self.served
     }
 
@@ -330,7 +330,7 @@ impl Requestq {
         // A ring that cannot be believed shows itself at the next request.
         let follows = !(self.stopping || self.ended)
             && vring.pending(memory).is_ok_and(|pending| pending > 0);
-        let result = match bus.step(memory, &mut shared.scratch, follows) {
+        let result = match bus.step(memory, &mut shared.scratch, follows, &mut shared.now) {
             Ok(Step::More) => return Ok(Turn::Again),
             Ok(Step::Until(at)) => return Ok(Turn::At(at)),
             Ok(Step::Done { kept }) => {
@@ -383,7 +383,7 @@ impl Requestq {
             .as_ref()
             .and_then(|active| shared.buses.get(active.bus));
         let transfer = bus.and_then(|bus| bus.running_for(self.number));
-        self.paused = transfer.is_some_and(|transfer| transfer.remaining() <= GRACE);
+        self.paused = transfer.is_some_and(|transfer| transfer.remaining(shared.now) <= GRACE);
         if self.paused {
             return Ok(false);
         }
@@ -418,7 +418,7 @@ impl Requestq {
         self.holding = None;
         self.waits_since = None;
         for bus in &mut shared.buses {
-            bus.abort(self.number);
+            bus.abort(self.number, &mut shared.now);
         }
         if let Some(active) = self.active.take() {
             self.log_failure(active.chip_select, &TransferError::Aborted);
@@ -443,7 +443,7 @@ impl Requestq {
     /// Releases the chip select that this guest holds; `false` if that takes until the bus says so.
     fn release(&mut self, shared: &mut Shared) -> bool {
         let held = self.holding.and_then(|index| shared.buses.get_mut(index));
-        let released = held.is_none_or(|bus| bus.release(self.number));
+        let released = held.is_none_or(|bus| bus.release(self.number, &mut shared.now));
         if released {
             self.holding = None;
         }
@@ -458,3 +458,6 @@ impl Requestq {
         Turn::Idle
     }
 }
+
+#[cfg(test)]
+mod tests;

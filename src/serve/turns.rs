@@ -42,14 +42,11 @@ pub struct Turns {
     due: Vec<Due>,
     /// How many turns there have been.
     count: u64,
-    /// The clock, as the loop last read it.
-    pub now: Instant,
 }
 
 impl Turns {
     /// Nobody's turn, with room for `sessions`.
-    pub fn new(sessions: usize) -> Self {
-        let now = Instant::now();
+    pub fn new(sessions: usize, now: Instant) -> Self {
         let due = Due {
             queued: false,
             control: false,
@@ -62,7 +59,6 @@ impl Turns {
             again: VecDeque::with_capacity(sessions),
             due: vec![due; sessions],
             count: 0,
-            now,
         }
     }
 
@@ -78,20 +74,20 @@ impl Turns {
 
     /// Something happened for a session: it is to have a turn, and to look for messages first if
     /// `control`.
-    pub fn queue(&mut self, number: usize, control: bool) {
-        if self.must_queue(number, control) {
+    pub fn queue(&mut self, number: usize, control: bool, now: Instant) {
+        if self.must_queue(number, control, now) {
             self.fresh.push_back(number);
         }
     }
 
     /// A session had a turn and has more to do.
-    pub fn queue_again(&mut self, number: usize, control: bool) {
-        if self.must_queue(number, control) {
+    pub fn queue_again(&mut self, number: usize, control: bool, now: Instant) {
+        if self.must_queue(number, control, now) {
             self.again.push_back(number);
         }
     }
 
-    fn must_queue(&mut self, number: usize, control: bool) -> bool {
+    fn must_queue(&mut self, number: usize, control: bool, now: Instant) -> bool {
         let Some(due) = self.due.get_mut(number) else {
             return false;
         };
@@ -101,7 +97,7 @@ impl Turns {
         }
         due.queued = true;
         due.queued_at = self.count;
-        due.since = self.now;
+        due.since = now;
         true
     }
 
@@ -140,15 +136,16 @@ mod tests {
 
     #[test]
     fn turns_events_go_before_floods_but_each_only_once() {
-        let mut turns = Turns::new(3);
-        turns.queue(0, false);
+        let now = Instant::now();
+        let mut turns = Turns::new(3, now);
+        turns.queue(0, false, now);
         assert_eq!(take(&mut turns), Some((0, false)));
-        turns.queue_again(0, false);
+        turns.queue_again(0, false, now);
         // Both newcomers pass the flood, once.
-        turns.queue(1, true);
-        turns.queue(2, false);
+        turns.queue(1, true, now);
+        turns.queue(2, false, now);
         assert_eq!(take(&mut turns), Some((1, true)));
-        turns.queue(1, true);
+        turns.queue(1, true, now);
         assert_eq!(take(&mut turns), Some((2, false)));
         assert_eq!(take(&mut turns), Some((0, false)));
         assert_eq!(take(&mut turns), Some((1, true)));
@@ -158,10 +155,11 @@ mod tests {
 
     #[test]
     fn turns_a_session_is_queued_once_and_keeps_what_it_has_to_do() {
-        let mut turns = Turns::new(1);
-        turns.queue(0, false);
-        turns.queue(0, true);
-        turns.queue_again(0, false);
+        let now = Instant::now();
+        let mut turns = Turns::new(1, now);
+        turns.queue(0, false, now);
+        turns.queue(0, true, now);
+        turns.queue_again(0, false, now);
         assert_eq!(turns.len(), 1);
         assert_eq!(take(&mut turns), Some((0, true)));
         assert_eq!(take(&mut turns), None);

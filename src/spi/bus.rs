@@ -83,7 +83,7 @@ impl Bus {
 
     /// Whether a request with this claim may begin; releases the guest's own hold if it does not
     /// continue it.
-    pub fn access(&mut self, claim: &Claim) -> Access {
+    pub fn access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
         let promised_to_another = self.promised.is_some_and(|guest| guest != claim.guest);
         if self.running.is_some() || promised_to_another {
             return Access::Busy;
@@ -94,11 +94,11 @@ impl Bus {
             }
             let continues = hold.is_continued_by(claim);
             let for_read = hold.terms.for_read;
-            let overdue = !self.waiters.is_empty() && hold.is_overdue(Instant::now());
+            let overdue = !self.waiters.is_empty() && hold.is_overdue(*now);
             if continues && !overdue {
                 return Access::Free { continues: true };
             }
-            let released = self.end_hold();
+            let released = self.end_hold(now);
             if continues && !for_read {
                 return Access::HoldCut;
             }
@@ -110,20 +110,20 @@ impl Bus {
         if cut == Some((claim.device, claim.mode)) {
             return Access::HoldCut;
         }
-        if !self.release_stuck() {
+        if !self.release_stuck(now) {
             return Access::Stuck;
         }
         let device = self.devices.get_mut(claim.device);
-        match device.and_then(Device::resting_until) {
+        match device.and_then(|device| device.inactive_until(*now)) {
             Some(at) => Access::NotBefore(at),
             None => Access::Free { continues: false },
         }
     }
 
     /// Releases lines that could not be released before.
-    fn release_stuck(&mut self) -> bool {
+    fn release_stuck(&mut self, now: &mut Instant) -> bool {
         let mut stuck = self.devices.iter_mut().filter(|device| device.is_stuck());
-        stuck.all(|device| device.release().is_ok())
+        stuck.all(|device| device.release(now).is_ok())
     }
 
     /// Gives the bus `now` to a transfer whose segments are in `store`, which is exchanged for another.
@@ -159,6 +159,7 @@ impl Bus {
         memory: &Memory,
         scratch: &mut Scratch,
         follows: bool,
+        now: &mut Instant,
     ) -> Result<Step, TransferError> {
         let Some(running) = &mut self.running else {
             return Err(TransferError::Aborted);
@@ -169,32 +170,31 @@ impl Bus {
         };
         let step = running
             .transfer
-            .step(device, &self.store, memory, scratch, follows);
+            .step(device, &self.store, memory, scratch, follows, now);
         match step {
             Ok(Step::More | Step::Until(_)) => (),
             Ok(Step::Done { kept: true }) => {
                 device.down = false;
-                self.keep();
+                self.keep(*now);
             }
             Ok(Step::Done { kept: false }) => {
                 device.down = false;
                 // Released by the last message itself.
                 let inactive = running.transfer.head.cs_change_delay_inactive_ns;
-                device.rest(inactive);
+                device.start_inactive_delay(inactive, *now);
                 self.running = None;
                 self.hold = None;
             }
-            Err(ref error) => self.drop_transfer(Some(error)),
+            Err(ref error) => self.drop_transfer(Some(error), now),
         }
         step
     }
 
     /// The last message left chip select asserted.
-    fn keep(&mut self) {
+    fn keep(&mut self, now: Instant) {
         let Some(running) = self.running.take() else {
             return;
         };
-        let now = Instant::now();
         let held = self.hold.take();
         let asserted_at = held.map_or(running.began, |hold| hold.asserted_at);
         let head = running.transfer.head;
@@ -213,7 +213,7 @@ impl Bus {
     }
 
     /// Ends the transfer in progress, and releases chip select where it may be asserted.
-    fn drop_transfer(&mut self, error: Option<&TransferError>) {
+    fn drop_transfer(&mut self, error: Option<&TransferError>, now: &mut Instant) {
         let Some(running) = self.running.take() else {
             return;
         };
@@ -222,27 +222,27 @@ impl Bus {
             && (held || running.transfer.is_on_wire())
         {
             // If it fails, it is done before anything else on this bus.
-            if device.release().is_err() && !running.transfer.may_be_asserted(error) {
+            if device.release(now).is_err() && !running.transfer.may_be_asserted(error) {
                 device.set_unstuck();
             }
-            device.rest(running.transfer.head.cs_change_delay_inactive_ns);
+            device.start_inactive_delay(running.transfer.head.cs_change_delay_inactive_ns, *now);
         }
     }
 
     /// Takes the bus from `guest`: a transfer in progress ends, a hold is released at once, and the
     /// devices that it used last go back to the mode that they were found in.
-    pub fn abort(&mut self, guest: usize) {
+    pub fn abort(&mut self, guest: usize, now: &mut Instant) {
         self.waiters.retain(|&waiter| waiter != guest);
         self.forget_promise(guest);
         self.forget_cut(guest);
         if self.running_for(guest).is_some() {
-            self.drop_transfer(None);
+            self.drop_transfer(None, now);
         } else if let Some(hold) = self.hold.take_if(|hold| hold.claim.guest == guest)
             && let Some(device) = self.devices.get_mut(hold.claim.device)
         {
             // If it fails, it is done before anything else on this bus.
-            let _ = device.release();
-            device.rest(hold.inactive_ns);
+            let _ = device.release(now);
+            device.start_inactive_delay(hold.inactive_ns, *now);
         }
         for device in &mut self.devices {
             if device.last_guest.take_if(|last| *last == guest).is_some() {
@@ -263,9 +263,10 @@ impl Bus {
 
     /// Releases all lines that can be; for the end, when nobody uses the bus any more.
     pub fn release_all(&mut self) {
+        let mut now = Instant::now();
         for device in self.devices.iter_mut().filter(|device| device.is_stuck()) {
             // There is nothing left to do about a device that refuses.
-            let _ = device.release();
+            let _ = device.release(&mut now);
         }
     }
 
@@ -291,27 +292,27 @@ impl Bus {
 
     /// The guest goes on elsewhere: releases what it holds here; `false` if its hold delay is not
     /// over and `deadline` will do it.
-    pub fn release(&mut self, guest: usize) -> bool {
+    pub fn release(&mut self, guest: usize, now: &mut Instant) -> bool {
         self.forget_cut(guest);
         match &self.hold {
-            Some(hold) if hold.claim.guest == guest && self.running.is_none() => self.end_hold(),
+            Some(hold) if hold.claim.guest == guest && self.running.is_none() => self.end_hold(now),
             Some(_) | None => true,
         }
     }
 
-    fn end_hold(&mut self) -> bool {
+    fn end_hold(&mut self, now: &mut Instant) -> bool {
         let Some(hold) = &mut self.hold else {
             return true;
         };
-        if let Some(at) = hold.earliest_release.filter(|&at| at > Instant::now()) {
+        if let Some(at) = hold.earliest_release.filter(|&at| at > *now) {
             hold.ending = true;
             hold.until = at;
             return false;
         }
         if let Some(device) = self.devices.get_mut(hold.claim.device) {
             // If it fails, it is done before anything else on this bus.
-            let _ = device.release();
-            device.rest(hold.inactive_ns);
+            let _ = device.release(now);
+            device.start_inactive_delay(hold.inactive_ns, *now);
         }
         self.hold = None;
         true
@@ -359,8 +360,8 @@ impl Bus {
     }
 
     /// Ends a hold that has run out.
-    pub fn expire(&mut self, now: Instant) {
-        if self.deadline().is_none_or(|at| at > now) {
+    pub fn expire(&mut self, now: &mut Instant) {
+        if self.deadline().is_none_or(|at| at > *now) {
             return;
         }
         if let Some(hold) = &self.hold
@@ -369,6 +370,6 @@ impl Bus {
         {
             *cut = Some((hold.claim.device, hold.claim.mode));
         }
-        self.end_hold();
+        self.end_hold(now);
     }
 }

@@ -188,14 +188,15 @@ impl Device {
         }
     }
 
-    /// Releases the chip select.
+    /// Releases the chip select; `now` moves on by the time that this takes.
     ///
     /// # Errors
     /// The kernel's; the device is then stuck.
-    pub fn release(&mut self) -> io::Result<()> {
+    pub fn release(&mut self, now: &mut Instant) -> io::Result<()> {
         if let Port::Spidev(spidev) = &mut self.port {
             let mode = spidev.mode();
             let released = spidev.set_mode(mode);
+            *now = Instant::now();
             self.stuck = released.is_err();
             return released;
         }
@@ -225,17 +226,17 @@ impl Device {
         }
     }
 
-    /// Keeps chip select released for `inactive_ns` from now on.
-    pub fn rest(&mut self, inactive_ns: u32) {
+    /// Keeps chip select released for `inactive_ns` after `now`.
+    pub fn start_inactive_delay(&mut self, inactive_ns: u32, now: Instant) {
         if inactive_ns > 0 {
-            let pause = Duration::from_nanos(inactive_ns.into());
-            self.not_before = Instant::now().checked_add(pause);
+            let delay = Duration::from_nanos(inactive_ns.into());
+            self.not_before = now.checked_add(delay);
         }
     }
 
-    /// When the next transfer may start, if that is not yet.
-    pub fn resting_until(&mut self) -> Option<Instant> {
-        self.not_before = self.not_before.filter(|&at| at > Instant::now());
+    /// When the inactive delay is over, if it is not.
+    pub fn inactive_until(&mut self, now: Instant) -> Option<Instant> {
+        self.not_before = self.not_before.filter(|&at| at > now);
         self.not_before
     }
 }
@@ -350,6 +351,8 @@ mod tests {
             SPI_CPHA | SPI_CS_HIGH | lanes
         );
         assert_eq!(with(",cs-high=on", found).mode_for(&head(0)), lanes);
+        // And so does its order of bits.
+        assert_eq!(with("", SPI_LSB_FIRST).mode_for(&head(0)), lanes);
     }
 
     #[test]

@@ -114,12 +114,12 @@ impl Transfer {
     }
 
     /// How long it will still take on the wire.
-    pub fn remaining(&self) -> Duration {
+    pub fn remaining(&self, now: Instant) -> Duration {
         let left = self.len.saturating_sub(self.progress.done);
         let wire = self.timing.wire_ns(left, self.word_len.into());
         let wire = Duration::from_nanos(wire.saturating_add(self.head.cs_delay_hold_ns.into()));
         match self.busy_until {
-            Some(until) => wire.saturating_add(until.saturating_duration_since(Instant::now())),
+            Some(until) => wire.saturating_add(until.saturating_duration_since(now)),
             None => wire,
         }
     }
@@ -143,7 +143,8 @@ impl Transfer {
         planned.is_ok() && progress.done == self.len
     }
 
-    /// Sends the next message. `follows` says whether the guest has queued another request.
+    /// Sends the next message. `follows` says whether the guest has queued another request; `now`
+    /// moves on by the time that the ioctl takes.
     ///
     /// # Errors
     /// The transfer is over; chip select may be asserted.
@@ -154,9 +155,10 @@ impl Transfer {
         memory: &Memory,
         scratch: &mut Scratch,
         follows: bool,
+        now: &mut Instant,
     ) -> Result<Step, TransferError> {
         if let Some(until) = self.busy_until {
-            if until > Instant::now() {
+            if until > *now {
                 return Ok(Step::Until(until));
             }
             self.busy_until = None;
@@ -171,11 +173,13 @@ impl Transfer {
         let work = self.work(device, store);
         match &device.port {
             Port::Spidev(spidev) => {
-                self.send(spidev, &work, &budget, memory, scratch, follows)?;
+                let sent = self.send(spidev, &work, &budget, memory, scratch, follows);
+                *now = Instant::now();
+                sent?;
                 Ok(self.after_message(follows))
             }
             Port::Loopback => {
-                let until = self.echo(&work, &budget, memory)?;
+                let until = self.echo(&work, &budget, memory, *now)?;
                 self.busy_until = until;
                 Ok(until.map_or(Step::More, Step::Until))
             }
@@ -294,6 +298,7 @@ impl Transfer {
         work: &Work<'_>,
         budget: &Budget,
         memory: &Memory,
+        now: Instant,
     ) -> Result<Option<Instant>, TransferError> {
         let first = self.progress.done == 0;
         let len = self.plan(work, budget, |piece| {
@@ -309,7 +314,7 @@ impl Transfer {
         if self.progress.done == self.len {
             ns = ns.saturating_add(self.head.cs_delay_hold_ns.into());
         }
-        Ok(Instant::now().checked_add(Duration::from_nanos(ns)))
+        Ok(now.checked_add(Duration::from_nanos(ns)))
     }
 }
 

@@ -221,7 +221,8 @@ fn delay_setup_is_carried_out_once_per_assertion() {
 
 #[test]
 fn delay_setup_with_words_cut_oddly_keeps_every_byte() {
-    let host = Host::with_devices(1);
+    // Room for as many pieces of a byte as spidev takes, each charged with its alignment.
+    let host = Host::with_devices(1).bufsiz(1 << 17);
     let (_daemon, mut guest) = serve_with(&host, ",cs-setup=on", &[]);
     // As many pieces as spidev takes, and one: the delay takes a place among them.
     for (bits, len) in [(16, 600), (32, 60), (8, 511), (8, 512)] {
@@ -238,6 +239,10 @@ fn delay_setup_with_words_cut_oddly_keeps_every_byte() {
         assert!(outcome.rx == tx, "{bits} bits, {len} bytes");
         let all = transfers(&host);
         assert_eq!(all.iter().filter(|t| t.len == 0).count(), 1);
+        if bits == 8 {
+            let first = &host.messages(DEV)[0];
+            assert_eq!(first.transfers().unwrap().len(), 511, "{len} bytes");
+        }
         assert!(
             host.messages(DEV)
                 .iter()

@@ -87,3 +87,76 @@ fn turns_on_several_chip_selects_of_a_controller_are_taken_as_on_one() {
     assert_turns(&order);
     assert_eq!((host.edges((0, 0)), host.edges((0, 1))), (32, 16));
 }
+
+/// A daemon with two guests, each on a loopback of its own.
+fn two_on_loopbacks(args: &[&str]) -> (Host, Daemon, Vec<Guest>) {
+    let host = Host::new();
+    let setup = Setup::new(&host)
+        .guests(2)
+        .device("loopback,guests=0")
+        .device("loopback,guests=1");
+    let setup = args.iter().fold(setup, |setup, arg| setup.arg(*arg));
+    let daemon = setup.start();
+    let guests = (0..2).map(|n| Guest::connect(&daemon, n)).collect();
+    (host, daemon, guests)
+}
+
+#[test]
+fn turns_at_different_moments_come_whichever_was_asked_for_first() {
+    // Transfers on loopbacks are nothing but moments: 20 and 100 ms, and each guest again before the
+    // other is done.
+    let (_host, _daemon, mut guests) = two_on_loopbacks(&[]);
+    let ask = |ms: usize| Ask {
+        head: let_go(0).freq(800_000),
+        tx: ms * 100,
+        rx: 0,
+    };
+    for (first, second) in [(20, 100), (100, 20)] {
+        let one = queue(&mut guests[0], &[ask(first)]);
+        let two = queue(&mut guests[1], &[ask(second); 2]);
+        assert_eq!(results(&mut guests[0], &one), [TRANS_OK], "{first} ms");
+        let one = queue(&mut guests[0], &[ask(second), ask(first)]);
+        assert_eq!(results(&mut guests[1], &two), [TRANS_OK; 2], "{second} ms");
+        assert_eq!(results(&mut guests[0], &one), [TRANS_OK; 2]);
+    }
+}
+
+#[test]
+fn turns_and_holds_and_half_messages_each_have_their_moment_whichever_is_first() {
+    let args = ["--cs-hold=0:spec", "--cs-hold-timeout-ms=50"];
+    for half_first in [true, false] {
+        let (_host, daemon, mut guests) = two_on_loopbacks(&args);
+        guests.truncate(1);
+        let guest = &mut guests[0];
+        let raw = Raw::connect(&daemon.socket(1));
+        let send_half = || raw.send_bytes(&[1, 0, 0], &[]).unwrap();
+        if half_first {
+            send_half();
+        }
+        // A transfer of 50 ms, and a hold that runs out after it.
+        let long = Ask {
+            head: keep(0).freq(800_000),
+            tx: 5000,
+            rx: 0,
+        };
+        assert_eq!(together(guest, &[both(keep(0)), long]), [TRANS_OK; 2]);
+        if !half_first {
+            send_half();
+        }
+        // A second after its half message: the hold's time-out is over, too.
+        assert!(raw.hung_up(PATIENCE));
+        let after = [both(let_go(0)), both(let_go(0))];
+        assert_eq!(in_turn(guest, &after), [TRANS_ERR, TRANS_OK]);
+    }
+}
+
+#[test]
+fn turns_come_though_something_far_later_was_asked_for_first() {
+    let args = ["--cs-hold=1:spec", "--cs-hold-timeout-ms=60000"];
+    let (_host, _daemon, mut guests) = two_on_loopbacks(&args);
+    assert_eq!(in_turn(&mut guests[1], &[both(keep(0))]), [TRANS_OK]);
+    assert_eq!(
+        in_turn(&mut guests[0], &[both(let_go(0)); 3]),
+        [TRANS_OK; 3]
+    );
+}

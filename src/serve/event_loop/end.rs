@@ -19,7 +19,7 @@ impl EventLoop {
             session.stop_listening(&self.shared.poller);
             session.wind_up(&mut self.shared);
         }
-        let now = Instant::now();
+        let now = self.shared.now;
         let ends_at = now.checked_add(GRACE).unwrap_or(now);
         // A second signal does not put it off.
         let ends_at = *self.ends_at.get_or_insert(ends_at);

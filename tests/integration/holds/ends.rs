@@ -220,6 +220,36 @@ fn hold_that_could_not_be_released_is_before_another_device_is_used() {
 }
 
 #[test]
+fn hold_between_two_messages_of_a_device_that_goes_away_is_released_before_another_is_used() {
+    let host = three_devices();
+    let (_daemon, mut guests) = serve_three(&host, 1, LONG);
+    // Suspended after the first of two messages, which left the line asserted.
+    let gate = host.gate_message(DEV, 0);
+    let head = let_go(0);
+    let request = queue(
+        &mut guests[0],
+        &[Ask {
+            head,
+            tx: 5000,
+            rx: 0,
+        }],
+    );
+    gate.reached();
+    host.fail_request(DEV, rules::WR_MODE32, libc::ESHUTDOWN);
+    host.fail_message(DEV, 0, When::BeforeWire, libc::ESHUTDOWN);
+    gate.release();
+    assert_eq!(results(&mut guests[0], &request), [TRANS_ERR]);
+    assert!(host.selected(DEV));
+    let beside = in_turn(&mut guests[0], &[both(let_go(1))]);
+    assert_eq!(beside, [TRANS_ERR], "another device would be selected too");
+    host.mend(DEV);
+    let beside = in_turn(&mut guests[0], &[both(let_go(1))]);
+    assert_one_selected_at_a_time(&host);
+    assert_eq!(beside, [TRANS_OK]);
+    assert!(!host.selected(DEV));
+}
+
+#[test]
 fn session_that_ends_leaves_each_device_as_it_was_found() {
     let host = Host::new()
         .device_in_mode((0, 0), 10_000_000, rules::CPHA, Loopback)

@@ -146,7 +146,7 @@ impl Rig {
         self.due = false;
         for bus in &mut self.shared.buses {
             bus.forget_promise(0);
-            bus.expire(Instant::now());
+            bus.expire(&mut Instant::now());
             self.due |= bus.next_waiter().is_some();
         }
         self.control |= more;

@@ -247,6 +247,7 @@ impl Rig {
         let running = self.backend.guest().vring.is_running();
         let next = (running && self.active.is_none()).then(|| self.next());
         let flags = self.le16(self.setup.avail);
+        self.shared.now = Instant::now();
         let turn = self
             .requestq
             .turn(&mut self.backend.guest(), &mut self.shared)
@@ -472,8 +473,10 @@ impl Rig {
 
     /// Ends holds that have run out.
     pub fn expire(&mut self) {
-        let now = Instant::now();
-        self.shared.buses.iter_mut().for_each(|bus| bus.expire(now));
+        let mut now = Instant::now();
+        for bus in &mut self.shared.buses {
+            bus.expire(&mut now);
+        }
     }
 
     /// The session ends the request on the way.
