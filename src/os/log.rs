@@ -131,6 +131,9 @@ impl Display for Quoted<'_> {
     }
 }
 
+/// [`write`], or what stands for it in a unit test.
+type Write = fn(LogLevel, fmt::Arguments<'_>) -> bool;
+
 /// Lines about one guest: about its requests and about its connections, each with a limit of their
 /// own, so that a guest cannot hide by its requests why it was cut off.
 #[derive(Debug)]
@@ -138,6 +141,7 @@ pub struct GuestLines {
     guest: usize,
     requests: Limiter,
     connections: Limiter,
+    write: Write,
 }
 
 impl GuestLines {
@@ -147,31 +151,32 @@ impl GuestLines {
             guest,
             requests: Limiter::default(),
             connections: Limiter::default(),
+            write,
         }
     }
 
     /// Writes a line about one of its requests or its ring, or counts it.
     pub fn request(&mut self, level: LogLevel, what: fmt::Arguments<'_>) {
-        self.requests.line(level, self.guest, what);
+        self.requests.line(self.write, level, self.guest, what);
     }
 
     /// Writes a line about its connection, or counts it.
     pub fn connection(&mut self, level: LogLevel, what: fmt::Arguments<'_>) {
-        self.connections.line(level, self.guest, what);
+        self.connections.line(self.write, level, self.guest, what);
     }
 
     /// Writes how many lines about the requests of a connection that ends were dropped. That counts
     /// as a line about connections: a front-end may come and go as often as it likes.
     pub fn tell_dropped_requests(&mut self) {
         if self.requests.unsaid > 0 && self.connections.admit(Instant::now()) {
-            self.requests.tell_dropped(self.guest);
+            self.requests.tell_dropped(self.write, self.guest);
         }
     }
 
     /// Writes how many lines were dropped since that was last written.
     pub fn tell_dropped(&mut self) {
-        self.requests.tell_dropped(self.guest);
-        self.connections.tell_dropped(self.guest);
+        self.requests.tell_dropped(self.write, self.guest);
+        self.connections.tell_dropped(self.write, self.guest);
     }
 
     /// How many lines were dropped so far.
@@ -194,13 +199,13 @@ impl Limiter {
     const LINES: u32 = 10;
     const WINDOW: Duration = Duration::from_secs(10);
 
-    fn line(&mut self, level: LogLevel, guest: usize, what: fmt::Arguments<'_>) {
+    fn line(&mut self, write: Write, level: LogLevel, guest: usize, what: fmt::Arguments<'_>) {
         if !is_wanted(level) {
             return;
         }
         if self.admit(Instant::now()) {
-            self.tell_dropped(guest);
-            line(level, format_args!("guest={guest} {what}"));
+            self.tell_dropped(write, guest);
+            write(level, format_args!("guest={guest} {what}"));
         } else {
             self.dropped = self.dropped.wrapping_add(1);
             self.unsaid = self.unsaid.wrapping_add(1);
@@ -222,7 +227,7 @@ impl Limiter {
     }
 
     /// Only lines that are wanted are counted, so this one is wanted, too.
-    fn tell_dropped(&mut self, guest: usize) {
+    fn tell_dropped(&mut self, write: Write, guest: usize) {
         let count = self.unsaid;
         let what = format_args!("guest={guest} lines were dropped: count={count}");
         if count > 0 && write(LogLevel::Warning, what) {
@@ -280,15 +285,24 @@ mod tests {
         assert_eq!(admitted(&mut limiter, Limiter::WINDOW + end), 0);
     }
 
+    /// Stderr with room for every line; not the real one, whose writes arm a timer.
+    fn taken(_level: LogLevel, _text: fmt::Arguments<'_>) -> bool {
+        true
+    }
+
     #[test]
     fn limiter_tells_of_each_dropped_line_once_and_counts_all() {
         let mut limiter = Limiter::default();
         let lines = |limiter: &mut Limiter, count| {
-            (0..count).for_each(|n| limiter.line(LogLevel::Error, 0, format_args!("line {n}")));
+            (0..count)
+                .for_each(|n| limiter.line(taken, LogLevel::Error, 0, format_args!("line {n}")));
         };
         lines(&mut limiter, 15);
         assert_eq!((limiter.dropped, limiter.unsaid), (5, 5));
-        limiter.tell_dropped(0);
+        // Without room it is told of later.
+        limiter.tell_dropped(|_, _| false, 0);
+        assert_eq!(limiter.unsaid, 5);
+        limiter.tell_dropped(taken, 0);
         lines(&mut limiter, 3);
         assert_eq!((limiter.dropped, limiter.unsaid), (8, 3));
         // The next line that is written tells of those alone that were dropped since.
@@ -299,7 +313,10 @@ mod tests {
 
     #[test]
     fn lines_about_requests_leave_room_for_those_about_the_connection() {
-        let mut lines = GuestLines::new(0);
+        let mut lines = GuestLines {
+            write: taken,
+            ..GuestLines::new(0)
+        };
         (0..30).for_each(|_| lines.request(LogLevel::Error, format_args!("request")));
         assert_eq!(lines.dropped(), 20);
         lines.tell_dropped_requests();
