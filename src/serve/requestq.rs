@@ -175,11 +175,12 @@ impl Requestq {
         self.served = true;
         self.empty_since = None;
         let seen_at = *self.waits_since.get_or_insert(shared.due_since);
+        let chain = vring.peek(memory).map_err(Stop::Ring)?;
+        let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
+        // After the chain was read, which the flag may lie over in a hostile driver's memory.
         if pending > 1 || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
-        let chain = vring.peek(memory).map_err(Stop::Ring)?;
-        let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
         let named = parsed.as_ref().ok();
         let chip_select = named.and_then(|request| self.grant.chip_select_of(request));
         let judge = |request| self.grant.judge(self.number, &request, shared, pending > 1);

@@ -116,7 +116,7 @@ impl Answer<Consumed> {
     ) -> Result<(), RingError> {
         let written = self
             .result
-            .and_then(|address| memory.write_byte(address, result.byte()));
+            .and_then(|address| memory.write(address, &[result.byte()]));
         let len = if written.is_some() { self.used_len } else { 0 };
         vring.complete(memory, self.chain, len)
     }
@@ -179,9 +179,9 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    fn take(&mut self, descriptor: Descriptor) {
-        let Descriptor { address, len, .. } = descriptor;
-        let taken = match (descriptor.writable, len.checked_sub(1)) {
+    fn take(&mut self, descriptor: &Descriptor) {
+        let (address, len) = (descriptor.addr().0, descriptor.len());
+        let taken = match (descriptor.is_write_only(), len.checked_sub(1)) {
             (_, None) => Ok(()),
             (true, Some(last)) => {
                 self.last_writable = address.checked_add(u64::from(last));

@@ -6,27 +6,16 @@
 //!
 //! Must not: know what the bytes of a request mean.
 
+use vm_memory::ByteValued;
+
+pub use virtio_queue::desc::split::Descriptor;
+
 use crate::virtqueue::memory::Memory;
 
 /// Most buffers of one chain that are believed.
 pub const MAX_DESCRIPTORS: usize = 1024;
 /// Length of a descriptor in bytes.
-pub const DESC_LEN: u64 = 16;
-
-const DESC_F_NEXT: u16 = 1 << 0;
-const DESC_F_WRITE: u16 = 1 << 1;
-const DESC_F_INDIRECT: u16 = 1 << 2;
-
-/// One buffer of a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Descriptor {
-    /// Guest address.
-    pub address: u64,
-    /// Length in bytes.
-    pub len: u32,
-    /// Device-writable, or else device-readable.
-    pub writable: bool,
-}
+const DESC_LEN: u32 = 16;
 
 /// A chain whose end cannot be found: it loops, leaves its table, or its table is malformed.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,7 +43,7 @@ impl Chain {
     pub fn walk(
         &self,
         memory: &Memory,
-        mut each: impl FnMut(Descriptor),
+        mut each: impl FnMut(&Descriptor),
     ) -> Result<(), BrokenChain> {
         let (mut table, mut table_len) = (self.table, u32::from(self.table_len));
         let (mut index, mut nested) = (self.head, false);
@@ -63,69 +52,35 @@ impl Chain {
             if u32::from(index) >= table_len {
                 return Err(BrokenChain);
             }
-            let raw = read_descriptor(memory, table, index).ok_or(BrokenChain)?;
-            if raw.flags & DESC_F_INDIRECT != 0 {
+            let descriptor = read_descriptor(memory, table, index).ok_or(BrokenChain)?;
+            if descriptor.refers_to_indirect_table() {
                 // VIRTIO 1.4, "Indirect Descriptors": no table in a table, no NEXT beside it.
-                let alone = !nested && raw.flags & DESC_F_NEXT == 0;
-                let whole = u64::from(raw.len).is_multiple_of(DESC_LEN);
+                let alone = !nested && !descriptor.has_next();
+                let whole = descriptor.len().is_multiple_of(DESC_LEN);
                 if !(self.indirect && alone && whole) {
                     return Err(BrokenChain);
                 }
-                let entries = u64::from(raw.len).checked_div(DESC_LEN);
-                table_len = entries.and_then(|n| n.try_into().ok()).unwrap_or(0);
-                (table, index, nested) = (raw.address, 0, true);
+                (table, table_len) = (descriptor.addr().0, descriptor.len() / DESC_LEN);
+                (index, nested) = (0, true);
                 continue;
             }
             buffers = buffers.saturating_add(1);
-            each(Descriptor {
-                address: raw.address,
-                len: raw.len,
-                writable: raw.flags & DESC_F_WRITE != 0,
-            });
-            if raw.flags & DESC_F_NEXT == 0 {
+            each(&descriptor);
+            if !descriptor.has_next() {
                 return Ok(());
             }
-            index = raw.next;
+            index = descriptor.next();
         }
         Err(BrokenChain)
     }
 }
 
-struct RawDescriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-fn read_descriptor(memory: &Memory, table: u64, index: u16) -> Option<RawDescriptor> {
-    let offset = u64::from(index).checked_mul(DESC_LEN)?;
-    let mut bytes = [0; 16];
-    memory.read(table.checked_add(offset)?, &mut bytes)?;
-    let [
-        a0,
-        a1,
-        a2,
-        a3,
-        a4,
-        a5,
-        a6,
-        a7,
-        l0,
-        l1,
-        l2,
-        l3,
-        f0,
-        f1,
-        n0,
-        n1,
-    ] = bytes;
-    Some(RawDescriptor {
-        address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
-        len: u32::from_le_bytes([l0, l1, l2, l3]),
-        flags: u16::from_le_bytes([f0, f1]),
-        next: u16::from_le_bytes([n0, n1]),
-    })
+/// Entry `index` of the descriptor table at guest address `table`, read once.
+fn read_descriptor(memory: &Memory, table: u64, index: u16) -> Option<Descriptor> {
+    let offset = u64::from(index).checked_mul(DESC_LEN.into())?;
+    let mut descriptor = Descriptor::default();
+    memory.read(table.checked_add(offset)?, descriptor.as_mut_slice())?;
+    Some(descriptor)
 }
 
 #[cfg(test)]
@@ -133,6 +88,9 @@ mod tests {
     use super::*;
     use crate::virtqueue::memory::tests::flat_memory;
 
+    const DESC_F_NEXT: u16 = 1;
+    const DESC_F_WRITE: u16 = 2;
+    const DESC_F_INDIRECT: u16 = 4;
     const TABLE: u64 = 0;
     /// Away from the ring's own table, which has 1,024 entries of 16 bytes.
     const INDIRECT: u64 = 0x8000;
@@ -158,12 +116,9 @@ mod tests {
 
         /// Writes entry `index` of `table`.
         fn set(&self, table: u64, index: u16, buffer: (u64, u32), flags: u16, next: u16) {
-            let mut bytes = buffer.0.to_le_bytes().to_vec();
-            bytes.extend(buffer.1.to_le_bytes());
-            bytes.extend(flags.to_le_bytes());
-            bytes.extend(next.to_le_bytes());
-            let address = table + DESC_LEN * u64::from(index);
-            self.memory.write(address, &bytes).unwrap();
+            let descriptor = Descriptor::new(buffer.0, buffer.1, flags, next);
+            let address = table + 16 * u64::from(index);
+            self.memory.write(address, descriptor.as_slice()).unwrap();
         }
 
         /// Links `count` buffers of `len` bytes each in `table`.
@@ -180,10 +135,12 @@ mod tests {
             self.set(TABLE, 0, table, DESC_F_INDIRECT | flags, 1);
         }
 
-        fn walk(&self) -> Result<Vec<Descriptor>, BrokenChain> {
+        /// Address, length and direction of each buffer.
+        fn walk(&self) -> Result<Vec<(u64, u32, bool)>, BrokenChain> {
             let mut buffers = Vec::new();
-            self.chain
-                .walk(&self.memory, |buffer| buffers.push(buffer))?;
+            self.chain.walk(&self.memory, |buffer| {
+                buffers.push((buffer.addr().0, buffer.len(), buffer.is_write_only()));
+            })?;
             Ok(buffers)
         }
 
@@ -198,15 +155,10 @@ mod tests {
         driver.set(TABLE, 0, (0x100, 32), DESC_F_NEXT, 7);
         driver.set(TABLE, 7, (0x200, 5), DESC_F_NEXT | DESC_F_WRITE, 1023);
         driver.set(TABLE, 1023, (u64::MAX, u32::MAX), DESC_F_WRITE, 0);
-        let buffer = |address, len, writable| Descriptor {
-            address,
-            len,
-            writable,
-        };
         let expected = [
-            buffer(0x100, 32, false),
-            buffer(0x200, 5, true),
-            buffer(u64::MAX, u32::MAX, true),
+            (0x100, 32, false),
+            (0x200, 5, true),
+            (u64::MAX, u32::MAX, true),
         ];
         assert_eq!(driver.walk().unwrap(), expected);
     }

@@ -3,16 +3,20 @@
 //! Two address spaces meet here. The front-end names rings by *user address* (its own virtual
 //! address), descriptors name buffers by *guest address*; they have distinct types, so that they
 //! cannot be mixed up. Bytes are only ever reached through a [`VolatileSlice`] that borrows this
-//! table: no reference or slice over guest memory exists, and no pointer outlives a step.
+//! table: no reference or slice over guest memory exists, and no pointer outlives a step. The table
+//! is a [`GuestMemoryBackend`], so that `virtio-queue` works on it.
 //!
 //! Should: refuse whatever could later fault, stall or alias. Must not: know of rings or SPI.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, FileOffset, GuestAddress, MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::guest_memory::Result as AccessResult;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestMemoryRegionBytes,
+    MemoryRegionAddress, MmapRegion, VolatileMemory, VolatileSlice,
+};
 
 use crate::config::MAX_REGIONS;
 use crate::os::deferred_close::throw_away_memory;
@@ -95,19 +99,36 @@ impl std::fmt::Display for MemoryError {
 
 /// A region that is mapped.
 #[derive(Debug)]
-struct Region {
+pub struct Region {
     description: RegionDescription,
     mapping: MmapRegion,
     watch: Watch,
 }
 
-impl Region {
-    /// How far behind the region's start `address` lies in it.
-    fn offset(&self, address: u64) -> Option<u64> {
-        let offset = address.checked_sub(self.description.guest.0)?;
-        (offset < self.description.len).then_some(offset)
+impl GuestMemoryRegion for Region {
+    type B = ();
+
+    fn len(&self) -> u64 {
+        self.description.len
     }
 
+    fn start_addr(&self) -> GuestAddress {
+        self.description.guest
+    }
+
+    fn bitmap(&self) {}
+
+    #[inline(always)]
+    fn get_slice(&self, offset: MemoryRegionAddress, len: usize) -> AccessResult<Slice<'_>> {
+        // An offset that is no `usize` is beyond every mapping.
+        let offset = usize::try_from(offset.0).unwrap_or(usize::MAX);
+        Ok(self.mapping.get_slice(offset, len)?)
+    }
+}
+
+impl GuestMemoryRegionBytes for Region {}
+
+impl Region {
     /// Unmaps it, then throws away its file, of which it was the last to hold a part.
     fn throw_away(self) {
         let file = self
@@ -131,6 +152,23 @@ pub struct Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+impl GuestMemoryBackend for Memory {
+    type R = Region;
+
+    fn iter(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter()
+    }
+
+    /// The region that `address` lies in, and its offset there in bytes. Every access comes here; the
+    /// trait's own version looks at all regions in turn, and panics where it finds what it should not.
+    #[inline(always)]
+    fn to_region_addr(&self, address: GuestAddress) -> Option<(&Region, MemoryRegionAddress)> {
+        let region = self.regions.get(self.behind(address.0).checked_sub(1)?)?;
+        let offset = address.0.checked_sub(region.description.guest.0)?;
+        (offset < region.description.len).then_some((region, MemoryRegionAddress(offset)))
     }
 }
 
@@ -181,13 +219,6 @@ impl Memory {
     fn behind(&self, address: u64) -> usize {
         self.regions
             .partition_point(|region| region.description.guest.0 <= address)
-    }
-
-    /// The region that `address` lies in, and how far behind its start.
-    #[inline(always)]
-    fn find(&self, address: u64) -> Option<(&Region, u64)> {
-        let region = self.regions.get(self.behind(address).checked_sub(1)?)?;
-        region.offset(address).map(|offset| (region, offset))
     }
 
     /// Removes the region with these addresses and this length. The file offset of the message is
@@ -253,20 +284,6 @@ impl Memory {
         })
     }
 
-    /// Whether there is memory at all of the `len` bytes from guest address `address` on, in
-    /// whatever regions.
-    pub fn holds(&self, mut address: u64, mut len: u64) -> bool {
-        while len > 0 {
-            let part = u32::try_from(len).unwrap_or(u32::MAX);
-            let Some(here) = self.contiguous(address, part) else {
-                return false;
-            };
-            address = address.saturating_add(here.into());
-            len = len.saturating_sub(here.into());
-        }
-        true
-    }
-
     /// Whether a region's file was truncated under us: what is in it is lost.
     pub fn is_truncated(&self) -> bool {
         self.regions.iter().any(|region| region.watch.is_hit())
@@ -280,71 +297,36 @@ impl Memory {
     /// Bytes from `address` on that lie in one region, at most `len`; `None` outside of all.
     #[inline(always)]
     pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
-        let (region, offset) = self.find(address)?;
-        let left = region.description.len.checked_sub(offset)?;
+        let (region, offset) = self.to_region_addr(GuestAddress(address))?;
+        let left = region.description.len.checked_sub(offset.0)?;
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
     }
 
     /// `len` bytes at guest address `address`, if one region holds them all.
     pub fn slice(&self, address: u64, len: u32) -> Option<Slice<'_>> {
-        self.near(address, usize::try_from(len).ok()?)
+        let len = usize::try_from(len).ok()?;
+        self.get_slice(GuestAddress(address), len).ok()
     }
 
-    /// As [`Memory::slice`]: what each access comes to.
+    /// Copies the bytes at guest address `address` into `bytes`, from as many regions as they lie in;
+    /// `None` outside of memory.
     #[inline(always)]
-    fn near(&self, address: u64, len: usize) -> Option<Slice<'_>> {
-        let (region, offset) = self.find(address)?;
-        let offset = usize::try_from(offset).ok()?;
-        region.mapping.get_slice(offset, len).ok()
-    }
-
-    /// The 16-bit number at guest address `address`, before whatever is read next; `None` outside of
-    /// memory.
-    #[inline(always)]
-    pub fn load_u16(&self, address: u64) -> Option<u16> {
-        let number = self.near(address, 2)?.load(0, Ordering::Acquire);
-        number.ok().map(u16::from_le)
-    }
-
-    /// Sets the 16-bit number at guest address `address`, behind whatever was written before; `None`
-    /// outside of memory.
-    pub fn store_u16(&self, address: u64, number: u16) -> Option<()> {
-        let stored = self.near(address, 2)?;
-        stored.store(number.to_le(), 0, Ordering::Release).ok()
-    }
-
-    /// Copies the bytes at guest address `address` into `bytes`, through as many regions as they lie
-    /// in; `None` outside of memory.
-    pub fn read(&self, mut address: u64, mut bytes: &mut [u8]) -> Option<()> {
-        while !bytes.is_empty() {
-            let here = self.contiguous(address, bytes.len().try_into().ok()?)?;
-            let (part, behind) = bytes.split_at_mut_checked(here.try_into().ok()?)?;
-            self.near(address, part.len())?.copy_to(part);
-            // Behind the last address there is no region: the next turn finds none.
-            address = address.saturating_add(here.into());
-            bytes = behind;
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
+        let address = GuestAddress(address);
+        // Nearly all bytes lie in one region, and `read_slice` alone takes twice the instructions.
+        match self.get_slice(address, bytes.len()) {
+            Ok(slice) => {
+                slice.copy_to(bytes);
+                Some(())
+            }
+            Err(_) => self.read_slice(bytes, address).ok(),
         }
-        Some(())
     }
 
     /// Copies `bytes` to guest address `address`, into as many regions as they lie in; `None` outside
     /// of memory.
-    pub fn write(&self, mut address: u64, mut bytes: &[u8]) -> Option<()> {
-        while !bytes.is_empty() {
-            let here = self.contiguous(address, bytes.len().try_into().ok()?)?;
-            let (part, behind) = bytes.split_at_checked(here.try_into().ok()?)?;
-            self.near(address, part.len())?.copy_from(part);
-            address = address.saturating_add(here.into());
-            bytes = behind;
-        }
-        Some(())
-    }
-
-    /// Writes one byte to guest address `address`; `None` outside of memory.
-    pub fn write_byte(&self, address: u64, byte: u8) -> Option<()> {
-        self.near(address, 1)?
-            .store(byte, 0, Ordering::Relaxed)
-            .ok()
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Option<()> {
+        self.write_slice(bytes, GuestAddress(address)).ok()
     }
 }
 
@@ -416,7 +398,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn holds_goes_on_into_the_next_region_and_ends_at_a_gap() {
+    fn check_range_goes_on_into_the_next_region_and_ends_at_a_gap() {
         let mut memory = Memory::new(1 << 40);
         memory.add(region(0, 4 * MIB, 4096), memfd(4096)).unwrap();
         memory.add(region(4096, MIB, 4096), memfd(4096)).unwrap();
@@ -428,10 +410,14 @@ pub(crate) mod tests {
             (8192, 0, true),
             (8192, 1, false),
             (MIB, 4096, true),
-            (MIB, u64::MAX, false),
+            (MIB, usize::MAX, false),
             (u64::MAX, 2, false),
         ] {
-            assert_eq!(memory.holds(address, len), held, "{address:#x} {len:#x}");
+            assert_eq!(
+                memory.check_range(GuestAddress(address), len),
+                held,
+                "{address:#x} {len:#x}"
+            );
         }
     }
 

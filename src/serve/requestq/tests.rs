@@ -148,7 +148,7 @@ impl Player {
         let guest = self.backend.guest();
         let memory = &guest.memory;
         memory.write(data, &ask.head()).unwrap();
-        memory.write_byte(data + RESULT, UNWRITTEN).unwrap();
+        memory.write(data + RESULT, &[UNWRITTEN]).unwrap();
         // Head and tx; rx; result: NEXT is 1, WRITE is 2.
         let parts: [(u64, u32, u16); 3] = [
             (data, 32 + ask.len, 1),
@@ -166,8 +166,9 @@ impl Player {
                 .unwrap();
         }
         let slot = AVAIL + 4 + 2 * u64::from(number % RING_SIZE);
-        memory.store_u16(slot, first).unwrap();
-        memory.store_u16(AVAIL + 2, self.offered).unwrap();
+        memory.write(slot, &first.to_le_bytes()).unwrap();
+        let index = self.offered.to_le_bytes();
+        memory.write(AVAIL + 2, &index).unwrap();
         number
     }
 

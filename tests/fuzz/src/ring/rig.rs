@@ -255,54 +255,9 @@ impl Rig {
         for bus in &mut self.shared.buses {
             bus.forget_promise(0);
         }
-        let next = self.with_kicks_suppressed(next);
         self.check_turn(next, turn);
         self.flags_moved |= flags != self.le16(self.setup.avail);
         turn
-    }
-
-    /// With more in the ring than the next chain, kicks may be suppressed before it is read: where the
-    /// used ring lies over what is read, that makes another chain of it, the one whose own answer
-    /// explains what the flags are now.
-    fn with_kicks_suppressed(&mut self, next: Option<Next>) -> Option<Next> {
-        const SUPPRESSED: [u8; 2] = [1, 0];
-        let flags = self.setup.used;
-        let mut now = [0; 2];
-        let address = u64::try_from(flags).unwrap();
-        self.backend.guest().memory.read(address, &mut now);
-        let before = [self.copy[flags], self.copy[flags + 1]];
-        let more = self.available().wrapping_sub(self.next_avail) > 1;
-        if !matches!(next, Some(Next::Chain(_))) || !more || before == SUPPRESSED {
-            return next;
-        }
-        self.copy[flags..flags + 2].copy_from_slice(&SUPPRESSED);
-        let other = self.next();
-        if let Next::Chain(other) = &other
-            && self.explains(other, flags, SUPPRESSED, now)
-        {
-            return Some(Next::Chain(other.clone()));
-        }
-        self.copy[flags..flags + 2].copy_from_slice(&before);
-        next
-    }
-
-    /// Whether `written` at `flags` may have become `now` by the answer to this chain.
-    fn explains(&self, chain: &Expected, flags: usize, written: [u8; 2], now: [u8; 2]) -> bool {
-        if chain
-            .rx
-            .iter()
-            .any(|rx| rx.start < flags + 2 && flags < rx.end)
-        {
-            return true;
-        }
-        let mut explained = written;
-        let result = chain.result.and_then(|at| at.checked_sub(flags));
-        if let Some(byte) = result.and_then(|at| explained.get_mut(at))
-            && !self.requestq.is_active()
-        {
-            *byte = u8::from(!chain.is_valid);
-        }
-        now == explained
     }
 
     /// What is next, or the request on the way, must have been dealt with.
