@@ -218,7 +218,8 @@ impl fmt::Display for SessionError {
             Self::Fds(why) => write!(f, "fds {why}"),
             Self::LeftOpen => write!(
                 f,
-                "fd of a file whose close may wait (FUSE, a network file system): left open"
+                "fd of a file whose close may wait (FUSE, a network or unknown file system): left open; \
+                 guest memory must be a memfd or a file on tmpfs or hugetlbfs"
             ),
             Self::Uncollected => write!(f, "too many files of the daemon's user are in flight"),
             Self::Silent => write!(f, "front-end was silent in the middle of a message"),

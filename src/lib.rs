@@ -96,6 +96,7 @@ pub mod os {
     )]
     pub mod listener;
     pub mod log;
+    pub mod mounts;
     #[allow(unsafe_code, reason = "UNSAFETY: ppoll")]
     pub mod poll;
     pub mod sd_notify;

@@ -112,6 +112,7 @@ const SIGABRT: u32 = 6;
 const SIGBUS: u32 = 7;
 const SIGSEGV: u32 = 11;
 const SIGINFO_LEN: u32 = 128;
+const MOUNTS_LEN: u32 = 4096;
 /// `MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC`
 const PEEK_FLAGS: u32 = 0x4000_0042;
 
@@ -172,6 +173,8 @@ rules! {
     #[cfg(target_env = "musl")]
     SYS_fstat           []                                              "virtqueue::memory::check_file";
     SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
+    SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::is_there"
+        unseen "only for a file on overlay and the like", "memory_in_a_plain_file_is_refused_and_its_socket_serves_on";
     SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::socket_option";
     SYS_getpeername     []                                              "os::file_kind::is_socketpair";
     SYS_mmap            [NOT_EXECUTABLE]                                "virtqueue::memory::add";

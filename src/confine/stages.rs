@@ -23,8 +23,7 @@ use crate::confine::seccomp::{self, Pins};
 use crate::error::{ExitCode, Fatal};
 use crate::os::log;
 
-/// Fds of the daemon itself: stdio, signals, timer, epoll, the service manager, and a file that is read
-/// at start.
+/// Fds of the daemon itself: stdio, signals, timer, epoll, the service manager, and the table of mounts.
 const FDS: u64 = 8;
 /// Fds of a guest that is not connected: its socket, and the directory of that.
 const FDS_OF_SOCKET: u64 = 2;

@@ -5,35 +5,24 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
+
+use crate::os::mounts::{DeviceNumber, Mounts};
 
 /// As in `linux/magic.h`; the C libraries do not agree on its type.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
-/// Major and minor number of the file system of `/`.
-static ROOT: OnceLock<(u32, u32)> = OnceLock::new();
-
-/// Writes down the file system of `/`, whose files are believed to close without waiting.
-pub fn trust_root() {
-    if let Ok(root) = std::fs::metadata("/") {
-        let _ = ROOT.set((libc::major(root.dev()), libc::minor(root.dev())));
-    }
-}
-
 /// Whether closing `fd` may wait for somebody, even if it is not the last close. With a file of a
 /// FUSE server it does: it sends it a FLUSH and waits, uninterruptibly, for an answer that may never
-/// come. So do network file systems. Believed are memory, block devices, and the host's root (in
-/// a container an overlay, which has no block device).
-pub fn close_may_wait(fd: &OwnedFd) -> bool {
+/// come. So do network file systems. Believed are memory, and what is on one of `mounts` that are.
+pub fn close_may_wait(fd: &OwnedFd, mounts: &Mounts) -> bool {
     if is_memory(fd) || is_only_a_path(fd) {
         return false;
     }
     let Ok((kind, device)) = file_type(fd) else {
         return true;
     };
-    kind == libc::S_IFREG && device.0 == 0 && Some(&device) != ROOT.get()
+    kind == libc::S_IFREG && !mounts.close_at_once(device)
 }
 
 /// The file type of `fd`, `S_IFSOCK` and the like, or 0 for an anonymous inode such as an eventfd;
@@ -41,7 +30,7 @@ pub fn close_may_wait(fd: &OwnedFd) -> bool {
 ///
 /// # Errors
 /// The kernel's.
-pub fn file_type(fd: &impl AsRawFd) -> io::Result<(u32, (u32, u32))> {
+pub fn file_type(fd: &impl AsRawFd) -> io::Result<(u32, DeviceNumber)> {
     let mut stat = MaybeUninit::<libc::statx>::uninit();
     // Without the last flag a FUSE server would be asked.
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;

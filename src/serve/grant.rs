@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::config::HoldPolicy;
 use crate::error::ParamError;
 use crate::os::epoll::Poller;
+use crate::os::mounts::Mounts;
 use crate::spi::bus::Bus;
 use crate::spi::hold::{Claim, HoldTerms};
 use crate::spi::message::Scratch;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub store: Box<Store>,
     /// The one epoll set.
     pub poller: Poller,
+    /// The file systems of the host.
+    pub mounts: Mounts,
     /// The clock, as last read: after a wait for events, messages, an ioctl, and each turn.
     pub now: Instant,
     /// The same when that turn became due.
@@ -50,13 +53,14 @@ pub struct Shared {
 
 impl Shared {
     /// What guests of these controllers share.
-    pub fn new(buses: Vec<Bus>, poller: Poller) -> Self {
+    pub fn new(buses: Vec<Bus>, poller: Poller, mounts: Mounts) -> Self {
         let now = Instant::now();
         Self {
             buses,
             scratch: Scratch::default(),
             store: Box::default(),
             poller,
+            mounts,
             now,
             due_since: now,
         }

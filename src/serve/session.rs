@@ -26,19 +26,15 @@ use crate::vhost_user::backend::Backend;
 use crate::vhost_user::gate::{self, Queued, Request};
 
 mod connection;
+mod offences;
 
 use self::connection::Connection;
+use self::offences::Offences;
 
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
-/// Fds that may be left open for a socket before it stops listening for good: they cost all guests.
-const MAX_LEFT_OPEN: u32 = 16;
 /// Things of a guest that may wait for the kernel to take them before its messages wait as well.
 const MAX_LEFT: usize = 32;
-/// How long a socket rests after a front-end's eventfd had blocked, for the first time; each
-/// further time it is twice as long, up to `MAX_PENALTY`.
-const PENALTY: Duration = Duration::from_secs(1);
-const MAX_PENALTY: Duration = Duration::from_secs(64);
 /// How long a socket rests where the host lacks something.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Messages handled before others get their turn.
@@ -57,10 +53,7 @@ pub struct Session {
     requestq: Requestq,
     /// Its messages wait for the kernel to take what was thrown away.
     held_up: bool,
-    /// Fds of this socket's front-ends that had to be left open.
-    left_open: u32,
-    /// How long the socket rests when its front-end's eventfd blocks again.
-    penalty: Duration,
+    offences: Offences,
     /// When the next turn is due without an event.
     pub wake_at: Option<Instant>,
     /// When the socket, which rests, is to listen again.
@@ -88,8 +81,7 @@ impl Session {
             connections: Connections::default(),
             requestq: Requestq::new(index, grant),
             held_up: false,
-            left_open: 0,
-            penalty: PENALTY,
+            offences: Offences::default(),
             wake_at: None,
             listen_at: None,
         };
@@ -236,7 +228,7 @@ impl Session {
             // Those of a message that had to wait: it is still queued, so that no close is the last.
             connection.held.clear();
             let fd = connection.handler.as_raw_fd();
-            let request = match gate::inspect(fd, &mut connection.held)? {
+            let request = match gate::inspect(fd, &mut connection.held, &shared.mounts)? {
                 Queued::Nothing if !connection.hung_up => return Ok(Turn::Again),
                 Queued::Part if !connection.hung_up => {
                     let deadline = Instant::now().checked_add(SILENCE);
@@ -401,11 +393,9 @@ impl Session {
         // It ends anyway: an eventfd that blocks has done so for the last time.
         let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
         connection.end(&shared.poller);
-        if matches!(error, SessionError::LeftOpen) {
-            self.left_open = self.left_open.saturating_add(1);
-            if self.left_open > MAX_LEFT_OPEN {
-                self.give_up_listening("too many fds had to be left open", &shared.poller);
-            }
+        let is_left_open = matches!(error, SessionError::LeftOpen);
+        if is_left_open && self.offences.note_left_open(Instant::now()) {
+            self.give_up_listening("too many fds had to be left open", &shared.poller);
         }
         true
     }
@@ -429,9 +419,7 @@ impl Session {
             SessionError::CallBlocked => {
                 // Each such connection costs all guests a tick of the watchdog.
                 write_timeout::hasten();
-                let rest = self.penalty;
-                self.penalty = rest.saturating_mul(2).min(MAX_PENALTY);
-                Some(rest)
+                Some(self.offences.note_blocked(Instant::now()))
             }
             SessionError::Host(_) | SessionError::Uncollected => Some(PAUSE),
             SessionError::Disconnected

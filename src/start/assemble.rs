@@ -14,10 +14,10 @@ use crate::confine::emergency_cleanup;
 use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deferred_close;
 use crate::os::epoll::Poller;
-use crate::os::file_kind;
 use crate::os::handed_in::Socket;
 use crate::os::listener::{Access, Listener, SocketFile};
 use crate::os::log;
+use crate::os::mounts::Mounts;
 use crate::os::sd_notify::SdNotify;
 use crate::os::signals;
 use crate::os::write_timeout;
@@ -66,7 +66,6 @@ fn failed(error: io::Error) -> Fatal {
 pub fn prepare() -> Result<File, Fatal> {
     log::look_at_stderr();
     emergency_cleanup::install();
-    file_kind::trust_root();
     write_timeout::install().map_err(failed)?;
     sigbus::install().map_err(failed)?;
     signals::catch().map_err(failed)
@@ -231,7 +230,7 @@ pub fn assemble(
         announce(number, &socket, &grant, &hardware);
         sessions.push(Session::new(number, socket, grant, &poller).map_err(refused)?);
     }
-    let shared = Shared::new(hardware.buses, poller);
+    let shared = Shared::new(hardware.buses, poller, Mounts::read());
     EventLoop::new(
         sessions,
         shared,

@@ -13,6 +13,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use crate::error::SessionError;
 use crate::os::file_kind;
+use crate::os::mounts::Mounts;
 use crate::os::poll;
 
 /// `vhost_user_msg_header`: request code, flags, size of the body, all u32.
@@ -110,7 +111,11 @@ pub enum Queued {
 ///
 /// # Errors
 /// The front-end left, or what it sends or does not read must end the session.
-pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionError> {
+pub fn inspect(
+    fd: RawFd,
+    held: &mut Vec<OwnedFd>,
+    mounts: &Mounts,
+) -> Result<Queued, SessionError> {
     // First: each look below shows all that is counted here, and the fds that came with it.
     let queued = usize::try_from(count(fd, libc::FIONREAD)?).unwrap_or(0);
     // What comes with one no look shows, and none goes beyond it.
@@ -143,7 +148,7 @@ pub fn inspect(fd: RawFd, held: &mut Vec<OwnedFd>) -> Result<Queued, SessionErro
         return Ok(Queued::Part);
     }
     if front.more {
-        hold_fds(fd, len, held)?;
+        hold_fds(fd, len, held, mounts)?;
     }
     if count(fd, libc::TIOCOUTQ)? > MAX_UNREAD {
         return Err(SessionError::RepliesUnread);
@@ -176,13 +181,18 @@ fn check(header: &[u8; HEADER_LEN]) -> Result<(Request, usize), SessionError> {
 ///
 /// A peek ends behind the first piece that has fds, and shows fds of the piece behind its last byte,
 /// too. So some may be another message's, which does no harm.
-fn hold_fds(fd: RawFd, len: usize, held: &mut Vec<OwnedFd>) -> Result<(), SessionError> {
+fn hold_fds(
+    fd: RawFd,
+    len: usize,
+    held: &mut Vec<OwnedFd>,
+    mounts: &Mounts,
+) -> Result<(), SessionError> {
     let mut message = [0; HEADER_LEN + MAX_BODY_LEN + 1];
     let mut offset = 0;
     // The first piece with fds, and the rest.
     for _ in 0..2 {
         let rest = message.get_mut(offset..=len).unwrap_or_default();
-        offset = offset.saturating_add(hold_piece(fd, offset, rest, held)?);
+        offset = offset.saturating_add(hold_piece(fd, offset, rest, held, mounts)?);
         if offset >= len {
             return Ok(());
         }
@@ -199,12 +209,17 @@ fn hold_piece(
     offset: usize,
     bytes: &mut [u8],
     held: &mut Vec<OwnedFd>,
+    mounts: &Mounts,
 ) -> Result<usize, SessionError> {
     for room in 1..=MAX_FDS {
         let Some(mut piece) = peek(fd, offset, bytes, room)? else {
             break;
         };
-        if piece.fds.last().is_some_and(file_kind::close_may_wait) {
+        if piece
+            .fds
+            .last()
+            .is_some_and(|fd| file_kind::close_may_wait(fd, mounts))
+        {
             // Left open: the wait, and it may be for ever, is put off to the end of the process.
             piece.fds.pop().into_iter().for_each(forget);
             held.append(&mut piece.fds);
@@ -358,20 +373,20 @@ mod tests {
     fn inspect_bytes(bytes: &[u8]) -> Result<Queued, SessionError> {
         let (mut front, back) = UnixStream::pair().unwrap();
         front.write_all(bytes).unwrap();
-        inspect(back.as_raw_fd(), &mut Vec::new())
+        inspect(back.as_raw_fd(), &mut Vec::new(), &Mounts::default())
     }
 
     #[test]
     fn inspect_whole_message_is_shown_and_left_in_place() {
         let (mut front, back) = UnixStream::pair().unwrap();
         assert_eq!(
-            inspect(back.as_raw_fd(), &mut Vec::new()).unwrap(),
+            inspect(back.as_raw_fd(), &mut Vec::new(), &Mounts::default()).unwrap(),
             Queued::Nothing
         );
         front.write_all(&header(1, 1, 0)).unwrap();
         for _ in 0..2 {
             assert_eq!(
-                inspect(back.as_raw_fd(), &mut Vec::new()).unwrap(),
+                inspect(back.as_raw_fd(), &mut Vec::new(), &Mounts::default()).unwrap(),
                 Queued::Message(Request::GetFeatures)
             );
         }
@@ -422,7 +437,10 @@ mod tests {
             assert_eq!(front.send_with_fds(&[*bytes], fds).unwrap(), bytes.len());
         }
         let mut held = Vec::new();
-        (inspect(back.as_raw_fd(), &mut held), held.len())
+        (
+            inspect(back.as_raw_fd(), &mut held, &Mounts::default()),
+            held.len(),
+        )
     }
 
     #[test]
@@ -484,7 +502,7 @@ mod tests {
             let (front, back) = UnixStream::pair().unwrap();
             to_sender.send(front).unwrap();
             let mut held = Vec::new();
-            while inspect(back.as_raw_fd(), &mut held).unwrap() != whole {
+            while inspect(back.as_raw_fd(), &mut held, &Mounts::default()).unwrap() != whole {
                 held.clear();
             }
             assert!(!held.is_empty(), "round {round}");
@@ -501,7 +519,7 @@ mod tests {
         let (front, back) = UnixStream::pair().unwrap();
         drop(front);
         assert!(matches!(
-            inspect(back.as_raw_fd(), &mut Vec::new()),
+            inspect(back.as_raw_fd(), &mut Vec::new(), &Mounts::default()),
             Err(SessionError::Disconnected)
         ));
     }
@@ -512,7 +530,7 @@ mod tests {
         front.write_all(&header(1, 1, 0)).unwrap();
         back.write_all(&vec![0; 64 * 1024]).unwrap();
         assert!(matches!(
-            inspect(back.as_raw_fd(), &mut Vec::new()),
+            inspect(back.as_raw_fd(), &mut Vec::new(), &Mounts::default()),
             Err(SessionError::RepliesUnread)
         ));
     }

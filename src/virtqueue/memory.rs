@@ -90,7 +90,10 @@ impl std::fmt::Display for MemoryError {
                 max / GIB
             ),
             Self::BeyondFile => write!(f, "region ends behind its file"),
-            Self::NotMemory => write!(f, "region's file is not a memfd or on tmpfs or hugetlbfs"),
+            Self::NotMemory => write!(
+                f,
+                "guest memory must be a memfd or a file on tmpfs or hugetlbfs, and a region's file is not"
+            ),
             Self::Unknown => write!(f, "no such region"),
             Self::Host(error) => write!(f, "cannot map region: {error}"),
         }

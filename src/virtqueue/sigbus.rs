@@ -166,6 +166,7 @@ mod tests {
         // SAFETY: within the mapping; the handler makes the access good.
         unsafe { start.add(5000).write_volatile(1) };
         assert!(watch.is_hit());
+        drop(watch);
         // SAFETY: the mapping made above, which nothing uses any more.
         unsafe { libc::munmap(start.cast(), 8192) };
     }

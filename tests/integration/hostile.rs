@@ -6,6 +6,7 @@ use crate::rig::*;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -234,6 +235,79 @@ fn fds_of_unknown_file_systems_are_left_open_and_end_that_socket_after_a_few() {
     assert!(refused.is_err());
     assert!(daemon.fd_count() <= before + 17);
     second.assert_served();
+}
+
+/// A file system mounted for a test.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn new(kind: &std::ffi::CStr, options: &std::ffi::CStr) -> Self {
+        let at = tempfile::tempdir().unwrap();
+        let (path, flags) = (Self::path(&at), libc::MS_NOSUID | libc::MS_NODEV);
+        let (kind, options) = (kind.as_ptr(), options.as_ptr().cast());
+        let mounted = unsafe { libc::mount(kind, path.as_ptr(), kind, flags, options) };
+        assert_eq!(mounted, 0, "mount: {}", std::io::Error::last_os_error());
+        Self(at)
+    }
+
+    fn path(at: &tempfile::TempDir) -> std::ffi::CString {
+        std::ffi::CString::new(at.path().as_os_str().as_bytes()).unwrap()
+    }
+
+    /// A new file of 64 KiB.
+    fn file(&self) -> File {
+        let mut options = File::options();
+        let options = options.read(true).write(true).create(true);
+        let file = options.open(self.0.path().join("memory")).unwrap();
+        file.set_len(1 << 16).unwrap();
+        file
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        unsafe { libc::umount2(Self::path(&self.0).as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+#[test]
+fn memory_in_a_plain_file_is_refused_and_its_socket_serves_on() {
+    let layers = tempfile::tempdir().unwrap();
+    for layer in ["lower", "upper", "work"] {
+        std::fs::create_dir(layers.path().join(layer)).unwrap();
+    }
+    let at = |layer| layers.path().join(layer).display().to_string();
+    let overlay = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        at("lower"),
+        at("upper"),
+        at("work")
+    );
+    let overlay = std::ffi::CString::new(overlay).unwrap();
+    for mounted in [
+        Mounted::new(c"ramfs", c""),
+        Mounted::new(c"overlay", &overlay),
+    ] {
+        let file = mounted.file();
+        let (_host, daemon, first, mut second) = two();
+        drop(first);
+        let fds = fds_in_a_session(&daemon, 0);
+        for n in 0..40 {
+            let front_end = Raw::connect(&daemon.socket(0));
+            front_end.negotiate_reply_ack();
+            let table = [1u64, 0, 1 << 16, 0x1_0000, 0]
+                .map(u64::to_le_bytes)
+                .concat();
+            let given = [file.as_raw_fd()];
+            assert_ne!(front_end.ack(raw::SET_MEM_TABLE, &table, &given), 0, "{n}");
+            assert!(front_end.hung_up(PATIENCE));
+        }
+        daemon.wait_line(&["guest=0", "guest memory must be a memfd"]);
+        let as_before = || fds_in_a_session(&daemon, 0) == fds;
+        assert!(sys::eventually(PATIENCE, as_before), "fds are left open");
+        Guest::connect(&daemon, 0).assert_served();
+        second.assert_served();
+    }
 }
 
 /// An urgent byte that brings `fd`.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vhost_device_spi::config::{DeviceConfig, DevicePath, HoldPolicy, TransferConfig};
 use vhost_device_spi::os::epoll::Poller;
+use vhost_device_spi::os::mounts::Mounts;
 use vhost_device_spi::serve::grant::{Grant, Shared};
 use vhost_device_spi::spi::bus::Bus;
 use vhost_device_spi::spi::device::Device;
@@ -39,7 +40,7 @@ pub fn grant(config: Config) -> Grant {
 
 /// What a loop over `buses` shares.
 pub fn shared(buses: Vec<Bus>) -> Shared {
-    Shared::new(buses, Poller::new().unwrap())
+    Shared::new(buses, Poller::new().unwrap(), Mounts::read())
 }
 
 fn device() -> Device {

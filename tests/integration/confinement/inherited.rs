@@ -71,7 +71,11 @@ fn assert_none_left(daemon: &Daemon, mut extra: Extra) {
     assert_eq!(end.unwrap(), 0);
     let host = Host::with_devices(1);
     let plain = Daemon::start(&host, &["/dev/spidev0.0"]);
-    assert_eq!(fds, fds_in_a_session(&plain, 0));
+    // The table of mounts is the one file that stays open of those that not every daemon finds.
+    let table = |daemon: &Daemon| links(daemon).iter().any(|link| link.ends_with("mountinfo"));
+    let expected = fds_in_a_session(&plain, 0) - usize::from(!table(daemon));
+    assert!(table(&plain));
+    assert_eq!(fds, expected);
 }
 
 #[test]

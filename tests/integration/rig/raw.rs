@@ -158,6 +158,16 @@ impl Raw {
         answer.u64()
     }
 
+    /// What comes before the first message that is to be acknowledged.
+    #[track_caller]
+    pub fn negotiate_reply_ack(&self) {
+        self.ask(GET_FEATURES, &[]);
+        // REPLY_ACK and CONFIG.
+        let bits = (1u64 << 3 | 1 << 9).to_le_bytes();
+        self.send(SET_PROTOCOL_FEATURES, VERSION, &bits, &[])
+            .expect("send");
+    }
+
     /// GET_CONFIG: the bytes of the reply.
     #[track_caller]
     pub fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {

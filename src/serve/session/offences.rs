@@ -1,0 +1,103 @@
+//! What the front-ends of a socket have done at the cost of all guests; forgotten with time, so that
+//! a stray file now and then does not end a socket that serves for years.
+
+use std::time::{Duration, Instant};
+
+/// Fds that may be left open for a socket before it stops listening for good.
+const MAX_LEFT_OPEN: u32 = 16;
+/// How long one of them is remembered: all that a front-end can do in a year costs a few hundred.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long a socket rests after a front-end's eventfd had blocked, for the first time; each
+/// further time it is twice as long, up to `MAX_REST`.
+const REST: Duration = Duration::from_secs(1);
+const MAX_REST: Duration = Duration::from_secs(64);
+/// An eventfd that blocks after this time counts as the first again.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The record of one socket.
+#[derive(Debug, Default)]
+pub(super) struct Offences {
+    /// Fds that were left open and are remembered.
+    left_open: u32,
+    /// Since when the next of them is being forgotten.
+    left_open_since: Option<Instant>,
+    /// When an eventfd blocked last, and how long the socket rested.
+    blocked: Option<(Instant, Duration)>,
+}
+
+impl Offences {
+    /// An fd was left open. Returns whether the socket is to stop listening for good.
+    pub(super) fn note_left_open(&mut self, now: Instant) -> bool {
+        let since = *self.left_open_since.get_or_insert(now);
+        let past = now.saturating_duration_since(since);
+        let days = past.as_secs().checked_div(DAY.as_secs()).unwrap_or(0);
+        let days = u32::try_from(days).unwrap_or(u32::MAX);
+        self.left_open = self.left_open.saturating_sub(days);
+        // What is left of a day counts for the next one.
+        let since = if self.left_open == 0 {
+            Some(now)
+        } else {
+            since.checked_add(DAY.saturating_mul(days))
+        };
+        self.left_open_since = since;
+        self.left_open = self.left_open.saturating_add(1);
+        self.left_open > MAX_LEFT_OPEN
+    }
+
+    /// An eventfd blocked. Returns how long the socket is to rest.
+    pub(super) fn note_blocked(&mut self, now: Instant) -> Duration {
+        let recent = self
+            .blocked
+            .filter(|(last, _)| now.saturating_duration_since(*last) < HOUR);
+        let rest = recent.map_or(REST, |(_, rest)| rest.saturating_mul(2).min(MAX_REST));
+        self.blocked = Some((now, rest));
+        rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offences_of_a_stray_file_each_day_never_end_the_socket() {
+        let (mut offences, start) = (Offences::default(), Instant::now());
+        for day in 0..1000 {
+            assert!(!offences.note_left_open(start + DAY * day), "day {day}");
+        }
+    }
+
+    #[test]
+    fn offences_of_17_files_within_a_day_end_the_socket() {
+        let (mut offences, start) = (Offences::default(), Instant::now());
+        // One of long ago is forgotten.
+        assert!(!offences.note_left_open(start));
+        let later = start + DAY * 3;
+        for n in 0..16 {
+            let now = later + Duration::from_secs(n);
+            assert!(!offences.note_left_open(now), "{n}");
+        }
+        assert!(offences.note_left_open(later + Duration::from_secs(16)));
+    }
+
+    #[test]
+    fn offences_more_often_than_forgotten_end_the_socket() {
+        let (mut offences, start) = (Offences::default(), Instant::now());
+        // Two each day: one of them is forgotten until the next.
+        let ended = (0..40u32).find(|n| offences.note_left_open(start + DAY / 2 * *n));
+        assert_eq!(ended, Some(31));
+    }
+
+    #[test]
+    fn offences_of_blocked_eventfds_rest_twice_as_long_and_are_forgotten_in_an_hour() {
+        let (mut offences, mut now) = (Offences::default(), Instant::now());
+        for expected in [1, 2, 4, 8, 16, 32, 64, 64] {
+            assert_eq!(offences.note_blocked(now).as_secs(), expected);
+            now += Duration::from_secs(expected);
+        }
+        now += HOUR - Duration::from_secs(65);
+        assert_eq!(offences.note_blocked(now).as_secs(), 64);
+        now += HOUR;
+        assert_eq!(offences.note_blocked(now).as_secs(), 1);
+    }
+}
