@@ -449,7 +449,7 @@ mod tests {
         let (front_end, ours) = UnixStream::pair().unwrap();
         let session = Session::new(0, Socket::Connected(ours), grant, &poller).unwrap();
         let (signals, _) = UnixStream::pair().unwrap();
-        let shared = Shared::new(Vec::new(), poller);
+        let shared = Shared::new(Vec::new(), poller, crate::os::mounts::Mounts::default());
         let sd_notify = SdNotify::connect(&ServiceConfig::default());
         let signals = OwnedFd::from(signals).into();
         let event_loop = EventLoop::new(vec![session], shared, signals, sd_notify).unwrap();

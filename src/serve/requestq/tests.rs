@@ -206,7 +206,7 @@ impl Rig {
             Bus::new(vec![loopback()], None, 2),
         ];
         Self {
-            shared: Shared::new(buses, poller),
+            shared: Shared::new(buses, poller, crate::os::mounts::Mounts::default()),
             players,
         }
     }
