@@ -33,6 +33,7 @@ macro_rules! never_called {
 
 never_called! {
     _Unwind_GetDataRelBase
+    _Unwind_GetIP
     _Unwind_GetIPInfo
     _Unwind_GetLanguageSpecificData
     _Unwind_GetRegionStart

@@ -171,13 +171,16 @@ fn counters_asked_for_with_stderr_full_broken_or_closed_neither_block_nor_spin()
             .start();
         let mut guest = Guest::connect(&daemon, 0);
         let start = daemon.cpu_time();
+        let mut shortest = Duration::MAX;
         for _ in 0..30 {
             daemon.signal(libc::SIGUSR1);
             let asked = Instant::now();
             guest.assert_served();
-            assert!(asked.elapsed() < MS(900), "{:?}", asked.elapsed());
+            shortest = shortest.min(asked.elapsed());
             std::thread::sleep(MS(50));
         }
+        // A write that blocks takes longer, and there are eight lines.
+        assert!(shortest < MS(100), "{shortest:?}");
         let used = daemon.cpu_time() - start;
         assert!(used < MS(500), "{used:?} in a second and a half");
         daemon.signal(libc::SIGUSR1);
@@ -210,49 +213,63 @@ fn pipe() -> (BufReader<File>, OwnedFd) {
     (BufReader::new(ours), theirs)
 }
 
+/// Lines of a pipe, each waited for with patience.
+fn lines_of(reader: BufReader<File>) -> impl Iterator<Item = String> {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        let whole = reader.lines().map_while(Result::ok);
+        let lines = whole.filter(|line| is_counters(line));
+        lines.for_each(|line| drop(sender.send(line)));
+    });
+    std::iter::from_fn(move || lines.recv_timeout(PATIENCE).ok())
+}
+
 /// 1,024 lines are more than a pipe holds: they come as they are read, each once, while guests are served.
 #[test]
 fn counters_of_64_guests_and_16_chip_selects_are_all_written_when_they_are_read_late() {
-    let host = Host::new();
-    let (reader, stderr) = pipe();
-    let fd = stderr.as_raw_fd();
-    let setup = (0..16).fold(Setup::new(&host).guests(64), |setup, _| {
-        setup.device("loopback")
+    sys::on_time(|| {
+        let host = Host::new();
+        let (reader, stderr) = pipe();
+        let fd = stderr.as_raw_fd();
+        let setup = (0..16).fold(Setup::new(&host).guests(64), |setup, _| {
+            setup.device("loopback")
+        });
+        let setup = setup.arg("--log-level=error");
+        let daemon = setup
+            .before_exec(move || sys::check(unsafe { libc::dup2(fd, 2) }.into()).map(drop))
+            .start();
+        drop(stderr);
+        let mut guest = Guest::connect(&daemon, 63);
+        guest.assert_served();
+        let start = Instant::now();
+        daemon.signal(libc::SIGUSR1);
+        std::thread::sleep(MS(300));
+        guest.assert_served();
+        // One that is under way goes on, and another one follows.
+        daemon.signal(libc::SIGUSR1);
+        // Nobody is waited for longer than a second.
+        let (mut last, mut longest) = (start, Duration::ZERO);
+        let lines = lines_of(reader).inspect(|_| {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        });
+        let lines: Vec<_> = lines.take(2048).collect();
+        if lines.len() < 2048 {
+            sys::within(longest, MS(900))?;
+        }
+        let mut seen = BTreeMap::new();
+        for (n, line) in lines.iter().enumerate() {
+            let (guest, chip_select) = (n / 16 % 64, n % 16);
+            let expected = format!("vhost-device-spi: guest={guest} cs={chip_select} requests=");
+            assert!(line.starts_with(&expected), "{n}: {line}");
+            *seen.entry(expected).or_insert(0) += 1;
+        }
+        assert_eq!(seen.len(), 1024);
+        assert!(seen.values().all(|times| *times == 2));
+        guest.assert_served();
+        daemon.stop();
+        Ok(())
     });
-    let setup = setup.arg("--log-level=error");
-    let daemon = setup
-        .before_exec(move || sys::check(unsafe { libc::dup2(fd, 2) }.into()).map(drop))
-        .start();
-    drop(stderr);
-    let mut guest = Guest::connect(&daemon, 63);
-    guest.assert_served();
-    daemon.signal(libc::SIGUSR1);
-    std::thread::sleep(MS(300));
-    guest.assert_served();
-    // One that is under way goes on, and another one follows.
-    daemon.signal(libc::SIGUSR1);
-    let (sender, lines) = mpsc::channel();
-    std::thread::spawn(move || {
-        let lines = reader.lines().map_while(Result::ok);
-        lines
-            .filter(|line| is_counters(line))
-            .try_for_each(|line| sender.send(line))
-    });
-    let mut seen = BTreeMap::new();
-    for n in 0..2048 {
-        let line = lines.recv_timeout(PATIENCE).expect("another line");
-        let expected = format!(
-            "vhost-device-spi: guest={} cs={} requests=",
-            n / 16 % 64,
-            n % 16
-        );
-        assert!(line.starts_with(&expected), "{n}: {line}");
-        *seen.entry(expected).or_insert(0) += 1;
-    }
-    assert_eq!(seen.len(), 1024);
-    assert!(seen.values().all(|times| *times == 2));
-    guest.assert_served();
-    daemon.stop();
 }
 
 /// Signals that come together are told apart. Nothing else wakes the daemon: no line on stderr is written.
@@ -278,58 +295,61 @@ fn counters_asked_for_together_with_the_end_do_not_put_it_off() {
 
 #[test]
 fn counters_longest_wait_is_that_for_other_guests() {
-    let host = three_devices();
-    let args = ["--cs-hold=0:spec", "--cs-hold-timeout-ms=300"];
-    let (daemon, mut guests) = serve_three(&host, 2, &args);
-    assert_eq!(in_turn(&mut guests[0], &[both(keep(0))]), [TRANS_OK]);
-    let waited = Instant::now();
-    // Both are queued at once: the second waits for its own guest alone.
-    let on_two = [both(let_go(0)), both(let_go(2))];
-    assert_eq!(together(&mut guests[1], &on_two), [TRANS_OK; 2]);
-    let waited = waited.elapsed().as_micros() as u64;
-    let lines = ask(&daemon, "guest=1 cs=2");
-    let wait = |of: &str| {
-        let line = lines.iter().find(|line| line.contains(of)).unwrap();
-        split_wait(line).1
-    };
-    let longest = wait("guest=1 cs=0");
-    assert!(
-        (200_000..=waited).contains(&longest),
-        "{longest} of {waited} us"
-    );
-    for of in ["guest=0 cs=0", "guest=1 cs=2"] {
-        assert!(wait(of) < 100_000, "{of}: {} us", wait(of));
-    }
-    assert_eq!(wait("guest=0 cs=1"), 0);
+    sys::on_time(|| {
+        let host = three_devices();
+        let args = ["--cs-hold=0:spec", "--cs-hold-timeout-ms=300"];
+        let (daemon, mut guests) = serve_three(&host, 2, &args);
+        let start = Instant::now();
+        assert_eq!(in_turn(&mut guests[0], &[both(keep(0))]), [TRANS_OK]);
+        let waited = Instant::now();
+        // Both are queued at once: the second waits for its own guest alone.
+        let on_two = [both(let_go(0)), both(let_go(2))];
+        let queued = queue(&mut guests[1], &on_two);
+        let seen = start.elapsed();
+        assert_eq!(results(&mut guests[1], &queued), [TRANS_OK; 2]);
+        let waited = waited.elapsed().as_micros() as u64;
+        let lines = ask(&daemon, "guest=1 cs=2");
+        let wait = |of: &str| {
+            let line = lines.iter().find(|line| line.contains(of)).unwrap();
+            split_wait(line).1
+        };
+        let longest = wait("guest=1 cs=0");
+        assert!(longest <= waited, "{longest} of {waited} us");
+        assert_eq!(wait("guest=0 cs=1"), 0);
+        sys::within(seen, MS(50))?;
+        let others = ["guest=0 cs=0", "guest=1 cs=2"].map(wait);
+        let right = longest >= 200_000 && others.iter().all(|of| *of < 100_000);
+        right.then_some(()).ok_or(format!("{longest}, {others:?}"))
+    });
 }
 
 /// Two guests on one bus, with four requests each of 20 and of 100 ms: each waits for one of the other's, and not for its
 /// own.
 #[test]
 fn counters_longest_wait_in_a_flood_is_one_request_of_the_other_guest() {
-    let host = three_devices().real_time();
-    let (daemon, mut guests) = serve_three(&host, 2, &[]);
-    let head = let_go(0).bits(8).freq(100_000);
-    let asks = [250, 1250].map(|tx| Ask { head, tx, rx: 0 });
-    let requests: Vec<_> = guests
-        .iter_mut()
-        .zip(asks)
-        .map(|(guest, ask)| queue(guest, &[ask; 4]))
-        .collect();
-    for (guest, requests) in guests.iter_mut().zip(&requests) {
-        assert_eq!(results(guest, requests), [TRANS_OK; 4]);
-    }
-    let lines = ask(&daemon, "guest=1 cs=2");
-    for (line, wire_us, others_us) in [(&lines[0], 80_000, 100_000), (&lines[3], 400_000, 20_000)] {
-        let (fields, wait) = split_wait(line);
-        assert!(
-            fields.contains("cs=0") && fields.ends_with(&format!(" wire_us={wire_us}")),
-            "{line}"
-        );
-        // 70 ms of slack, less than one of the longer requests.
-        assert!(
-            (others_us * 9 / 10..others_us + 70_000).contains(&wait),
-            "{line}"
-        );
-    }
+    sys::on_time(|| {
+        let host = three_devices().real_time();
+        let (daemon, mut guests) = serve_three(&host, 2, &[]);
+        let head = let_go(0).bits(8).freq(100_000);
+        let asks = [250, 1250].map(|tx| Ask { head, tx, rx: 0 });
+        let requests: Vec<_> = guests
+            .iter_mut()
+            .zip(asks)
+            .map(|(guest, ask)| queue(guest, &[ask; 4]))
+            .collect();
+        for (guest, requests) in guests.iter_mut().zip(&requests) {
+            assert_eq!(results(guest, requests), [TRANS_OK; 4]);
+        }
+        let lines = ask(&daemon, "guest=1 cs=2");
+        let expected = [(&lines[0], 80_000, 100_000), (&lines[3], 400_000, 20_000)];
+        for (line, wire_us, others_us) in expected {
+            let (fields, wait) = split_wait(line);
+            let wire = format!(" wire_us={wire_us}");
+            assert!(fields.contains("cs=0") && fields.ends_with(&wire), "{line}");
+            // 70 ms of slack, less than one of the longer requests.
+            let right = (others_us * 9 / 10..others_us + 70_000).contains(&wait);
+            right.then_some(()).ok_or(line.clone())?;
+        }
+        Ok(())
+    });
 }

@@ -19,6 +19,14 @@ pub fn fds_in_a_session(daemon: &Daemon, n: usize) -> usize {
     daemon.fd_count()
 }
 
+/// As many in a session as before, now or soon: the kernel closes some, and may have others to close first.
+#[track_caller]
+fn assert_fds(daemon: &Daemon, before: usize) {
+    let equal = sys::eventually(PATIENCE, || fds_in_a_session(daemon, 0) == before);
+    let now = fds_in_a_session(daemon, 0);
+    assert!(equal, "{now} fds, {before} before");
+}
+
 #[test]
 fn session_reconnected_1000_times_leaves_fds_and_memory_equal() {
     let host = Host::with_devices(1);
@@ -40,7 +48,7 @@ fn session_reconnected_1000_times_leaves_fds_and_memory_equal() {
         daemon.thread_count(),
     );
     (0..1000).for_each(once);
-    assert_eq!(fds_in_a_session(&daemon, 0), fds);
+    assert_fds(&daemon, fds);
     assert!(
         daemon.rss_kb() <= rss + 16,
         "{} kB, {rss} before",
@@ -59,7 +67,7 @@ fn session_connected_and_left_10000_times_without_a_word_leaves_fds_equal() {
     for _ in 0..10_000 {
         daemon::connect(&daemon.socket(0));
     }
-    assert_eq!(fds_in_a_session(&daemon, 0), fds);
+    assert_fds(&daemon, fds);
     Guest::connect(&daemon, 0).assert_served();
 }
 
@@ -95,46 +103,58 @@ fn session_silent_in_the_middle_of_a_message_is_dropped_after_a_second() {
         let start = Instant::now();
         let stuck = Raw::connect(&daemon.socket(0));
         stuck.send_bytes(&message[..cut], &[]).unwrap();
-        assert!(
-            !stuck.hung_up(Duration::from_millis(500)),
-            "{cut} bytes: a second is not over"
-        );
-        // Ten seconds of slack: the machine may be busy with other tests.
-        assert!(stuck.hung_up(Duration::from_secs(11)), "{cut} bytes");
-        assert!(start.elapsed() >= Duration::from_millis(900), "{cut} bytes");
+        assert!(stuck.hung_up(PATIENCE), "{cut} bytes");
+        assert!(start.elapsed() >= Duration::from_secs(1), "{cut} bytes");
         Guest::connect(&daemon, 0).assert_served();
     }
+}
+
+/// The answer to a message of which the first part was sent at `start`; `Err` if the daemon may have lost its patience.
+#[track_caller]
+fn answer(front_end: &Raw, start: Instant) -> Result<raw::Message, String> {
+    front_end.recv().map_err(|error| {
+        let late = sys::within(start.elapsed(), Duration::from_secs(1));
+        late.expect_err(&format!("within the second: {error}"))
+    })
 }
 
 #[test]
 fn session_that_sends_a_message_byte_by_byte_is_served() {
     let (_host, daemon, guest) = plugged();
     drop(guest);
-    let slow = Raw::connect(&daemon.socket(0));
-    for byte in Raw::encode(raw::GET_FEATURES, raw::VERSION, &[]) {
-        slow.send_bytes(&[byte], &[]).unwrap();
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert_eq!(slow.recv().unwrap().request, raw::GET_FEATURES);
+    sys::on_time(|| {
+        let (slow, start) = (Raw::connect(&daemon.socket(0)), Instant::now());
+        for byte in Raw::encode(raw::GET_FEATURES, raw::VERSION, &[]) {
+            let _ = slow.send_bytes(&[byte], &[]);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(answer(&slow, start)?.request, raw::GET_FEATURES);
+        Ok(())
+    });
 }
 
 #[test]
 fn session_that_sends_fds_with_the_first_byte_alone_is_served() {
-    let (_host, _daemon, mut guest) = plugged();
+    let (_host, daemon, guest) = plugged();
+    drop(guest);
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
     let message = Raw::encode(
         raw::SET_VRING_CALL,
         raw::VERSION | raw::NEED_REPLY,
         &0u64.to_le_bytes(),
     );
-    for cut in 1..message.len() {
-        let (front, back) = message.split_at(cut);
-        guest.raw.send_bytes(front, &[call.as_raw_fd()]).unwrap();
-        for byte in back {
-            guest.raw.send_bytes(&[*byte], &[]).unwrap();
+    let mut guest = sys::on_time(|| {
+        let guest = Guest::connect(&daemon, 0);
+        for cut in 1..message.len() {
+            let (start, (front, back)) = (Instant::now(), message.split_at(cut));
+            let _ = guest.raw.send_bytes(front, &[call.as_raw_fd()]);
+            for byte in back {
+                let _ = guest.raw.send_bytes(&[*byte], &[]);
+            }
+            assert_eq!(answer(&guest.raw, start)?.u64(), 0, "cut at {cut}");
         }
-        assert_eq!(guest.raw.recv().unwrap().u64(), 0, "cut at {cut}");
-    }
+        Ok(guest)
+    });
     let request = guest.request(Head::default(), &[1], 0);
     guest.queue(&request);
     guest.kick();

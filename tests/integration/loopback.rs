@@ -47,24 +47,28 @@ fn loopback_cut_anywhere_echoes() {
 #[test]
 fn loopback_takes_the_wire_time_and_answers_meanwhile() {
     let (_host, _daemon, mut guest) = looped();
-    let start = Instant::now();
-    // 20,000 bytes at 1 MHz: 160 ms.
-    let request = guest.request(Head::default(), &pattern(20_000), 20_000);
-    guest.queue(&request);
-    guest.kick();
-    guest.config();
-    assert_eq!(
-        guest.ring.device_idx(&guest.memory),
-        0,
-        "the configuration is read while the transfer is under way"
-    );
-    let used = guest.wait_used(1)[0];
-    assert_eq!(guest.outcome(&request, used).result, TRANS_OK);
-    assert!(
-        start.elapsed() >= Duration::from_millis(160),
-        "{:?}",
-        start.elapsed()
-    );
+    sys::on_time(|| {
+        let start = Instant::now();
+        // 20,000 bytes at 1 MHz: 160 ms.
+        let request = guest.request(Head::default(), &pattern(20_000), 20_000);
+        guest.queue(&request);
+        guest.kick();
+        guest.config();
+        let meanwhile = under_way(&guest);
+        let used = guest.wait_used(1)[0];
+        assert_eq!(guest.outcome(&request, used).result, TRANS_OK);
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(160), "{took:?}");
+        meanwhile
+    });
+}
+
+/// `Err` if the transfer that the guest waits for has ended.
+fn under_way(guest: &Guest) -> Result<(), String> {
+    let ended = guest.ring.device_idx(&guest.memory) != guest.ring.used_idx;
+    (!ended)
+        .then_some(())
+        .ok_or("the transfer had ended".into())
 }
 
 #[test]
@@ -107,17 +111,16 @@ fn loopback_refuses_what_a_device_would() {
 }
 
 #[test]
-fn loopback_ends_within_a_second_when_told_to() {
+fn loopback_told_to_end_does_not_finish_what_is_long() {
     let (_host, mut daemon, mut guest) = looped();
     // Eight seconds of wire.
     let request = guest.request(Head::default(), &pattern(1_000_000), 0);
     guest.queue(&request);
     guest.kick();
     guest.config();
-    let start = Instant::now();
     daemon.signal(libc::SIGTERM);
     assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(6));
+    assert_eq!(guest.memory.read(request.result_gpa, 1), [TRANS_ERR]);
 }
 
 /// Two guests; the first has a transfer of 0.8 seconds under way, which no thread waits for.
@@ -134,38 +137,37 @@ fn looped_and_busy() -> (Host, Daemon, Guest, Request) {
 
 #[test]
 fn loopback_transfer_under_way_lets_another_guest_connect() {
-    let (_host, daemon, mut busy, request) = looped_and_busy();
-    let mut other = Guest::connect(&daemon, 1);
-    assert_eq!(other.config().cs_max_number, 1);
-    assert_eq!(
-        busy.ring.device_idx(&busy.memory),
-        0,
-        "all that while the transfer was under way"
-    );
-    other.assert_served();
-    let used = busy.wait_used(1)[0];
-    assert!(busy.outcome(&request, used).rx == pattern(100_000));
+    sys::on_time(|| {
+        let (_host, daemon, mut busy, request) = looped_and_busy();
+        let mut other = Guest::connect(&daemon, 1);
+        assert_eq!(other.config().cs_max_number, 1);
+        let meanwhile = under_way(&busy);
+        other.assert_served();
+        let used = busy.wait_used(1)[0];
+        assert!(busy.outcome(&request, used).rx == pattern(100_000));
+        meanwhile
+    });
 }
 
 #[test]
 fn loopback_request_that_waits_for_the_bus_is_not_begun_by_a_stopped_ring() {
-    let (_host, daemon, mut busy, _) = looped_and_busy();
-    let mut other = Guest::connect(&daemon, 1);
-    let waiting = other.request(Head::default(), &[7], 1);
-    other.queue(&waiting);
-    other.kick();
-    other.config();
-    assert_eq!(other.stop(), 0);
-    assert_eq!(
-        busy.ring.device_idx(&busy.memory),
-        0,
-        "all that while the transfer was under way"
-    );
-    busy.wait_used(1);
-    assert_eq!(other.ring.device_idx(&other.memory), 0);
-    other.start();
-    let used = other.wait_used(1)[0];
-    assert_eq!(other.outcome(&waiting, used).rx, [7]);
+    sys::on_time(|| {
+        let (_host, daemon, mut busy, _) = looped_and_busy();
+        let mut other = Guest::connect(&daemon, 1);
+        let waiting = other.request(Head::default(), &[7], 1);
+        other.queue(&waiting);
+        other.kick();
+        other.config();
+        let base = other.stop();
+        under_way(&busy)?;
+        assert_eq!(base, 0);
+        busy.wait_used(1);
+        assert_eq!(other.ring.device_idx(&other.memory), 0);
+        other.start();
+        let used = other.wait_used(1)[0];
+        assert_eq!(other.outcome(&waiting, used).rx, [7]);
+        Ok(())
+    });
 }
 
 #[test]
@@ -184,22 +186,19 @@ fn loopback_guest_that_leaves_while_waiting_for_the_bus_is_forgotten() {
 
 #[test]
 fn loopback_told_to_end_stops_listening_first_and_finishes_what_is_short() {
-    let (_host, mut daemon, mut busy, request) = looped_and_busy();
-    daemon.signal(libc::SIGTERM);
-    assert!(sys::eventually(PATIENCE, || {
-        std::os::unix::net::UnixStream::connect(daemon.socket(1)).is_err()
-    }));
-    assert_eq!(
-        busy.ring.device_idx(&busy.memory),
-        0,
-        "before the end of the transfer"
-    );
-    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
-    let used = busy
-        .ring
-        .take(&busy.memory)
-        .expect("the transfer is completed");
-    assert_eq!(busy.outcome(&request, used).result, TRANS_OK);
+    sys::on_time(|| {
+        let (_host, mut daemon, mut busy, request) = looped_and_busy();
+        daemon.signal(libc::SIGTERM);
+        assert!(sys::eventually(PATIENCE, || {
+            std::os::unix::net::UnixStream::connect(daemon.socket(1)).is_err()
+        }));
+        let first = under_way(&busy);
+        assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+        let used = busy.ring.take(&busy.memory);
+        let used = used.expect("the transfer is completed");
+        assert_eq!(busy.outcome(&request, used).result, TRANS_OK);
+        first
+    });
 }
 
 #[test]
@@ -211,18 +210,27 @@ fn loopback_is_held_as_a_device_is() {
         .arg("--cs-hold=spec")
         .arg("--cs-hold-timeout-ms=300")
         .start();
+    let time_out = Duration::from_millis(300);
     let mut guests = [0, 1].map(|n| Guest::connect(&daemon, n));
     let [holder, other] = &mut guests;
-    let start = std::time::Instant::now();
-    assert_eq!(holder.transfer(Head::default(), &[1], 1).result, TRANS_OK);
-    let waiting = other.request(Head::default().cs_change(1), &[2], 1);
-    other.queue(&waiting);
-    other.kick();
-    assert_eq!(holder.transfer(Head::default(), &[3], 1).rx, [3]);
-    let used = other.wait_used(1)[0];
-    assert_eq!(other.outcome(&waiting, used).rx, [2]);
-    assert!(start.elapsed() >= Duration::from_millis(295), "it waited");
     let let_go = Head::default().cs_change(1);
-    assert_eq!(holder.transfer(let_go, &[4], 1).result, TRANS_ERR);
-    assert_eq!(holder.transfer(let_go, &[5], 1).rx, [5]);
+    sys::on_time(|| {
+        let start = Instant::now();
+        assert_eq!(holder.transfer(Head::default(), &[1], 1).result, TRANS_OK);
+        let waiting = other.request(let_go, &[2], 1);
+        other.queue(&waiting);
+        other.kick();
+        let went_on = holder.transfer(Head::default(), &[3], 1);
+        let in_time = sys::within(start.elapsed(), time_out);
+        let used = other.wait_used(1)[0];
+        assert_eq!(other.outcome(&waiting, used).rx, [2]);
+        let waited = start.elapsed();
+        let after = [4, 5].map(|byte| holder.transfer(let_go, &[byte], 1));
+        // Of a hold that ended before the second request, whatever comes of it is right.
+        in_time?;
+        assert_eq!(went_on.rx, [3]);
+        assert!(waited >= time_out, "{waited:?}");
+        assert_eq!((after[0].result, after[1].rx[0]), (TRANS_ERR, 5));
+        Ok(())
+    });
 }

@@ -5,7 +5,7 @@ use crate::requests::one_assertion;
 use crate::rig::ask::*;
 use crate::rig::*;
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Microseconds that one message takes, as a controller would.
 fn usecs(message: &record::Record) -> u64 {
@@ -131,20 +131,19 @@ fn slow(ms: usize) -> (Host, Daemon, Guest, Guest, Request) {
 
 #[test]
 fn time_between_two_pieces_is_used_to_answer_other_guests() {
-    let (host, _daemon, mut slow, mut other, request) = slow(700);
-    let mut longest = Duration::ZERO;
-    let mut count = 0;
-    while slow.ring.device_idx(&slow.memory) == 0 {
-        let start = Instant::now();
-        assert_eq!(other.config().cs_max_number, 3);
-        longest = longest.max(start.elapsed());
-        count += 1;
-    }
-    assert!(count >= 2, "{count} answers");
-    assert!(longest < Duration::from_millis(400), "{longest:?}");
-    assert_eq!(results(&mut slow, &[request]), [TRANS_OK]);
-    assert!(host.messages(DEV).iter().all(|m| usecs(m) <= 100_000));
-    assert_eq!(host.edges(DEV), 2);
+    sys::on_time(|| {
+        let (host, _daemon, mut slow, mut other, request) = slow(700);
+        let mut count = 0;
+        while slow.ring.device_idx(&slow.memory) == 0 {
+            assert_eq!(other.config().cs_max_number, 3);
+            count += 1;
+        }
+        assert_eq!(results(&mut slow, &[request]), [TRANS_OK]);
+        assert!(host.messages(DEV).iter().all(|m| usecs(m) <= 100_000));
+        assert_eq!(host.edges(DEV), 2);
+        // The last of them may have come with the end.
+        (count > 2).then_some(()).ok_or(format!("{count} answers"))
+    });
 }
 
 #[test]
@@ -170,7 +169,7 @@ fn time_between_two_pieces_answers_another_guests_message_that_came_during_the_f
         .unwrap();
     first.release();
     second.reached();
-    let answered = sys::readable(other.sock.as_raw_fd(), Duration::from_millis(500));
+    let answered = sys::readable(other.sock.as_raw_fd(), Duration::ZERO);
     second.release();
     assert_eq!(results(&mut guests[0], &queued), [TRANS_OK]);
     assert!(answered, "the second piece went first");
@@ -178,27 +177,24 @@ fn time_between_two_pieces_answers_another_guests_message_that_came_during_the_f
 
 #[test]
 fn time_between_two_pieces_is_used_to_serve_other_controllers() {
-    let (host, _daemon, mut slow, mut other, request) = slow(700);
-    assert_eq!(in_turn(&mut other, &[both(let_go(2)); 3]), [TRANS_OK; 3]);
-    // The other guest's transfers on a controller of their own did not wait for the end of the first.
-    let last = host.messages((1, 0)).pop().unwrap().at;
-    assert_eq!(results(&mut slow, &[request]), [TRANS_OK]);
-    assert!(last < host.messages(DEV).pop().unwrap().at);
-    assert_eq!(host.edges(DEV), 2);
+    sys::on_time(|| {
+        let (host, _daemon, mut slow, mut other, request) = slow(700);
+        assert_eq!(in_turn(&mut other, &[both(let_go(2)); 3]), [TRANS_OK; 3]);
+        assert_eq!(results(&mut slow, &[request]), [TRANS_OK]);
+        assert_eq!(host.edges(DEV), 2);
+        // The other guest's transfers on a controller of their own did not wait for the end of the first.
+        let last = host.messages((1, 0)).pop().unwrap().at;
+        let before = last < host.messages(DEV).pop().unwrap().at;
+        before.then_some(()).ok_or(trace(&host))
+    });
 }
 
 #[test]
 fn time_between_two_pieces_is_used_to_notice_signals() {
-    // More than it would finish, and more than a second.
+    // More than it would finish.
     let (host, mut daemon, slow, _other, request) = slow(5000);
-    let start = Instant::now();
     daemon.signal(libc::SIGTERM);
     assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
-    assert!(
-        start.elapsed() < Duration::from_millis(1000),
-        "{:?}",
-        start.elapsed()
-    );
     assert!(!host.selected(DEV));
     assert_eq!(slow.memory.read(request.result_gpa, 1), [TRANS_ERR]);
 }

@@ -134,7 +134,8 @@ fn config_is_answered_between_the_pieces_of_a_transfer() {
     first.reached();
     let asked = guest.raw.sock.try_clone().unwrap();
     let reader = std::thread::spawn(move || Raw::over(asked).get_config(0, 32));
-    std::thread::sleep(Duration::from_millis(20));
+    guest.raw.wait_unread();
+    std::thread::sleep(A_LOOK);
     first.release();
     // The second gate keeps the transfer from its end: the answer can only come from within it.
     assert_eq!(reader.join().unwrap().len(), 32);

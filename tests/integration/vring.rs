@@ -211,7 +211,7 @@ fn vring_base_during_a_short_transfer_waits_for_its_end_and_starts_no_other() {
             &[],
         )
         .unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    std::thread::sleep(A_LOOK);
     gate.release();
     let answer = guest.raw.recv().unwrap();
     let (seen, count) = (
@@ -269,7 +269,7 @@ fn vring_base_during_a_long_transfer_ends_it_with_trans_err() {
             &[],
         )
         .unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    std::thread::sleep(A_LOOK);
     gate.release();
     let answer = guest.raw.recv().unwrap();
     assert_eq!(answer.payload, Raw::vring_state(0, 1));
@@ -322,7 +322,7 @@ fn in_a_transfer(guest: &mut Guest, host: &Host, len: usize, message: (u32, &[u8
     };
     let flags = raw::VERSION | raw::NEED_REPLY;
     guest.raw.send(message.0, flags, message.1, fds).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    std::thread::sleep(A_LOOK);
     gate.release();
     assert_eq!(guest.raw.recv().unwrap().u64(), 0);
     guest.memory.read(request.result_gpa, 1)[0]
@@ -431,7 +431,8 @@ fn vring_memory_replaced_during_a_long_transfer_ends_it_with_trans_err() {
     let frontend = guest.frontend.clone();
     let info = guest.memory.regions[0].info();
     let sender = std::thread::spawn(move || frontend.set_mem_table(&[info]).unwrap());
-    std::thread::sleep(Duration::from_millis(20));
+    guest.raw.wait_unread();
+    std::thread::sleep(A_LOOK);
     gate.release();
     sender.join().unwrap();
     let used = guest.wait_used(1)[0];
@@ -519,7 +520,8 @@ fn device_reset_during_a_transfer_releases_chip_select_and_sends_no_more() {
     gate.reached();
     let mut frontend = guest.frontend.clone();
     let sender = std::thread::spawn(move || frontend.reset_device().unwrap());
-    std::thread::sleep(Duration::from_millis(20));
+    guest.raw.wait_unread();
+    std::thread::sleep(A_LOOK);
     gate.release();
     sender.join().unwrap();
     assert!(!host.selected(DEV));

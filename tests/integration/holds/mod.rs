@@ -8,6 +8,17 @@ mod write_read;
 
 use crate::rig::ask::*;
 use crate::rig::*;
+use std::time::Duration;
+
+/// A hold that nobody waits for, of which the trace is `0+ w0`, lasts as long as this, and no longer on a machine that has
+/// time for it.
+#[track_caller]
+fn assert_held(host: &Host, ms: u64) -> Result<(), String> {
+    let records = host.records();
+    let held = records[1].at - records[0].at;
+    assert!(held >= Duration::from_millis(ms), "{held:?} of {ms} ms");
+    sys::within(held, Duration::from_millis(ms + 80))
+}
 
 /// One sequence of requests, its results and the trace that it must leave.
 type Case<'a> = (&'a str, &'a [Ask], &'a [u8], &'a str);

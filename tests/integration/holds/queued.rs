@@ -137,9 +137,11 @@ fn changed_in_a_transfer(tx: usize, change: fn(&mut Guest)) -> (Host, Daemon, Gu
     let head = keep(0);
     let requests = queue(&mut guest, &[Ask { head, tx, rx: 0 }, both(let_go(0))]);
     gate.reached();
+    let connection = Raw::over(guest.raw.sock.try_clone().unwrap());
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| change(&mut guest));
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        connection.wait_unread();
+        std::thread::sleep(A_LOOK);
         gate.release();
         sender.join().unwrap();
     });

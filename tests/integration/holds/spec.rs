@@ -1,10 +1,10 @@
 //! `--cs-hold=spec`: `cs_change` 0 keeps chip select asserted until the guest's next request, however much later.
 
-use super::check;
+use super::{assert_held, check};
 use crate::rig::ask::*;
 use crate::rig::*;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than any test of which the time-out is no part.
 const LONG: &[&str] = &["--cs-hold=spec", "--cs-hold-timeout-ms=20000"];
@@ -89,35 +89,42 @@ fn hold_spec_without_a_next_request_ends_by_the_time_out() {
         (&["--cs-hold=spec", "--cs-hold-timeout-ms=30"], 30),
         (&["--cs-hold-timeout-ms=250", "--cs-hold=0:spec"], 250),
     ] {
-        let host = three_devices();
-        let (_daemon, mut guests) = serve_three(&host, 1, args);
-        assert_eq!(together(&mut guests[0], &[k]), [TRANS_OK]);
-        assert_trace(&host, "0+ w0");
-        let records = host.records();
-        let held = records[1].at - records[0].at;
-        let (least, most) = (Duration::from_millis(ms), Duration::from_millis(ms + 80));
-        assert!(held >= least && held < most, "{args:?}: {held:?}");
-        assert_eq!(host.edges(DEV), 2);
-        // The request that would have continued it is told, once, with nothing on the wire.
-        host.forget();
-        let after = [both(let_go(0)), both(let_go(0))];
-        assert_eq!(in_turn(&mut guests[0], &after), [TRANS_ERR, TRANS_OK]);
-        assert_trace(&host, "0");
+        sys::on_time(|| {
+            let host = three_devices();
+            let (_daemon, mut guests) = serve_three(&host, 1, args);
+            assert_eq!(together(&mut guests[0], &[k]), [TRANS_OK]);
+            assert_trace(&host, "0+ w0");
+            assert_eq!(host.edges(DEV), 2);
+            let held = assert_held(&host, ms);
+            // The request that would have continued it is told, once, with nothing on the wire.
+            host.forget();
+            let after = [both(let_go(0)), both(let_go(0))];
+            assert_eq!(in_turn(&mut guests[0], &after), [TRANS_ERR, TRANS_OK]);
+            assert_trace(&host, "0");
+            held
+        });
     }
 }
 
 #[test]
 fn hold_spec_continued_with_nobody_waiting_outlasts_the_time_out() {
-    let host = three_devices();
-    let args = ["--cs-hold=spec", "--cs-hold-timeout-ms=500"];
-    let (_daemon, mut guests) = serve_three(&host, 1, &args);
-    for _ in 0..4 {
-        assert_eq!(together(&mut guests[0], &[both(keep(0))]), [TRANS_OK]);
-        sleep(Duration::from_millis(200));
-    }
-    assert_eq!(together(&mut guests[0], &[both(let_go(0))]), [TRANS_OK]);
-    assert_trace(&host, "0+ 0+ 0+ 0+ 0");
-    assert_eq!(host.edges(DEV), 2);
+    sys::on_time(|| {
+        let host = three_devices();
+        let args = ["--cs-hold=spec", "--cs-hold-timeout-ms=500"];
+        let (_daemon, mut guests) = serve_three(&host, 1, &args);
+        let (k, g) = (both(keep(0)), both(let_go(0)));
+        let mut last = Instant::now();
+        for ask in [k, k, k, k, g] {
+            sleep(Duration::from_millis(200));
+            let results = together(&mut guests[0], &[ask]);
+            sys::within(last.elapsed(), Duration::from_millis(400))?;
+            assert_eq!(results, [TRANS_OK]);
+            last = Instant::now();
+        }
+        assert_trace(&host, "0+ 0+ 0+ 0+ 0");
+        assert_eq!(host.edges(DEV), 2);
+        Ok(())
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::daemon::Daemon;
 use super::frontend::Guest;
-use super::host::Host;
+use super::host::{Host, PATIENCE};
 use super::kernel_rules as rules;
 use super::record::Kind;
 use super::request::Request;
@@ -111,7 +111,7 @@ pub fn trace(host: &Host) -> String {
 /// Waits until the trace is `expected`; it must not go beyond it in the next moment.
 #[track_caller]
 pub fn assert_trace(host: &Host, expected: &str) {
-    sys::eventually(Duration::from_secs(3), || trace(host) == expected);
+    sys::eventually(PATIENCE, || trace(host) == expected);
     std::thread::sleep(Duration::from_millis(2));
     assert_eq!(trace(host), expected);
 }

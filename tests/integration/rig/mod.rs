@@ -42,6 +42,10 @@ pub use ring::{Ring, Segment};
 pub use setup::{Setup, Stderr};
 pub use virtio::{Head, PARAM_ERR, TRANS_ERR, TRANS_OK};
 
+/// How long a message is kept on the wire for the loop to look for events behind it: several times as long as it goes on
+/// without that.
+pub const A_LOOK: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Chip select 0 of bus 0, where most tests have their only device.
 pub const DEV: host::Id = (0, 0);
 

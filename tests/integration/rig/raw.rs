@@ -103,6 +103,18 @@ impl Raw {
         self.send_bytes(&Self::encode(request, flags, payload), fds)
     }
 
+    /// Waits until something lies in the daemon's queue that it has not read: for a message that another thread sends
+    /// while the daemon cannot read.
+    #[track_caller]
+    pub fn wait_unread(&self) {
+        let unread = || {
+            let mut len = 0i32;
+            let asked = unsafe { libc::ioctl(self.sock.as_raw_fd(), libc::TIOCOUTQ, &mut len) };
+            asked == 0 && len > 0
+        };
+        assert!(sys::eventually(PATIENCE, unread), "nothing was sent");
+    }
+
     /// Receives one message; an end of the connection is `UnexpectedEof`.
     pub fn recv(&self) -> io::Result<Message> {
         let mut header = [0; 12];

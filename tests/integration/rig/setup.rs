@@ -148,7 +148,14 @@ impl<'a> Setup<'a> {
         let open = Permissions::from_mode(0o777);
         fs::set_permissions(dir.path(), open).expect("permissions of the directory");
         let program = dir.path().join("daemon");
-        fs::copy(&self.program, &program).expect("copy of the program");
+        // Not by this process: a child of another test would have the copy open for writing, and then it cannot be run.
+        let mut cp = Command::new("cp");
+        let copied =
+            notify::spawn_alone(cp.arg(&self.program).arg(&program)).and_then(|mut cp| cp.wait());
+        assert!(
+            copied.is_ok_and(|status| status.success()),
+            "copy of the program"
+        );
         self.program(program).in_dir(Arc::new(dir))
     }
 

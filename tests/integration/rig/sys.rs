@@ -1,5 +1,6 @@
 //! The few system calls that `std` does not have: eventfds, memfds, descriptor passing, another process's memory.
 
+use super::host::PATIENCE;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -98,6 +99,33 @@ pub fn eventually(timeout: Duration, mut condition: impl FnMut() -> bool) -> boo
             return false;
         }
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Tries until a try was on time, and gives what came of it: a machine that is busy is late now and then, a daemon that
+/// is late is late each time. A try says in `Err` what was late; whatever is wrong at any speed, it asserts.
+#[track_caller]
+pub fn on_time<T>(mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    let mut count = 0;
+    loop {
+        count += 1;
+        match attempt() {
+            Ok(outcome) => return outcome,
+            Err(late) if count >= 10 && start.elapsed() >= PATIENCE => {
+                panic!("{count} times: {late}")
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// `Ok` if `time` is less than `most`; for [`on_time`].
+pub fn within(time: Duration, most: Duration) -> Result<(), String> {
+    if time < most {
+        Ok(())
+    } else {
+        Err(format!("{time:?}, and not less than {most:?}"))
     }
 }
 

@@ -276,6 +276,9 @@ fn soak_leaves_the_daemon_as_it_was_and_every_request_answered_by_what_came_of_i
     println!("SOAK_SEED={seed} SOAK_SECONDS={seconds}");
     let time = Duration::from_secs(seconds);
     let soak = Soak::start(seed);
+    // The last that it does of its start is to put itself under its filter, behind the rig's.
+    let started = || soak.daemon.status("Seccomp_filters") == "2";
+    assert!(sys::eventually(PATIENCE, started), "it does not start");
     let start = Figures::of(&soak.daemon);
     let mut actors: Vec<_> = (0..GUESTS).map(|number| Actor::new(seed, number)).collect();
     // What grows once and is kept has grown after this.
