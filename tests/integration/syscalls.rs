@@ -33,9 +33,13 @@ pub fn counted(daemon: &Daemon, work: impl FnOnce()) -> BTreeMap<String, usize> 
     calls
 }
 
-/// What the watchdog costs in all, however many requests there are in a second: arming it, its
-/// ticks, and the waits that they interrupt.
-const WATCHDOG: usize = 60;
+/// All of them but what the ticks cost that interrupt writes which block, and which come by the clock: arming them, their
+/// handler, and the waits that they interrupt.
+fn without_ticks(calls: &BTreeMap<String, usize>) -> usize {
+    let count = |name: &str| calls.get(name).copied().unwrap_or_default();
+    let all: usize = calls.values().sum();
+    all - count("setitimer") - 2 * count("rt_sigreturn")
+}
 
 #[test]
 fn request_alone_is_three_system_calls() {
@@ -48,25 +52,27 @@ fn request_alone_is_three_system_calls() {
     let count = |name: &str| calls.get(name).copied().unwrap_or_default();
     assert_eq!(count("ioctl"), 500, "{calls:?}");
     assert!(count("write") <= 500, "{calls:?}");
-    let all: usize = calls.values().sum();
-    assert!(all <= 3 * 500 + WATCHDOG, "{calls:?}");
+    // The wait into which strace came is one more.
+    assert!(without_ticks(&calls) <= 3 * 500 + 2, "{calls:?}");
 }
 
 #[test]
 fn requests_queued_together_share_the_wait_and_the_signal() {
     let (_host, daemon, mut guest) = plugged();
-    let calls = counted(&daemon, || {
-        for _ in 0..20 {
-            for _ in 0..32 {
-                let request = guest.request(Head::default().cs_change(1), b"abcd", 4);
-                guest.queue(&request);
+    sys::on_time(|| {
+        let calls = counted(&daemon, || {
+            for _ in 0..20 {
+                for _ in 0..32 {
+                    let request = guest.request(Head::default().cs_change(1), b"abcd", 4);
+                    guest.queue(&request);
+                }
+                guest.kick();
+                guest.wait_used(32);
             }
-            guest.kick();
-            guest.wait_used(32);
-        }
+        });
+        assert_eq!(calls["ioctl"], 640, "{calls:?}");
+        // The faked device is slow, so that a batch may end for its length in time, several times.
+        let few = without_ticks(&calls) < 640 * 3 / 2;
+        few.then_some(()).ok_or(format!("{calls:?}"))
     });
-    let all: usize = calls.values().sum();
-    assert_eq!(calls["ioctl"], 640, "{calls:?}");
-    // The faked device is slow, so that a batch may end for its length in time, several times.
-    assert!(all < 640 * 3 / 2 + WATCHDOG, "{calls:?}");
 }
