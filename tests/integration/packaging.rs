@@ -132,6 +132,72 @@ fn man_page_has_the_options_values_and_defaults_of_help() {
     }
 }
 
+/// The options in the parser's tables: of the daemon with two dashes, of a device without.
+fn in_parser() -> BTreeSet<String> {
+    let read = |file| fs::read_to_string(Path::new(ROOT).join("src/start").join(file)).unwrap();
+    let (daemon, device) = (read("cli.rs"), read("cli/device.rs"));
+    let table = daemon.split("const OPTIONS").nth(1).unwrap();
+    let table = table.split("];").next().unwrap();
+    let rows = table.lines().filter(|line| line.contains("(Name::"));
+    let long = rows.map(|row| format!("--{}", row.split('"').nth(1).unwrap()));
+    let arms = device.split("=> ").filter_map(|arm| {
+        let literal = arm.rsplit_once("b\"")?.1.strip_suffix("\" ")?;
+        is_option_of_a_device(&format!("{literal}=")).then(|| literal.to_owned())
+    });
+    let values = ["on", "off"].map(str::to_owned);
+    long.chain(arms.filter(|arm| !values.contains(arm)))
+        .collect()
+}
+
+#[test]
+fn parser_has_the_options_of_help() {
+    let help = in_help(&help());
+    let words = help.keys().flat_map(|option| option.split([' ', ',']));
+    let names = words.map(|word| word.split(['=', '[']).next().unwrap());
+    let long = names.filter(|name| name.starts_with("--") || !name.starts_with('-'));
+    let shown: BTreeSet<_> = long
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(shown, in_parser());
+}
+
+#[test]
+fn help_fits_in_80_columns() {
+    let help = help();
+    let long: Vec<_> = help
+        .lines()
+        .filter(|line| line.chars().count() >= 80)
+        .collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn man_page_has_the_device_tree_that_the_demonstration_boots() {
+    let man = dist("vhost-device-spi.1")
+        .replace(r"\-", "-")
+        .replace(r"\(dq", "\"");
+    let section = man.split("\n.SH DEVICE TREES\n").nth(1).unwrap();
+    let section = section.split("\n.SH ").next().unwrap();
+    let examples: Vec<_> = section
+        .split("\n.EX\n")
+        .skip(1)
+        .map(|rest| rest.split("\n.EE").next().unwrap())
+        .collect();
+    for (example, file) in examples.iter().zip(["spi-mmio.dts", "spi-pci.dts"]) {
+        let tree = fs::read_to_string(Path::new(ROOT).join("tests/guest").join(file)).unwrap();
+        let known: BTreeSet<_> = tree.lines().map(str::trim).collect();
+        assert!(example.lines().count() > 8, "{example}");
+        for line in example
+            .lines()
+            .map(str::trim)
+            .filter(|line| *line != "/* as above */")
+        {
+            assert!(known.contains(line), "{file} lacks {line}");
+        }
+    }
+}
+
 #[test]
 fn man_page_has_an_example_of_each_option_with_a_value() {
     let text = dist("vhost-device-spi.1")
