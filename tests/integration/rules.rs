@@ -86,6 +86,96 @@ fn threats_name_tests_that_exist_only() {
     check("src/threats.rs", 20);
 }
 
+#[test]
+fn readme_names_tests_that_exist_only() {
+    check("README.md", 9);
+}
+
+#[test]
+fn readme_has_300_lines_or_fewer() {
+    let text = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    let count = text.lines().count();
+    assert!((100..=300).contains(&count), "{count} lines");
+}
+
+/// Words of a text that can only be paths of this repository.
+fn paths(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| c.is_whitespace() || "`()[]|,;:'\"".contains(c));
+    let words = words.map(|word| word.trim_end_matches(['.', '/']));
+    let words = words.map(|word| word.strip_prefix("./").unwrap_or(word));
+    words
+        .filter(|word| {
+            ["tests/", "src/", "dist/", ".ci/", ".github/"]
+                .iter()
+                .any(|dir| word.starts_with(dir))
+        })
+        .filter(|word| !word.contains(['*', '<', '{', '$']))
+        .collect()
+}
+
+#[test]
+fn documents_name_files_that_exist_only() {
+    let mut count = 0;
+    let documents = [
+        "README.md",
+        "dist/README.md",
+        "dist/CHANGELOG.md",
+        "tests/README.md",
+        "tests/RULES.md",
+        ".github/SECURITY.md",
+        "src/lib.rs",
+        "src/threats.rs",
+    ];
+    for document in documents {
+        let text = fs::read_to_string(Path::new(ROOT).join(document)).unwrap();
+        for path in paths(&text) {
+            let beside = Path::new(ROOT).join(document).with_file_name("").join(path);
+            assert!(
+                Path::new(ROOT).join(path).exists() || beside.exists(),
+                "{document} names {path}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 60, "{count} paths: are they read rightly?");
+}
+
+/// Files without a line that says the licence: what ships, and programs; not texts and data.
+fn unlicensed(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            let data = ["corpus", "regressions", "grown", "artifacts", "target"];
+            if !data.iter().any(|name| path.ends_with(name)) {
+                found.extend(unlicensed(&path));
+            }
+            continue;
+        }
+        let extension = path.extension().and_then(|ext| ext.to_str());
+        if matches!(extension, Some("md" | "lock" | "toml" | "config" | "rs")) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let start: Vec<_> = text.lines().take(2).collect();
+        if !start
+            .iter()
+            .any(|line| line.contains("SPDX-License-Identifier: "))
+        {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn programs_and_what_is_installed_say_their_licence() {
+    for dir in ["dist", "tests", ".ci"] {
+        let found = unlicensed(&Path::new(ROOT).join(dir));
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}
+
 fn check(file: &str, at_least: usize) {
     let text = fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
     let (rows, tests) = (rows(&text), tests());
@@ -174,4 +264,6 @@ fn rules_check_sees_what_is_no_test() {
     let rows = rows("| rule | shown by |\n|---|---|\n| a `b` c | `d`, `e/f` |\n| g | h |");
     let shown: Vec<_> = rows.iter().map(|(_, shown)| shown.clone()).collect();
     assert_eq!(shown, [vec!["d", "e/f"], vec![]]);
+    let found = paths("see `tests/run`, [x](dist/README.md), ./src/lib.rs: /tests/no tests/*.rs.");
+    assert_eq!(found, ["tests/run", "dist/README.md", "src/lib.rs"]);
 }
