@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /*
  * A spidev that is not there. Preloaded into a program, it answers open() and ioctl() for
  * /dev/spidevX.Y by the rules of drivers/spi/spidev.c, with a controller that loops back.

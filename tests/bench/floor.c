@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /*
  * The limit of what a daemon could reach: waits for a kick, makes the ioctl, signals. It believes
  * all that is in the ring, serves one guest, and knows where each part of a request is.

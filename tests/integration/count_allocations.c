@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /* Preloaded into the daemon: counts allocations in a file that the test has mapped, too. */
 #include <fcntl.h>
 #include <stdlib.h>
