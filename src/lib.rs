@@ -38,6 +38,54 @@
 //! | [`virtqueue`] | what does a driver write? |
 //! | [`os`] | what does the kernel offer? |
 //! | [`error`], [`config`] | errors and settings, as values |
+//!
+//! # What a request may ask
+//!
+//! Each field of a request is validated before anything is sent. `PARAM_ERR` answers what is invalid
+//! or not supported by the device; such a request has touched neither the bus nor the receive buffer.
+//! Where VIRTIO leaves a choice, this one was made:
+//!
+//! - `cs_change` other than 0 and 1 is refused; the reserved bytes are ignored.
+//! - `freq` 0 means the device's own clock.
+//! - Delays are rounded up to microseconds; hold and inactive delays go up to 40 ms.
+//! - The word sizes that are offered are those that the controller accepted at the start, where each
+//!   of 1 to 32 bits was tried.
+//! - Used length: 0 for a malformed chain, else that of all device-writable bytes, of which the last
+//!   one is the result.
+//! - An SPI ioctl cannot be interrupted. So a transfer goes out in messages of at most 100 ms on the
+//!   wire, with chip select held in between; control messages and signals are handled between two.
+//!
+//! Of vhost-user, SET_CONFIG is acknowledged and changes nothing. A GET_CONFIG of no bytes, of more
+//! than 4,084 (the room in a message of 4,096), or beyond offset 4,096 ends the connection. All guests
+//! together may have half of the address space, in equal shares: on x86_64, 64 TiB for one guest or
+//! 1 TiB for each of 64; on arm64 with 39-bit addresses, 256 GiB and 4 GiB. When guest memory is
+//! replaced or removed, or the ring stops, while a transfer with at most a second to go is on the wire,
+//! the message waits for its end; a longer transfer ends with `TRANS_ERR`.
+//!
+//! # Confinement
+//!
+//! The stages in their order; `main` calls them before the first byte from a front-end is read.
+//!
+//! | stage | what is left |
+//! |---|---|
+//! | close inherited fds, before anything is opened | stdin, stdout, stderr, sockets that were handed in, and what a preloaded library opened close-on-exec |
+//! | `no_new_privs`, no capabilities | the rights of its user, also where that is root |
+//! | not dumpable | no core dumps; debuggers and `/proc/PID` for root alone |
+//! | resource limits | no other process, no core file; all fds that the host allows, with a warning if the guests can need more; too few to serve one guest end the start |
+//! | Landlock | of the file system, removing files in the directories of its sockets and below: any file that its user may remove there. No TCP, no abstract sockets, no signals to others. A kernel without Landlock is logged once. |
+//! | seccomp | the system calls in the table of [`confine::seccomp`], with their arguments: SPI ioctls only on the devices' fds, no file opened, no socket made, no program, process or executable memory. Anything else ends the process (`--seccomp=kill`) or is logged (`log`). |
+//!
+//! `--seccomp=none` leaves out the filter and Landlock, for a wrapper that cannot run under them.
+//!
+//! # Crates and lines
+//!
+//! `tests/footprint` prints the lines of each file and the crates that are linked. Of the latter,
+//! `vhost` reads, checks and answers vhost-user messages; `virtio-queue` keeps the vring; `vm-memory`
+//! maps guest memory and accesses it as memory that others change; `vmm-sys-util` has epoll, signals,
+//! and fds over sockets; `libc` has the system calls that std does not make. The others come with
+//! these: `bitflags` 2 and `uuid` with `vhost`; `rand` and its crates with `uuid`, of which the linker
+//! drops all code; `virtio-bindings` and `log` with `virtio-queue`; `thiserror` with `vm-memory`;
+//! `bitflags` 1 with `vmm-sys-util`.
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn, missing_docs, unreachable_pub)]
 #![cfg_attr(

@@ -91,7 +91,7 @@
 //!   its file system answers or is aborted (`/sys/fs/fuse/connections`), and whoever waits for it.
 //! - A front-end against its own guest, or a guest against its front-end: they share memory.
 //! - Other users of the same controller: drivers of the host and other programs. The kernel has no
-//!   lock on a bus for user space; see "Chip select" in the README.
+//!   lock on a bus for user space; see CHIP SELECT in the manual page.
 //! - A device against its host: what it answers is passed on.
 //! - A host under memory pressure that has to fetch a guest's pages from a disk while we read them;
 //!   huge pages of 1 GiB that are cleared at our first touch; a guest's memory that is charged to

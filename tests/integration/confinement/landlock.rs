@@ -66,7 +66,7 @@ fn landlock_leaves_the_removal_of_files_in_the_sockets_directories_and_no_other_
         denied(std::process::Command::new("/bin/true").status());
         denied(unlinkat(&other, c"s"));
         unlinkat(&dir, c"s").unwrap();
-        // More than it is for, as README says: any file there and below.
+        // More than it is for, as the documentation says: any file there and below.
         unlinkat(&dir, c"f").unwrap();
         unlinkat(&dir, c"below/f").unwrap();
     });
