@@ -22,46 +22,66 @@ const MAX_POLL_US: u64 = 100_000;
 
 /// The text of `--help`.
 pub const HELP: &str = "\
-Usage: vhost-device-spi SOCKETS --device=DEVICE [OPTION]...
+Usage: vhost-device-spi --socket-path=PATH --device=DEVICE [OPTION]...
+       vhost-device-spi --socket=PATH... --device=DEVICE [OPTION]...
+       vhost-device-spi --fd=FDNUM... --device=DEVICE [OPTION]...
 
-Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI controller.
+Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI
+controller. The manual page, vhost-device-spi(1), explains each option.
 
-SOCKETS, one for each guest, are --socket-path, or any of the three others in the guests' order,
-or what a service manager hands in (LISTEN_FDS):
-  -s, --socket-path=PATH      base path of the sockets; each has its number added: PATH0, PATH1, ...
-  -c, --socket-count=INT      how many --socket-path makes, one for each guest; 1 to 64 (default 1)
+Sockets, one for each guest: numbered (--socket-path), or any of the three
+others in the guests' order, or from a service manager (LISTEN_FDS):
+  -s, --socket-path=PATH      base path; each socket has its number added:
+                              PATH0, PATH1, ...
+  -c, --socket-count=INT      how many of them; 1 to 64 (default 1)
       --socket=PATH           path of one guest's socket
       --fd=FDNUM, --socket-fd=FDNUM
-                              one guest's socket, handed in as this fd: listening, or connected
-                              already, for one front-end
-      --socket-mode=OCTAL     permissions of the sockets that are made (default 600)
-      --socket-group=GROUP    group of the sockets that are made: a name in /etc/group, or a number
+                              one guest's socket, handed in as this fd:
+                              listening, or connected, for one front-end
+      --socket-mode=OCTAL     permissions of the sockets (default 600)
+      --socket-group=GROUP    group of the sockets: a name in /etc/group, or a
+                              number (default: the process's)
 
-  -l, --device=DEVICE         /dev/spidevX.Y or 'loopback'; the n-th is chip select n of the bus;
-                              may be given 16 times. Behind it, separated by commas:
-                                guests=LIST           only for these guests, such as 0-1 (default all)
-                                max-speed-hz=N        highest clock (default: what the device reports)
-                                min-speed-hz=N        lowest clock (default 0)
-                                cs-high=on|off        guests may choose chip select's polarity
-                                loop=on|off           guests may loop the controller back
-                                word-delay=on|off     the controller does delays between words
-                                cs-setup=on|off       the controller does setup delays
-                                exclusive-bus=on|off  nobody else uses the controller
+Devices:
+  -l, --device=DEVICE         /dev/spidevX.Y or 'loopback'; the n-th is chip
+                              select n of the bus; may be given 16 times.
+                              Options follow it, separated by commas:
+    guests=LIST               only for these guests, such as 0-1 (default all)
+    max-speed-hz=N            highest clock (default: what the device reports)
+    min-speed-hz=N            lowest clock (default 0)
+    cs-high=on|off            guests may choose the polarity of chip select
+                              (default: the device's only)
+    loop=on|off               guests may loop the controller back (default on)
+    word-delay=on|off         the controller does word delays (default off)
+    cs-setup=on|off           the controller does setup delays (default off)
+    exclusive-bus=on|off      nobody else uses the controller (default off)
+
+Requests:
       --cs-hold=[LIST:]POLICY
-                              what cs_change=0 means, for all guests or for those in LIST:
-                              queued (default), spec or write-read; may be repeated
-      --cs-hold-timeout-ms=N  how long a chip select may be held (default 100; write-read: 1)
+                              what cs_change=0 means, for all guests or for
+                              those in LIST: queued (default), spec or
+                              write-read; may be repeated
+      --cs-hold-timeout-ms=N  how long chip select may be held after a
+                              transfer (default 100; write-read: 1)
       --max-transfer-len=N    longest transfer in bytes (default 4194304)
-      --max-transfer-ms=N     longest transfer in milliseconds on the wire (default 10000)
-      --poll-us=N             how long to watch for the next request before sleeping (default 0)
-      --seccomp=kill|log|none what happens to a system call that is not allowed (default kill)
-      --log-level=LEVEL       lines on stderr: only error, also warning, or also info (default)
-      --print-syscalls        print the system calls that it makes, for a service manager's filter
-      --print-capabilities    print what kind of back-end it is, as JSON, whatever else is given
+      --max-transfer-ms=N     longest transfer on the wire (default 10000)
+      --poll-us=N             how long to watch for the next request before
+                              sleeping (default 0)
+
+Operation:
+      --log-level=LEVEL       lines on stderr: only error, also warning, or
+                              also info (default)
+      --seccomp=kill|log|none
+                              what happens to a system call that is not
+                              allowed (default kill)
+      --print-syscalls        print the system calls that it makes, for a
+                              service manager's filter
+      --print-capabilities    print what kind of back-end it is, as JSON,
+                              whatever else is given
   -h, --help                  print this text
   -V, --version               print the version
 
-Lists of guests look like 0, 0-2 or 0+3-5. SIGUSR1 has the daemon write what it has counted.
+Lists of guests look like 0, 0-2 or 0+3-5. SIGUSR1 prints the counters.
 ";
 
 /// What `--print-capabilities` prints, by QEMU's conventions for back-ends.
