@@ -100,7 +100,7 @@ fn readme_has_300_lines_or_fewer() {
 
 /// Words of a text that can only be paths of this repository.
 fn paths(text: &str) -> Vec<&str> {
-    let words = text.split(|c: char| c.is_whitespace() || "`()[]|,;:'\"".contains(c));
+    let words = text.split(|c: char| c.is_whitespace() || "`()[]|,;:#'\"".contains(c));
     let words = words.map(|word| word.trim_end_matches(['.', '/']));
     let words = words.map(|word| word.strip_prefix("./").unwrap_or(word));
     words
