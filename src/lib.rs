@@ -55,7 +55,13 @@
 //! - An SPI ioctl cannot be interrupted. So a transfer goes out in messages of at most 100 ms on the
 //!   wire, with chip select held in between; control messages and signals are handled between two.
 //!
-//! Of vhost-user, SET_CONFIG is acknowledged and changes nothing. A GET_CONFIG of no bytes, of more
+//! # What a front-end may ask
+//!
+//! The device has one queue of at most 1,024 descriptors, the virtio features VERSION_1, EVENT_IDX,
+//! INDIRECT_DESC and IN_ORDER, and the protocol features MQ, REPLY_ACK, CONFIG, RESET_DEVICE and
+//! CONFIGURE_MEM_SLOTS (32 of them). Memory is shared as memfd, tmpfs or hugetlbfs.
+//!
+//! SET_CONFIG is acknowledged and changes nothing. A GET_CONFIG of no bytes, of more
 //! than 4,084 (the room in a message of 4,096), or beyond offset 4,096 ends the connection. All guests
 //! together may have half of the address space, in equal shares: on x86_64, 64 TiB for one guest or
 //! 1 TiB for each of 64; on arm64 with 39-bit addresses, 256 GiB and 4 GiB. When guest memory is
