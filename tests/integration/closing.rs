@@ -205,15 +205,10 @@ fn in_flight(count: usize) -> Vec<UnixStream> {
 }
 
 /// Most fds of the daemon, and of its user in flight.
-const FDS: libc::rlim_t = 240;
+const FDS: usize = 240;
 
 /// Becomes that user.
 fn become_user(user: libc::uid_t) -> std::io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: FDS,
-        rlim_max: FDS,
-    };
-    sys::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }.into())?;
     sys::check(unsafe { libc::setgid(user) }.into())?;
     sys::check(unsafe { libc::setuid(user) }.into()).map(drop)
 }
@@ -224,14 +219,15 @@ fn fds_in_flight_of_the_daemons_user_do_not_hold_up_other_guests() {
     let setup = Setup::new(&host).guests(2).device("/dev/spidev0.0");
     let user = user();
     let become_user = move || become_user(user);
-    let daemon = setup.open_to_all().before_exec(become_user).start();
+    let setup = setup.open_to_all().before_exec(become_user);
+    let daemon = setup.max_fds(FDS, FDS).start();
     let (first, mut second) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
     let fds = daemon.fd_count();
     let (stall, eventfd) = Stall::eventfd();
     let given = [eventfd.as_raw_fd()];
     let payload = 0u64.to_le_bytes();
     assert_eq!(first.raw.ack(raw::SET_VRING_CALL, &payload, &given), 0);
-    let in_flight = in_flight(2 * FDS as usize);
+    let in_flight = in_flight(2 * FDS);
     drop((first, eventfd));
     second.assert_served();
     // What the first one had is still open; that keeps nobody out.
@@ -325,16 +321,8 @@ fn process_stopped_and_continued_in_traffic_loses_nothing() {
 #[test]
 fn process_with_64_fds_serves_its_guests_while_one_takes_all() {
     let host = Host::with_devices(1);
-    let limit = || {
-        let limit = libc::rlimit {
-            rlim_cur: 64,
-            rlim_max: 64,
-        };
-        sys::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }.into())
-            .map(drop)
-    };
     let setup = Setup::new(&host).guests(2).device("/dev/spidev0.0");
-    let daemon = setup.before_exec(limit).start();
+    let daemon = setup.max_fds(64, 64).start();
     let mut second = Guest::connect(&daemon, 1);
     for _ in 0..20 {
         let front_end = Raw::connect(&daemon.socket(0));

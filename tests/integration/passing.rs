@@ -128,21 +128,8 @@ fn transfer_goes_on_while_two_front_ends_flood_messages_in_turn() {
 #[test]
 fn fds_may_be_as_many_as_the_host_allows() {
     let host = Host::with_devices(1);
-    let limit = libc::rlimit {
-        rlim_cur: 100,
-        rlim_max: 1000,
-    };
-    let lower = move || {
-        // SAFETY: `limit` is readable.
-        match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    };
-    let daemon = Setup::new(&host)
-        .device("/dev/spidev0.0")
-        .before_exec(lower)
-        .start();
+    let setup = Setup::new(&host).device("/dev/spidev0.0");
+    let daemon = setup.max_fds(100, 1000).start();
     // Answered only after all stages.
     Raw::connect(&daemon.socket(0)).ask(raw::GET_FEATURES, &[]);
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();

@@ -225,6 +225,12 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Limits the fds of the daemon, softly and hard: in a shell, since between fork and exec all those are open that the
+    /// tests have.
+    pub fn max_fds(self, soft: usize, hard: usize) -> Self {
+        self.shell(&format!("ulimit -Sn {soft}; ulimit -Hn {hard}"))
+    }
+
     /// Hands `sockets` in as a service manager does: from fd 3 on.
     pub fn activate(mut self, sockets: &[&dyn AsRawFd]) -> Self {
         // By way of high numbers: the low ones may be the test's own between fork and exec.
