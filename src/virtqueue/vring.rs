@@ -1,11 +1,18 @@
-//! One vring: its state as vhost-user sets it, and the driver's requests in it.
+//! One vring: its state as vhost-user sets it, and the chains that the driver makes available.
 //!
-//! A split virtqueue (VIRTIO 1.4, "Split Virtqueues"): this module keeps the two positions in it and
-//! does the memory ordering; `chain` reads what is at a position.
+//! A split virtqueue (VIRTIO 1.4, "Split Virtqueues"). `virtio_queue::Queue` keeps its size, its guest
+//! addresses and both positions, writes the used ring, and orders the accesses to memory that the
+//! driver shares. This module adds what vhost-user says of a ring (started, enabled, broken, where it
+//! is in the front-end's address space, whom to signal), and two reads that the queue does not make:
+//! the next chain's head without taking it, and the driver's flag NO_INTERRUPT.
 //!
-//! Invariant: a chain that was consumed is completed exactly once: [`Consumed`] can be neither copied
-//! nor made elsewhere.
-//! Must not: know what the bytes of a request mean.
+//! Invariant: a chain that was consumed is completed exactly once. [`Consumed`] can neither be copied
+//! nor be made elsewhere.
+//!
+//! Should: trust nothing in the ring. Its indices and heads are checked each time that they are read,
+//! and a ring that breaks the rules stops. Must not: know what the bytes of a request mean.
+//!
+//! Called by `backend` for each message about the ring, by `requestq` for each request.
 
 use std::fmt;
 use std::fs::File;
@@ -23,12 +30,14 @@ use crate::virtqueue::memory::{Memory, UserAddress};
 /// Most descriptors in a ring.
 pub const MAX_SIZE: u16 = 1024;
 
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver asks not to be notified.
 const AVAIL_F_NO_INTERRUPT: u16 = 1 << 0;
-/// Length of flags and index, with which available and used ring begin.
-const RING_HEAD_LEN: u64 = 4;
+/// Length of the available ring's flags and index, in bytes: its entries follow.
+const AVAIL_HEADER_LEN: u64 = 4;
+/// Length of an entry of the available ring in bytes: the index of a chain's first descriptor.
 const AVAIL_ENTRY_LEN: u64 = 2;
 
-/// Where the three parts of the ring are.
+/// Where the three parts of the ring are, in the front-end's address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingAddresses {
     /// Descriptor table.
@@ -39,7 +48,7 @@ pub struct RingAddresses {
     pub used: UserAddress,
 }
 
-/// A part of a ring that is not in guest memory as it should be: the ring cannot run.
+/// Why a ring cannot run: a part of it is not aligned, or not wholly in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Misplaced {
     part: &'static str,
@@ -54,7 +63,7 @@ impl fmt::Display for Misplaced {
     }
 }
 
-/// A part of the ring as the front-end named it.
+/// A part of the ring as the front-end described it.
 #[derive(Debug, Clone, Copy)]
 struct Part {
     name: &'static str,
@@ -72,13 +81,20 @@ impl Part {
         }
     }
 
-    /// Its first guest address.
+    /// The guest address of its first byte.
+    ///
+    /// # Errors
+    /// It does not begin in guest memory.
     fn begin(&self, memory: &Memory) -> Result<GuestAddress, Misplaced> {
         let begin = memory.translate(self.at);
         begin.ok_or(self.misplaced("begins outside guest memory"))
     }
 
-    /// The same, if all of it is in memory: in one region or in several without a gap between them.
+    /// The same, for a part that must be in memory to its end: in one region, or in several without a
+    /// gap between them.
+    ///
+    /// # Errors
+    /// Some byte of it is not in guest memory.
     fn locate(&self, memory: &Memory) -> Result<GuestAddress, Misplaced> {
         let begin = self.begin(memory)?;
         let is_held = memory.check_range(begin, self.len);
@@ -89,15 +105,16 @@ impl Part {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// No kick was set since the last stop.
+    /// The front-end has not set a kick since the last stop.
     Stopped,
-    /// The front-end started it; it runs where it is enabled and its addresses are good.
+    /// The front-end set a kick: the ring runs if it is also enabled and in memory.
     Started,
-    /// Its contents cannot be believed; only a stop or a reset leads on.
+    /// The driver broke the rules of the ring: only a stop or a reset leads out.
     Broken,
 }
 
-/// A chain that was taken off the available ring: [`Vring::complete`] gives it back.
+/// A chain that was taken off the available ring and is not in the used ring yet. [`Vring::complete`]
+/// takes it by value, so that no chain is completed twice.
 #[derive(Debug)]
 #[must_use = "a chain that was consumed must be completed"]
 pub struct Consumed {
@@ -107,18 +124,23 @@ pub struct Consumed {
 /// The vring of one guest.
 #[derive(Debug)]
 pub struct Vring {
-    /// Size, guest addresses, both positions and EVENT_IDX; it is ready when requests may be taken:
-    /// started, enabled, and wholly in memory as long as that stays what it is.
+    /// Size, guest addresses, both positions, EVENT_IDX. Ready means that the ring runs: it is
+    /// started, enabled, aligned and wholly in memory.
     queue: Queue,
     state: State,
+    /// As the last SET_VRING_ADDR gave them, whether they are in memory or not.
     addresses: Option<RingAddresses>,
+    /// The driver may use indirect tables.
     indirect: bool,
     enabled: bool,
     /// No protocol features were acknowledged: the ring needs no enabling.
     always_enabled: bool,
+    /// The front-end gave no kick fd: the ring must be polled.
     kick_absent: bool,
-    /// Chains were completed that the driver was not notified of.
-    unnotified: bool,
+    /// Chains were completed since the driver's wish for notifications was last read.
+    completed: bool,
+    /// The driver is to be notified, and was not yet.
+    owed: bool,
     call: Option<Foreign>,
     err: Option<Foreign>,
 }
@@ -126,7 +148,7 @@ pub struct Vring {
 impl Default for Vring {
     fn default() -> Self {
         Self {
-            // `MAX_SIZE` is a power of two, so that this is never the default, which has size 0.
+            // `MAX_SIZE` is a power of two, so this never falls back to the default, whose size is 0.
             queue: Queue::new(MAX_SIZE).unwrap_or_default(),
             state: State::Stopped,
             addresses: None,
@@ -134,7 +156,8 @@ impl Default for Vring {
             enabled: false,
             always_enabled: true,
             kick_absent: false,
-            unnotified: false,
+            completed: false,
+            owed: false,
             call: None,
             err: None,
         }
@@ -142,8 +165,8 @@ impl Default for Vring {
 }
 
 impl Vring {
-    /// Back to how a session begins, fds closed; but protocol features, once acknowledged, go on
-    /// asking for the ring to be enabled.
+    /// Resets the ring to its state at the begin of a session and gives up its fds. Only the
+    /// acknowledgement of protocol features outlives this: the ring must still be enabled.
     pub fn reset(&mut self) {
         *self = Self {
             always_enabled: self.always_enabled,
@@ -156,7 +179,7 @@ impl Vring {
         u16::try_from(size).is_ok_and(|size| self.queue.try_set_size(size).is_ok())
     }
 
-    /// Sets where the ring is. Its size may not be known yet, so that [`Vring::update`] says whether
+    /// Sets where the ring is. Its size may be set later, so only [`Vring::update`] can tell whether
     /// all of it is in memory.
     ///
     /// # Errors
@@ -176,21 +199,22 @@ impl Vring {
             .try_for_each(|part| part.begin(memory).map(drop))
     }
 
-    /// Sets the index of the next available entry; `false` if it is no 16-bit number.
+    /// Sets the index of the next available entry; `false` unless it is a 16-bit number.
     pub fn set_base(&mut self, base: u32) -> bool {
         let base = u16::try_from(base);
         base.map(|base| self.queue.set_next_avail(base)).is_ok()
     }
 
-    /// Takes over the acknowledged features. Without protocol features the ring is enabled from
-    /// its start (vhost-user, "Ring states").
+    /// Applies the acknowledged features, also while the ring runs. Without protocol features the ring
+    /// is enabled from its start (vhost-user, "Ring states").
     pub fn set_features(&mut self, event_idx: bool, indirect: bool, protocol_features: bool) {
         self.indirect = indirect;
         self.always_enabled = !protocol_features;
         let mut state = self.queue.state();
         let was_on = std::mem::replace(&mut state.event_idx_enabled, event_idx);
-        // A queue forgets which completions it was asked about only while EVENT_IDX is on: another
-        // one counts from here. Its state is that of a queue, so that this does not fail.
+        // The queue counts completions and clears the count only with EVENT_IDX on. Without a new
+        // queue, a count from the time before, which may have wrapped, would decide what is notified.
+        // The state is that of a valid queue, so the conversion does not fail.
         if was_on != event_idx
             && let Ok(queue) = state.try_into()
         {
@@ -203,7 +227,8 @@ impl Vring {
         self.enabled = enabled;
     }
 
-    /// Starts the ring: the front-end set its kick, or said that there is none.
+    /// Starts the ring: the front-end set its kick fd, or said that there is none. A broken ring
+    /// stays broken.
     pub fn start(&mut self, kick_absent: bool) {
         if self.state == State::Stopped {
             self.state = State::Started;
@@ -211,7 +236,8 @@ impl Vring {
         self.kick_absent = kick_absent;
     }
 
-    /// Stops the ring and returns the index from which a later start goes on.
+    /// Stops the ring and returns the index of the next available entry, where a later start
+    /// continues.
     pub fn stop(&mut self) -> u16 {
         self.state = State::Stopped;
         self.queue.set_ready(false);
@@ -228,22 +254,21 @@ impl Vring {
         self.err = err.map(Foreign::new);
     }
 
-    /// Whether requests may be taken.
+    /// Whether chains may be taken and completed.
     pub fn is_running(&self) -> bool {
         self.queue.ready()
     }
 
-    /// Whether the ring must be looked at from time to time, since nothing kicks.
+    /// Whether the ring must be polled, because no kick will come.
     pub fn needs_polling(&self) -> bool {
         self.is_running() && self.kick_absent
     }
 
-    /// After any change of state, features or memory: translates the ring's addresses anew and
-    /// decides whether it runs.
+    /// Translates the ring's addresses anew and decides whether the ring runs: to be called after each
+    /// change of its state, of features or of memory. Without any memory the ring waits for it.
     ///
     /// # Errors
-    /// It was started and enabled, and a part of it is not in memory. Without any memory the ring
-    /// waits for it.
+    /// It is started and enabled, and a part of it is not aligned or not in memory.
     pub fn update(&mut self, memory: &Memory) -> Result<(), Misplaced> {
         let was_running = self.is_running();
         self.queue.set_ready(false);
@@ -253,7 +278,8 @@ impl Vring {
             return Ok(());
         };
         self.locate(addresses, memory)?;
-        // A front-end restores the avail index alone; the used index is in the ring.
+        // SET_VRING_BASE restores the available index alone; the used index is in the ring. While the
+        // ring runs, that field is the device's: what a driver writes there is not read back.
         if !was_running && let Ok(index) = self.queue.used_idx(memory, Ordering::Acquire) {
             self.queue.set_next_used(index.0);
         }
@@ -261,7 +287,10 @@ impl Vring {
         Ok(())
     }
 
-    /// Tells the queue the guest addresses of its parts.
+    /// Sets the queue's guest addresses; it checks their alignment (VIRTIO 1.4, "Split Virtqueues").
+    ///
+    /// # Errors
+    /// The first part that is not aligned or not in memory.
     fn locate(&mut self, addresses: RingAddresses, memory: &Memory) -> Result<(), Misplaced> {
         let [desc, avail, used] = self.parts(addresses);
         let (queue, why) = (&mut self.queue, "is not aligned");
@@ -273,8 +302,9 @@ impl Vring {
         set.map_err(|_| used.misplaced(why))
     }
 
-    /// Their lengths are those of VIRTIO 1.4, "Split Virtqueues": entries, and for the rings flags,
-    /// index and the event field of EVENT_IDX.
+    /// The three parts with their lengths (VIRTIO 1.4, "Split Virtqueues"): an entry for each
+    /// descriptor, and in both rings 6 bytes more for flags, index and event field. The event field
+    /// counts without EVENT_IDX, too: features may change while the ring runs.
     fn parts(&self, addresses: RingAddresses) -> [Part; 3] {
         let size = usize::from(self.queue.size());
         [
@@ -289,10 +319,10 @@ impl Vring {
         })
     }
 
-    /// How many chains the driver has made available that were not consumed.
+    /// How many chains are available that were not consumed, at most the ring's size.
     ///
     /// # Errors
-    /// The avail index is further ahead than the ring is long.
+    /// The available index is further ahead than the ring is long, or outside of memory.
     pub fn pending(&self, memory: &Memory) -> Result<u16, RingError> {
         let index = self.queue.avail_idx(memory, Ordering::Acquire);
         let index = index.map_err(outside_memory)?.0;
@@ -303,16 +333,17 @@ impl Vring {
         Ok(ahead)
     }
 
-    /// The next chain, which must be pending; it stays where it is until [`Vring::consume`].
+    /// The next chain, which must be pending. It stays in the available ring: a request whose bus is
+    /// busy is peeked at again later, and read afresh.
     ///
     /// # Errors
-    /// The ring cannot be believed.
+    /// The chain's head is not in the descriptor table, or the entry is outside of memory.
     pub fn peek(&self, memory: &Memory) -> Result<Chain, RingError> {
-        // `Queue::iter` would take an available ring at guest address 0 for none.
+        // Not by `Queue::iter`: it takes an available ring at guest address 0 for one that is not set.
         let (queue, size) = (&self.queue, self.queue.size());
         let position = queue.next_avail().checked_rem(size).unwrap_or(0);
         let offset = u64::from(position).saturating_mul(AVAIL_ENTRY_LEN);
-        let entry = queue.avail_ring().saturating_add(RING_HEAD_LEN);
+        let entry = queue.avail_ring().saturating_add(AVAIL_HEADER_LEN);
         let head = load(memory, entry.saturating_add(offset)).ok_or(RingError::Memory)?;
         if head >= size {
             return Err(RingError::Head(head));
@@ -325,81 +356,89 @@ impl Vring {
         })
     }
 
-    /// Takes the chain that [`Vring::peek`] showed.
+    /// Takes the chain that [`Vring::peek`] returned last off the available ring.
     pub fn consume(&mut self, chain: Chain) -> Consumed {
         let next = self.queue.next_avail().wrapping_add(1);
         self.queue.set_next_avail(next);
         Consumed { head: chain.head }
     }
 
-    /// Gives a chain back to the driver, with `len` bytes written.
+    /// Gives a chain back to the driver: adds it to the used ring with `len`, the number of bytes that
+    /// were written to it.
     ///
     /// # Errors
-    /// The used ring cannot be written.
+    /// The used ring is outside of memory.
     pub fn complete(
         &mut self,
         memory: &Memory,
         chain: Consumed,
         len: u32,
     ) -> Result<(), RingError> {
-        self.unnotified = true;
+        self.completed = true;
         let added = self.queue.add_used(memory, chain.head, len);
         added.map_err(outside_memory)
     }
 
-    /// Asks the driver not to kick while there is more in the ring than the next request.
+    /// Asks the driver not to kick: the ring is read again anyway. With EVENT_IDX there is nothing to
+    /// do, since the driver kicks once for each [`Vring::rearm`].
     pub fn suppress_kicks(&mut self, memory: &Memory) {
-        // A kick too many does no harm, and a ring that is gone shows itself at the next access.
+        // Only a hint: if it cannot be written, the next access to the ring reports that.
         let _ = self.queue.disable_notification(memory);
     }
 
-    /// Asks the driver to kick again, and tells whether something came in meanwhile.
+    /// Asks the driver to kick again. Returns whether chains became available before it could see
+    /// that: no kick will come for them.
     ///
     /// # Errors
-    /// The ring cannot be believed.
+    /// As [`Vring::pending`]; or the used ring is outside of memory.
     pub fn rearm(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        // Whether there is more it says of an index that jumped, too: `pending` tells the two apart.
+        // Its own answer is not used: it is "more" for every index but the expected one, so that an
+        // index that jumped would have the loop come back for ever. `pending` tells the two apart.
         let enabled = self.queue.enable_notification(memory);
         enabled.map_err(outside_memory)?;
         self.pending(memory).map(|pending| pending > 0)
     }
 
-    /// Whether chains were completed that the driver was not notified of.
+    /// Whether chains were completed that the driver was not notified of, though it may want to be.
     pub fn is_unnotified(&self) -> bool {
-        self.unnotified
+        self.completed || self.owed
     }
 
-    /// Signals the call eventfd if chains were completed since the last time and the driver wants
-    /// to know.
+    /// Signals the call fd if chains were completed since the last call and the driver wants to be
+    /// notified of one of them. Without a call fd, or while the ring does not run, the notification
+    /// stays owed.
     ///
     /// # Errors
     /// The front-end filled its eventfd and made it blocking: the write was interrupted.
     pub fn notify(&mut self, memory: &Memory) -> Result<(), SessionError> {
-        // Without a call eventfd, or while the ring does not run, the notification is kept.
-        if self.call.is_none() || !self.unnotified || !self.is_running() {
+        if !self.is_running() {
             return Ok(());
         }
-        let wanted = self.wants_notification(memory);
-        self.unnotified = false;
+        if std::mem::take(&mut self.completed) {
+            self.owed |= self.wants_notification(memory);
+        }
         match &self.call {
-            Some(call) if wanted => signal(call),
+            Some(call) if std::mem::take(&mut self.owed) => signal(call),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// VIRTIO 1.4, "Used Buffer Notification Suppression".
+    /// Whether the driver wants to be notified of a chain that was completed since this was last asked
+    /// (VIRTIO 1.4, "Used Buffer Notification Suppression"): with EVENT_IDX, if the index that it wrote
+    /// was passed; without, unless it set a flag. Both are hints, so one outside of memory is a no.
     fn wants_notification(&mut self, memory: &Memory) -> bool {
+        // Its fence comes first: the driver must see the used index before its wish is read.
         let wanted = self.queue.needs_notification(memory).unwrap_or(false);
-        // The flag, which is of no meaning with EVENT_IDX, is not looked at by the queue.
+        // The queue leaves the flag to us; with EVENT_IDX it has no meaning.
         let flags = || load(memory, self.queue.avail_ring());
         let allows = |flags: u16| flags & AVAIL_F_NO_INTERRUPT == 0;
         wanted && (self.queue.event_idx_enabled() || flags().is_some_and(allows))
     }
 
-    /// Takes the ring out of service until the front-end stops or resets it.
+    /// Takes the ring out of service until the front-end stops or resets it, and signals the err fd.
     ///
     /// # Errors
-    /// The err eventfd is full and blocking.
+    /// The front-end filled its err eventfd and made it blocking: the write was interrupted.
     pub fn set_broken(&mut self) -> Result<(), SessionError> {
         self.state = State::Broken;
         self.queue.set_ready(false);
@@ -416,7 +455,7 @@ fn load(memory: &Memory, address: u64) -> Option<u16> {
     number.ok().map(u16::from_le)
 }
 
-/// What a queue fails with that was in memory when it started: it is no longer.
+/// An error of a queue that was checked when it started: its memory was taken away since.
 fn outside_memory(_: virtio_queue::Error) -> RingError {
     RingError::Memory
 }
@@ -548,6 +587,23 @@ mod tests {
         assert!(!rig.notify(), "index 2 was passed");
         rig.serve();
         assert!(rig.notify(), "index 3 was passed");
+    }
+
+    #[test]
+    fn notify_that_had_no_call_fd_is_made_up_for_though_features_changed() {
+        let mut rig = Rig::running(true);
+        let call = rig.vring.call.take();
+        rig.store(USED_EVENT, 0);
+        rig.offer(AVAIL, 1);
+        rig.serve();
+        assert!(!rig.notify(), "there is no call fd");
+        rig.set_features(false);
+        rig.set_features(true);
+        assert!(rig.vring.is_unnotified());
+        rig.vring.call = call;
+        assert!(rig.notify());
+        assert!(!rig.vring.is_unnotified());
+        assert!(!rig.notify(), "once");
     }
 
     #[test]
