@@ -1,7 +1,11 @@
-//! One spidev message in the making: transfers whose buffers lie in guest memory.
+//! One spidev message: transfers whose buffers lie in guest memory.
 //!
-//! The storage is made once. A [`Message`] borrows it, and the guest memory that its buffers were
-//! taken from, so that no pointer outlives the step that made it.
+//! The storage is allocated once. A [`Message`] borrows it, and the guest memory in which its buffers
+//! lie, so that no pointer outlives the step that made it: between two steps a message of the
+//! front-end may unmap the memory.
+//!
+//! Invariant: each pointer is 0, or is valid for its transfer's `len` bytes while the message lives.
+//! Must not: read or write a buffer. Called by `transfer`, which gives the message to `spidev`.
 
 use std::marker::PhantomData;
 
@@ -26,10 +30,10 @@ pub struct SpiIocTransfer {
     pad: u8,
 }
 
-/// What all transfers of a message have in common.
+/// The fields that are equal in all transfers of a message.
 #[derive(Debug, Clone, Copy)]
 pub struct Common {
-    /// Clock in Hz, never 0: spidev would take the device's own, and a limit above it applies.
+    /// Clock in Hz, never 0: that means the device's own to spidev, which another opener can change.
     pub speed_hz: u32,
     /// Bits per word.
     pub bits_per_word: u8,
@@ -48,11 +52,11 @@ pub enum Buffer<'m> {
     Absent,
     /// In guest memory.
     Guest(Slice<'m>),
-    /// A word that is cut in guest memory, in [`Message`]'s own storage.
+    /// A word across a segment boundary: it is sent from, or received into, the message's storage.
     Word([u8; 4]),
 }
 
-/// The storage of a message, made once; what is not used of it costs no memory.
+/// The storage of a message, allocated once; a page that was never written to takes no memory.
 #[derive(Debug)]
 pub struct Scratch {
     transfers: Vec<SpiIocTransfer>,
@@ -70,7 +74,7 @@ impl Default for Scratch {
     }
 }
 
-/// A message in the making: transfers whose pointers lie in guest memory borrowed for `'m`.
+/// A message: transfers whose pointers lead into guest memory, which is borrowed for `'m`.
 #[derive(Debug)]
 pub struct Message<'m> {
     scratch: &'m mut Scratch,
@@ -94,7 +98,8 @@ impl<'m> Message<'m> {
     /// Appends a transfer of `len` bytes.
     ///
     /// # Errors
-    /// The message is full, or a buffer is shorter than `len`; the plan allows neither.
+    /// The message is full, or a buffer is shorter than `len`; a plan that keeps its limits causes
+    /// neither.
     #[inline(always)]
     pub fn push(
         &mut self,
@@ -118,7 +123,7 @@ impl<'m> Message<'m> {
         }
         let tx_buf = address(tx, tx_word, len)?;
         let rx_buf = address(rx, rx_word, len)?;
-        // There are as many words as transfers, so this stays within the capacity.
+        // There is one word for each transfer, so this stays within the capacity.
         self.scratch.transfers.push(SpiIocTransfer {
             tx_buf,
             rx_buf,
@@ -136,7 +141,7 @@ impl<'m> Message<'m> {
         Ok(())
     }
 
-    /// Appends a transfer of no bytes that only waits: a setup delay.
+    /// Appends a setup delay: a transfer of 0 bytes with `delay_usecs`, in microseconds.
     ///
     /// # Errors
     /// The message is full.
@@ -146,8 +151,9 @@ impl<'m> Message<'m> {
         Ok(())
     }
 
-    /// Sets what happens behind the last transfer: `delay_usecs`, and whether chip select stays
-    /// asserted. On the last transfer of a message spidev's `cs_change` means that it stays.
+    /// Sets what happens after the last transfer so far: a delay of `delay_usecs` microseconds, and
+    /// whether chip select stays asserted. On the last transfer of a message spidev's `cs_change` of 1
+    /// means that it stays.
     pub fn finish(&mut self, keep_chip_select: bool, delay_usecs: u16) {
         if let Some(transfer) = self.scratch.transfers.last_mut() {
             transfer.cs_change = u8::from(keep_chip_select);
@@ -160,7 +166,7 @@ impl<'m> Message<'m> {
         &self.scratch.transfers
     }
 
-    /// Bytes of all transfers together, one direction.
+    /// Length of all transfers together in bytes: what a successful ioctl returns.
     pub fn total(&self) -> u32 {
         self.total
     }
@@ -175,6 +181,10 @@ impl<'m> Message<'m> {
     }
 }
 
+/// The pointer for spidev to the `len` bytes of a buffer; 0 for none.
+///
+/// # Errors
+/// The buffer is shorter.
 #[inline(always)]
 fn address(buffer: &Buffer<'_>, word: &mut [u8; 4], len: u32) -> Result<u64, TransferError> {
     let pointer = match buffer {

@@ -12,7 +12,7 @@
 /// Most transfers of one `SPI_IOC_MESSAGE`.
 pub const MAX_PIECES: usize = 511;
 
-/// Bytes that lie in one piece of guest memory; never empty.
+/// Contiguous bytes of guest memory in one region; never empty.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Guest address of the first byte.
@@ -29,7 +29,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// Guest address here and the bytes left in this segment; `None` behind the last.
+    /// The guest address of this place and the bytes left in its segment; `None` after the last.
     fn here(self, segments: &[Segment]) -> Option<(u64, u32)> {
         let segment = segments.get(self.index)?;
         let left = segment.len.checked_sub(self.offset)?;
@@ -37,7 +37,8 @@ impl Position {
         Some((address, left))
     }
 
-    /// Moves `len` bytes on and shows each run of contiguous bytes (guest address, length) passed.
+    /// Advances by `len` bytes and calls `run` with each run of contiguous bytes that it passes (guest
+    /// address, length).
     #[inline(always)]
     pub fn walk(&mut self, segments: &[Segment], mut len: u32, mut run: impl FnMut(u64, u32)) {
         while len > 0 {
@@ -64,11 +65,11 @@ pub enum Place {
     Absent,
     /// At this guest address, contiguous.
     At(u64),
-    /// One word that a segment boundary cuts, from this position on.
+    /// One word across a segment boundary, from this position on: it must be copied.
     Cut(Position),
 }
 
-/// One `spi_ioc_transfer` to be.
+/// What one `spi_ioc_transfer` is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// Where the bytes to send are.
@@ -79,20 +80,20 @@ pub struct Piece {
     pub len: u32,
 }
 
-/// What one message may be.
+/// The limits of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// spidev's `bufsiz` in bytes.
     pub bufsiz: u32,
-    /// What spidev rounds each length up to, in bytes; a power of two.
+    /// spidev counts each length rounded up to a multiple of this, in bytes; a power of two.
     pub align: u32,
     /// Most pieces, at most [`MAX_PIECES`].
     pub pieces: usize,
-    /// Most bytes, for the sake of time on the wire; at least one word.
+    /// Most bytes, which bounds the time of the ioctl; at least one word.
     pub bytes: u64,
 }
 
-/// A request, and how far it has got.
+/// The bytes of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Work<'a> {
     /// Segments to send; empty for a request that only reads.
@@ -103,20 +104,21 @@ pub struct Work<'a> {
     pub word_len: u32,
 }
 
-/// How far a request has got.
+/// How much of a request is done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     tx: Position,
     rx: Position,
-    /// Bytes done.
+    /// Length in bytes of what is done.
     pub done: u64,
 }
 
-/// Plans the next message of a request of `len` bytes in all: shows each piece to `emit`, moves
-/// `progress` behind it, and returns the message's length in bytes.
+/// Plans the next message of a request of `len` bytes in all: calls `emit` with each piece, advances
+/// `progress` past it, and returns the message's length in bytes: 0 if there is no piece within the
+/// limits.
 ///
 /// # Errors
-/// The first error of `emit`; `progress` then stands before the refused piece.
+/// The first error of `emit`; `progress` is then at the refused piece.
 pub fn plan_message<E>(
     work: &Work<'_>,
     len: u64,
@@ -146,7 +148,8 @@ pub fn plan_message<E>(
     Ok(total)
 }
 
-/// The longest piece at `progress` within `room` bytes of spidev's buffer and `bytes` in all.
+/// The longest piece at `progress`: at most `room` bytes of spidev's buffer and `bytes` of this
+/// message, and contiguous on both sides unless it is a single word. `None` if none fits.
 #[inline(always)]
 fn next_piece(
     work: &Work<'_>,
@@ -173,7 +176,8 @@ fn next_piece(
     })
 }
 
-/// Outer `None`: the request is at its end. Inner `None`: it has no such direction.
+/// What is contiguous on one side of a request. Outer `None`: the request is done. Inner `None`: it
+/// does not have this direction.
 #[expect(
     clippy::option_option,
     reason = "two different absences, both short-lived"
@@ -185,10 +189,12 @@ fn side(segments: &[Segment], position: Position) -> Option<Option<(u64, u32)>> 
     position.here(segments).map(Some)
 }
 
+/// Bytes that are contiguous on one side; a direction that is absent sets no limit.
 fn left(side: Option<(u64, u32)>) -> u32 {
     side.map_or(u32::MAX, |(_, left)| left)
 }
 
+/// Where `len` bytes of one side lie: cut if they go beyond what is contiguous.
 fn place(side: Option<(u64, u32)>, position: Position, len: u32) -> Place {
     match side {
         None => Place::Absent,
@@ -197,12 +203,12 @@ fn place(side: Option<(u64, u32)>, position: Position, len: u32) -> Place {
     }
 }
 
-/// `to` is a power of two.
+/// `len` rounded down to a multiple of `to`, a power of two.
 fn round_down(len: u32, to: u32) -> u32 {
     len & !to.saturating_sub(1)
 }
 
-/// `to` is a power of two.
+/// `len` rounded up to a multiple of `to`, a power of two.
 fn round_up(len: u32, to: u32) -> u32 {
     round_down(len.saturating_add(to.saturating_sub(1)), to)
 }

@@ -1,11 +1,14 @@
-//! From a descriptor chain to a request, and from its outcome to the used ring.
+//! From a descriptor chain to a request, and from its result to the used ring.
 //!
-//! VIRTIO 1.x fixes no framing: head, tx, rx and result may be cut into descriptors anywhere. All
+//! VIRTIO 1.4, "Message Framing", lets a driver cut a request into descriptors anywhere. All
 //! device-readable bytes are one stream (32 of head, then tx), all device-writable bytes another
 //! (rx, and the result as its last byte). The head is copied out once; tx and rx stay where they
 //! are and are kept as guest addresses, split where memory regions meet.
 //!
-//! Should: find the result byte whatever else is wrong. Must not: judge values (`wire` does).
+//! Should: find the result byte whatever else is wrong, so that the driver learns of it. Must not:
+//! validate values (`wire` does), keep pointers, or allocate.
+//!
+//! Called by `requestq`.
 
 use crate::error::{ParamError, RingError};
 use crate::spi::plan::Segment;
@@ -14,14 +17,17 @@ use crate::virtqueue::chain::{Chain, Descriptor};
 use crate::virtqueue::memory::Memory;
 use crate::virtqueue::vring::{Consumed, Vring};
 
-/// Most segments that a request may have, both directions together.
+/// Most segments of a request, both directions together: as many as a chain has buffers. Buffers that
+/// cross regions have several each, and can exceed this.
 pub const MAX_SEGMENTS: usize = 1024;
 
-/// The segments of one request: tx first, then rx. Its room is made once and never grows; what is
-/// not used of it costs no memory.
+/// The segments of one request. Its capacity is allocated once, since a request must not allocate; a
+/// page of it that was never written to takes no memory.
 #[derive(Debug)]
 pub struct Store {
+    /// tx, then rx; never more than [`MAX_SEGMENTS`].
     segments: Vec<Segment>,
+    /// How many of them are tx.
     tx_count: usize,
 }
 
@@ -35,12 +41,12 @@ impl Default for Store {
 }
 
 impl Store {
-    /// Device-readable segments behind the head.
+    /// The device-readable bytes after the head.
     pub fn tx(&self) -> &[Segment] {
         self.segments.get(..self.tx_count).unwrap_or_default()
     }
 
-    /// Device-writable segments in front of the result byte.
+    /// The device-writable bytes before the result.
     pub fn rx(&self) -> &[Segment] {
         self.segments.get(self.tx_count..).unwrap_or_default()
     }
@@ -51,6 +57,7 @@ impl Store {
     }
 
     fn push(&mut self, segment: Segment) -> Result<(), ParamError> {
+        // Within the capacity: this never allocates.
         if self.segments.len() >= MAX_SEGMENTS {
             return Err(ParamError::TooManyPieces);
         }
@@ -58,12 +65,12 @@ impl Store {
         Ok(())
     }
 
-    /// What is there so far is tx.
+    /// Everything so far is tx.
     fn end_tx(&mut self) {
         self.tx_count = self.segments.len();
     }
 
-    /// Takes the result byte off the end of rx.
+    /// Removes the result byte from the end of rx.
     fn drop_last_byte(&mut self) {
         let Some(segment) = self.segments.last_mut() else {
             return;
@@ -75,14 +82,15 @@ impl Store {
     }
 }
 
-/// How a chain is to be answered: a [`Chain`] that is next in its ring, or one that was [`Consumed`],
-/// which is answered exactly once.
+/// How to answer a chain: a [`Chain`] that is next in its ring, or one that was [`Consumed`] and is
+/// then answered exactly once.
 #[derive(Debug)]
 pub struct Answer<C> {
     chain: C,
-    /// Guest address of the result byte, if there is one.
+    /// Guest address of the result byte, if the chain has one in memory.
     result: Option<u64>,
-    /// All device-writable bytes: rx and result.
+    /// Length of all device-writable bytes, whatever the result is: a used length counts from the
+    /// first of them, and the result is the last.
     used_len: u32,
 }
 
@@ -104,16 +112,18 @@ impl Answer<Chain> {
 }
 
 impl Answer<Consumed> {
-    /// Writes `result` and gives the chain back: the only place where that is done.
+    /// Writes `result` and gives the chain back. Nothing else in the program does either.
     ///
     /// # Errors
-    /// The used ring cannot be written.
+    /// The used ring is outside of memory.
     pub fn complete(
         self,
         vring: &mut Vring,
         memory: &Memory,
         result: TransResult,
     ) -> Result<(), RingError> {
+        // The memory may have changed since the chain was parsed: a result that cannot be written must
+        // not be announced, as the driver would read what was there before.
         let written = self
             .result
             .and_then(|address| memory.write(address, &[result.byte()]));
@@ -122,19 +132,22 @@ impl Answer<Consumed> {
     }
 }
 
-/// A chain that has all the parts of a request.
+/// A request that has all its parts, in memory; its values are not validated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// The decoded head.
     pub head: TransferHead,
-    /// Bytes to send.
+    /// Length of tx in bytes.
     pub tx_len: u64,
-    /// Bytes to receive.
+    /// Length of rx in bytes.
     pub rx_len: u64,
 }
 
-/// Reads `chain` into `store`: how to answer it, and the request or why it is
-/// none. A chain without a result byte that can be written is never carried out.
+/// Parses `chain`, whose segments go into `store`. Returns how to answer it, and the request or why it
+/// is invalid.
+///
+/// A chain that is malformed, or has no result byte in memory, is answered without a result and with
+/// length 0. It is never carried out, since the driver could not be told.
 pub fn parse(
     chain: Chain,
     memory: &Memory,
@@ -150,7 +163,7 @@ pub fn parse(
         last_writable: None,
         error: None,
     };
-    let walked = chain.walk(memory, |descriptor| parser.take(descriptor));
+    let walked = chain.walk(memory, |descriptor| parser.add(descriptor));
     let last = parser
         .last_writable
         .filter(|&a| memory.contiguous(a, 1).is_some());
@@ -167,57 +180,65 @@ pub fn parse(
     (answer, parser.finish())
 }
 
+/// What was found in a chain up to some descriptor.
 struct Parser<'a> {
     memory: &'a Memory,
     store: &'a mut Store,
+    /// The head, as far as it was read.
     head: [u8; HEAD_LEN],
+    /// Device-readable bytes.
     readable: u64,
+    /// Device-writable bytes.
     writable: u64,
+    /// Guest address of the last device-writable byte: the result, if the chain ends here.
     last_writable: Option<u64>,
-    /// The first thing that was wrong; the walk goes on to find the result byte.
+    /// The first error. The walk continues after it, to find the result byte.
     error: Option<ParamError>,
 }
 
 impl Parser<'_> {
-    fn take(&mut self, descriptor: &Descriptor) {
+    /// Adds the next buffer of the chain.
+    fn add(&mut self, descriptor: &Descriptor) {
         let (address, len) = (descriptor.addr().0, descriptor.len());
-        let taken = match (descriptor.is_write_only(), len.checked_sub(1)) {
+        let added = match (descriptor.is_write_only(), len.checked_sub(1)) {
+            // VIRTIO does not forbid empty buffers; they change nothing.
             (_, None) => Ok(()),
             (true, Some(last)) => {
                 self.last_writable = address.checked_add(u64::from(last));
                 self.writable = self.writable.saturating_add(u64::from(len));
-                self.segments(address, len)
+                self.push_segments(address, len)
             }
+            // VIRTIO 1.4, "Message Framing": device-readable buffers come first.
             (false, Some(_)) if self.writable > 0 => Err(ParamError::Framing),
-            (false, Some(_)) => self.take_readable(address, len),
+            (false, Some(_)) => self.add_readable(address, len),
         };
-        if let Err(error) = taken {
+        if let Err(error) = added {
             self.error.get_or_insert(error);
         }
     }
 
-    fn take_readable(&mut self, address: u64, len: u32) -> Result<(), ParamError> {
+    /// Adds a device-readable buffer: to the head until that is complete, then to tx.
+    fn add_readable(&mut self, address: u64, len: u32) -> Result<(), ParamError> {
         let from = usize::try_from(self.readable).unwrap_or(usize::MAX);
         self.readable = self.readable.saturating_add(u64::from(len));
-        let Some(room) = self.head.get_mut(from..).filter(|room| !room.is_empty()) else {
-            let pushed = self.segments(address, len);
-            self.store.end_tx();
-            return pushed;
-        };
-        let part = room.len().min(usize::try_from(len).unwrap_or(usize::MAX));
-        let part = room.get_mut(..part).ok_or(ParamError::Framing)?;
-        let part_len = u32::try_from(part.len()).map_err(|_| ParamError::Framing)?;
-        self.memory
-            .read(address, part)
-            .ok_or(ParamError::Address(address))?;
-        let behind = address.saturating_add(u64::from(part_len));
-        let pushed = self.segments(behind, len.saturating_sub(part_len));
+        let missing = self.head.get_mut(from..).unwrap_or_default();
+        let part_len = missing
+            .len()
+            .min(usize::try_from(len).unwrap_or(usize::MAX));
+        let part = missing.get_mut(..part_len).unwrap_or_default();
+        // The head is copied once, validated and used from the copy: the driver may still write to it.
+        // tx is not copied: a driver that changes it meanwhile changes what it sends, and nothing else.
+        let read = self.memory.read(address, part);
+        read.ok_or(ParamError::Address(address))?;
+        let part_len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+        let tx = address.saturating_add(u64::from(part_len));
+        let pushed = self.push_segments(tx, len.saturating_sub(part_len));
         self.store.end_tx();
         pushed
     }
 
-    /// Stores a buffer, split where regions meet.
-    fn segments(&mut self, mut address: u64, mut len: u32) -> Result<(), ParamError> {
+    /// Stores a buffer as one segment for each region that it lies in.
+    fn push_segments(&mut self, mut address: u64, mut len: u32) -> Result<(), ParamError> {
         while len > 0 {
             let here = self
                 .memory
@@ -225,12 +246,13 @@ impl Parser<'_> {
                 .ok_or(ParamError::Address(address))?;
             self.store.push(Segment { address, len: here })?;
             len = len.saturating_sub(here);
-            // Behind the last address there is no region: the next turn refuses it.
+            // No region holds the last address of all, so a buffer that would wrap is refused here.
             address = address.saturating_add(u64::from(here));
         }
         Ok(())
     }
 
+    /// The request, after the last buffer: its last device-writable byte is the result.
     fn finish(self) -> Result<Request, ParamError> {
         if let Some(error) = self.error {
             return Err(error);

@@ -1,10 +1,13 @@
 //! The wire format of VIRTIO 1.4, section "SPI Controller Device" (device id 45), and the
-//! judgement of a request's head.
+//! validation of a request's head.
 //!
 //! Bytes in, values out: nothing here knows about rings, memory or spidev. Mode bits are the
-//! specification's, which differ from spidev's in LOOP (bit 4 here, bit 5 there).
+//! specification's, which differ from spidev's in LOOP (bit 4 here, bit 5 there). All integers are
+//! little-endian.
 //!
 //! Should: be read with the specification beside it. Must not: touch anything but its arguments.
+//!
+//! Called by `grant` for each request, by `device` and `assemble` for limits and config space.
 
 use crate::error::ParamError;
 
@@ -61,7 +64,7 @@ pub struct TransferHead {
     pub chip_select_id: u8,
     /// Bits in a word, 1 to 32.
     pub bits_per_word: u8,
-    /// 0 keeps chip select asserted for the next request, 1 releases it.
+    /// 0 keeps chip select asserted until the next request, 1 releases it: the reverse of spidev's.
     pub cs_change: u8,
     /// Lanes for sending: 0 and 1 mean one, else 2, 4 or 8.
     pub tx_nbits: u8,
@@ -69,7 +72,7 @@ pub struct TransferHead {
     pub rx_nbits: u8,
     /// [`CPHA`] and the other mode bits.
     pub mode: u32,
-    /// Clock in Hz; 0 means the device's own.
+    /// Clock in Hz; 0 means the device's maximum.
     pub freq: u32,
     /// Nanoseconds between words.
     pub word_delay_ns: u32,
@@ -82,7 +85,8 @@ pub struct TransferHead {
 }
 
 impl TransferHead {
-    /// Decodes the 32 bytes in front of a request.
+    /// Decodes the 32 bytes that a request begins with. Any 32 bytes are a head: [`validate`] refuses
+    /// wrong values.
     pub fn parse(bytes: &[u8; HEAD_LEN]) -> Self {
         let [
             chip_select_id,
@@ -116,7 +120,7 @@ impl TransferHead {
         }
     }
 
-    /// Bytes that hold one word in memory: 1, 2 or 4.
+    /// Length of one word in memory, in bytes: 1, 2 or 4, as spidev has it.
     pub fn word_len(&self) -> u64 {
         match self.bits_per_word {
             0..=8 => 1,
@@ -150,7 +154,7 @@ impl Lanes {
     }
 }
 
-/// What one chip select can do and may be asked.
+/// What a request to one chip select may ask: what the device can do, narrowed by the administrator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Mode bits that a request may set.
@@ -173,9 +177,9 @@ pub struct Limits {
     pub max_cs_hold_ns: u32,
     /// Longest inactive delay in nanoseconds.
     pub max_cs_inactive_ns: u32,
-    /// tx and rx share one line: a request has one or the other.
+    /// tx and rx share one line: a request has either tx or rx.
     pub half_duplex: bool,
-    /// Most bytes of a request's tx or rx.
+    /// Greatest length of a request's tx or rx in bytes.
     pub max_transfer_len: u64,
     /// Most nanoseconds that a request may take on the wire, delays included.
     pub max_transfer_ns: u64,
@@ -195,33 +199,35 @@ impl Limits {
 pub const MAX_MESSAGE_NS: u64 = 100_000_000;
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// How long a request takes: what the plan and the deadlines are made from.
+/// How long a request takes on the wire: the plan and the deadlines are made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// Clock in Hz, never 0.
     pub speed_hz: u32,
     /// Nanoseconds that one word takes, its delay included.
     pub word_ns: u64,
-    /// Nanoseconds that may go to words in one message; the rest is for the delays.
+    /// Nanoseconds of one message that are left for words, after its delays.
     pub words_budget_ns: u64,
     /// Nanoseconds of the whole request, delays included.
     pub total_ns: u64,
 }
 
 impl Timing {
-    /// Nanoseconds on the wire of `len` bytes in words of `word_len`.
+    /// Nanoseconds on the wire of `len` bytes in words of `word_len` bytes.
     pub fn wire_ns(&self, len: u64, word_len: u64) -> u64 {
         len.div_ceil(word_len.max(1)).saturating_mul(self.word_ns)
     }
 }
 
-/// Judges every field of `head`, and the lengths of tx and rx in bytes, against one chip select.
+/// Validates every field of `head`, and the lengths of tx and rx in bytes, against the limits of the
+/// chip select that it names. Returns how long the request takes.
 ///
-/// VIRTIO 1.4, "SPI Controller Device / Device Operation": the device must verify the parameters
-/// and answer `PARAM_ERR` for what is invalid or unsupported.
+/// VIRTIO 1.4, "SPI Controller Device / Device Operation": the device MUST verify the parameters
+/// and answer `PARAM_ERR` where one is invalid or not supported. `grant` checks `chip_select_id`, of
+/// which nothing is known here; the reserved bytes are ignored.
 ///
 /// # Errors
-/// The first field that is not acceptable.
+/// The first field that is invalid or not supported; the answer is `PARAM_ERR`.
 pub fn validate(
     head: &TransferHead,
     tx_len: u64,
@@ -234,6 +240,7 @@ pub fn validate(
     timing(head, len, limits)
 }
 
+/// Word size, `cs_change`, lanes, mode and clock.
 fn check_fields(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> {
     let bits = u32::from(head.bits_per_word);
     let bit = bits
@@ -254,6 +261,8 @@ fn check_fields(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> 
     if head.mode & !limits.mode_mask != 0 {
         return Err(ParamError::Mode(head.mode));
     }
+    // Refused, not clamped: spidev clamps to the controller's maximum in silence, and does not enforce
+    // the device's.
     let speed = speed_hz(head, limits);
     if speed == 0 || speed > limits.max_speed_hz || speed < limits.min_speed_hz {
         return Err(ParamError::Frequency(head.freq));
@@ -261,6 +270,7 @@ fn check_fields(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> 
     Ok(())
 }
 
+/// The four delays: a maximum of 0 in the config space means that the delay is not supported.
 fn check_delays(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> {
     let pairs = [
         (head.word_delay_ns, limits.max_word_delay_ns),
@@ -276,6 +286,8 @@ fn check_delays(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> 
     Ok(())
 }
 
+/// The length of the transfer in bytes, a whole number of words. VIRTIO 1.4 has `PARAM_ERR` for full
+/// duplex with different lengths; a request of no bytes at all would be no transfer.
 fn check_lengths(
     head: &TransferHead,
     tx_len: u64,
@@ -299,6 +311,7 @@ fn check_lengths(
     Ok(len)
 }
 
+/// How long `len` bytes take, which must be acceptable for the request and for each of its messages.
 fn timing(head: &TransferHead, len: u64, limits: &Limits) -> Result<Timing, ParamError> {
     let speed_hz = speed_hz(head, limits);
     let bits_ns = u64::from(head.bits_per_word).saturating_mul(NS_PER_S);
@@ -310,6 +323,7 @@ fn timing(head: &TransferHead, len: u64, limits: &Limits) -> Result<Timing, Para
     let words_budget_ns = MAX_MESSAGE_NS.saturating_sub(delays_ns);
     let words = len.div_ceil(head.word_len());
     let total_ns = words.saturating_mul(word_ns).saturating_add(delays_ns);
+    // A message has one word at least, and no signal interrupts its ioctl.
     if word_ns > words_budget_ns || total_ns > limits.max_transfer_ns {
         return Err(ParamError::TooSlow);
     }
@@ -321,11 +335,12 @@ fn timing(head: &TransferHead, len: u64, limits: &Limits) -> Result<Timing, Para
     })
 }
 
-/// A delay as spidev carries it out: in whole microseconds, never shorter than asked.
+/// The delay that spidev makes of `ns`: whole microseconds, never shorter than asked.
 fn carried_out(ns: u32) -> u64 {
     u64::from(ns.div_ceil(1000)).saturating_mul(1000)
 }
 
+/// The clock in Hz that `head` asks for.
 fn speed_hz(head: &TransferHead, limits: &Limits) -> u32 {
     match head.freq {
         0 => limits.max_speed_hz,
@@ -340,7 +355,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// The config space of a bus with these chip selects, in order.
+    /// The config space of a bus with these chip selects. It offers what any of them supports, since
+    /// it has no place for each one's own limits: a request is validated against those.
     pub fn new<'a>(chip_selects: impl Iterator<Item = &'a Limits>) -> Self {
         let mut count = 0u8;
         let (mut tx, mut rx, mut bits, mut modes) = (0, 0, 0, 0);
@@ -375,7 +391,7 @@ impl Config {
         Self { bytes }
     }
 
-    /// `len` bytes from `offset` on; zero beyond the 32 that there are.
+    /// `len` bytes from `offset` on; those after the 32 of the config space are 0.
     pub fn read(&self, offset: usize, len: usize) -> Vec<u8> {
         let own = self.bytes.iter().copied().skip(offset);
         own.chain(std::iter::repeat(0)).take(len).collect()

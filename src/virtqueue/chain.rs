@@ -1,10 +1,12 @@
 //! A descriptor chain: the buffers of one request, in order.
 //!
-//! What matters in a chain that a hostile driver made is when to stop: it is believed for at most
-//! [`MAX_DESCRIPTORS`] descriptors, follows an indirect table only where the feature was
-//! acknowledged, and each descriptor is read exactly once.
+//! The walk is ours, because `virtio_queue::DescriptorChain` follows indirect tables that were not
+//! negotiated, ignores NEXT beside INDIRECT, and ends a broken chain as if it were complete. What
+//! matters in a chain that a hostile driver made is when to stop: after [`MAX_DESCRIPTORS`] buffers,
+//! at the end of the table, and at each descriptor that VIRTIO forbids.
 //!
-//! Must not: know what the bytes of a request mean.
+//! Invariant: each descriptor is read exactly once, so that nothing can change between a check and
+//! its use. Must not: know what the bytes of a request mean. Called by `request`.
 
 use vm_memory::ByteValued;
 
@@ -12,16 +14,17 @@ pub use virtio_queue::desc::split::Descriptor;
 
 use crate::virtqueue::memory::Memory;
 
-/// Most buffers of one chain that are believed.
+/// Most buffers of a chain, empty ones included: no chain may be longer than its ring (VIRTIO 1.4, "The
+/// Virtqueue Descriptor Table").
 pub const MAX_DESCRIPTORS: usize = 1024;
 /// Length of a descriptor in bytes.
 const DESC_LEN: u32 = 16;
 
-/// A chain whose end cannot be found: it loops, leaves its table, or its table is malformed.
+/// A chain that is malformed: it loops, leaves its table, or uses an indirect table as VIRTIO forbids.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BrokenChain;
 
-/// The next chain of a ring: where it is to be read. It stays in the available ring until
+/// The next chain of a ring, and where to read it. It stays in the available ring until
 /// [`Vring::consume`](crate::virtqueue::vring::Vring::consume) takes it.
 #[derive(Debug)]
 pub struct Chain {
@@ -36,10 +39,11 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Shows each buffer to `each`, in order.
+    /// Calls `each` with the descriptor of each buffer, in order (VIRTIO 1.4, "The Virtqueue Descriptor
+    /// Table"). Where the buffers lie is not checked.
     ///
     /// # Errors
-    /// The chain has no end that can be believed.
+    /// The chain is malformed; `each` has seen the buffers before that place.
     pub fn walk(
         &self,
         memory: &Memory,
@@ -54,7 +58,8 @@ impl Chain {
             }
             let descriptor = read_descriptor(memory, table, index).ok_or(BrokenChain)?;
             if descriptor.refers_to_indirect_table() {
-                // VIRTIO 1.4, "Indirect Descriptors": no table in a table, no NEXT beside it.
+                // VIRTIO 1.4, "Indirect Descriptors": only if negotiated, no table in a table, no NEXT
+                // beside it. The flag WRITE has no meaning here.
                 let alone = !nested && !descriptor.has_next();
                 let whole = descriptor.len().is_multiple_of(DESC_LEN);
                 if !(self.indirect && alone && whole) {
@@ -75,7 +80,7 @@ impl Chain {
     }
 }
 
-/// Entry `index` of the descriptor table at guest address `table`, read once.
+/// Entry `index` of the descriptor table at guest address `table`; `None` outside of memory.
 fn read_descriptor(memory: &Memory, table: u64, index: u16) -> Option<Descriptor> {
     let offset = u64::from(index).checked_mul(DESC_LEN.into())?;
     let mut descriptor = Descriptor::default();

@@ -169,7 +169,9 @@ impl GuestMemoryBackend for Memory {
     /// trait's own version looks at all regions in turn, and panics where it finds what it should not.
     #[inline(always)]
     fn to_region_addr(&self, address: GuestAddress) -> Option<(&Region, MemoryRegionAddress)> {
-        let region = self.regions.get(self.behind(address.0).checked_sub(1)?)?;
+        let region = self
+            .regions
+            .get(self.upper_bound(address.0).checked_sub(1)?)?;
         let offset = address.0.checked_sub(region.description.guest.0)?;
         (offset < region.description.len).then_some((region, MemoryRegionAddress(offset)))
     }
@@ -204,7 +206,7 @@ impl Memory {
         let mapping = MmapRegion::from_file(FileOffset::new(file, region.file_offset), len)
             .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
         let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::TooMany)?;
-        let index = self.behind(region.guest.0);
+        let index = self.upper_bound(region.guest.0);
         let description = region;
         self.regions.insert(
             index,
@@ -217,9 +219,9 @@ impl Memory {
         Ok(())
     }
 
-    /// How many regions begin at `address` or in front of it.
+    /// The number of regions that begin at `address` or below.
     #[inline(always)]
-    fn behind(&self, address: u64) -> usize {
+    fn upper_bound(&self, address: u64) -> usize {
         self.regions
             .partition_point(|region| region.description.guest.0 <= address)
     }
