@@ -7,9 +7,13 @@
 //! of that is ever reached, and leaves it out.
 //!
 //! The others only an unwinder would call. With them the C compiler's library, `libgcc_s`, need not
-//! be loaded, which takes time and 16 KiB of memory at each start. `no_unwinding.ld` keeps all of
-//! them from libraries, which may have an unwinder: preloaded ones.
+//! be loaded, which takes time and 16 KiB of memory at each start.
+//!
+//! All are hidden: libraries that are loaded beside the program, such as preloaded ones, may have an
+//! unwinder, and must not find these instead. The tables that unwinding reads stay in the program,
+//! for debuggers.
 
+use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
 use std::process;
 
@@ -22,8 +26,12 @@ extern "C" fn _Unwind_Backtrace(_each: *const c_void, _argument: *mut c_void) ->
     END_OF_STACK
 }
 
+global_asm!(".hidden _Unwind_Backtrace");
+
 macro_rules! never_called {
     ($($name:ident)*) => {$(
+        global_asm!(concat!(".hidden ", stringify!($name)));
+
         #[unsafe(no_mangle)]
         extern "C" fn $name() -> ! {
             process::abort()

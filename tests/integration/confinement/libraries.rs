@@ -23,6 +23,18 @@ fn process_has_no_library_but_the_c_library() {
     assert!(others.is_empty(), "{others:?}");
 }
 
+/// What a library of the process would find in the program in place of its own.
+#[test]
+fn program_exports_nothing() {
+    let nm = std::process::Command::new("nm")
+        .args(["--dynamic", "--defined-only"])
+        .arg(crate::rig::setup::binary())
+        .output()
+        .expect("nm, which comes with the linker");
+    assert!(nm.status.success());
+    assert_eq!(String::from_utf8(nm.stdout).unwrap(), "");
+}
+
 /// The program's stand-ins are its own: a library that looks at the stack, or unwinds it as C++ does,
 /// has the unwinder that it brought.
 #[test]
