@@ -118,14 +118,8 @@ pub mod config;
 pub mod confine {
     pub mod bpf;
     pub mod emergency_cleanup;
-    #[allow(unsafe_code, reason = "UNSAFETY: Landlock's system calls")]
     pub mod landlock;
-    #[allow(unsafe_code, reason = "UNSAFETY: the seccomp system call")]
     pub mod seccomp;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: prctl, capset, limits, and closing fds"
-    )]
     pub mod stages;
 }
 pub mod error;
@@ -136,32 +130,26 @@ pub mod os {
     pub mod epoll;
     #[allow(
         unsafe_code,
-        reason = "UNSAFETY: fcntl, statx, fstatfs and getsockopt as std does not make them"
+        reason = "UNSAFETY: system calls that have no safe name elsewhere"
+    )]
+    pub mod ffi;
+    #[allow(
+        unsafe_code,
+        reason = "UNSAFETY: fcntl, statx and fstatfs as std does not make them"
     )]
     pub mod file_kind;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: fds that are only known by their number"
-    )]
     pub mod handed_in;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: a socket with permissions and a group, shutdown, and the *at calls"
-    )]
     pub mod listener;
     pub mod log;
     pub mod mounts;
-    #[allow(unsafe_code, reason = "UNSAFETY: ppoll")]
     pub mod poll;
     pub mod sd_notify;
-    #[allow(unsafe_code, reason = "UNSAFETY: signal and signalfd")]
     pub mod signals;
     #[allow(
         unsafe_code,
-        reason = "UNSAFETY: fcntl before the standard library's start"
+        reason = "UNSAFETY: a function that is called before the standard library's start"
     )]
     pub mod stdout;
-    #[allow(unsafe_code, reason = "UNSAFETY: setitimer")]
     pub mod write_timeout;
 }
 /// Whose turn it is, and what becomes of one guest's requests: event loop, turns, session, requestq, grant, counters.
@@ -195,7 +183,6 @@ pub mod spi {
 pub mod start {
     pub mod assemble;
     pub mod cli;
-    #[allow(unsafe_code, reason = "UNSAFETY: remove_var")]
     pub mod environment;
 }
 pub mod threats;

@@ -8,50 +8,30 @@
 //! Linux). Files that are open stay as usable as they were.
 
 use std::io;
-use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
-/// `struct landlock_ruleset_attr` of version 6 and later.
-#[repr(C)]
-struct Ruleset {
-    handled_access_fs: u64,
-    handled_access_net: u64,
-    scoped: u64,
-}
+use crate::os::ffi;
 
-/// `struct landlock_path_beneath_attr`
-#[repr(C, packed)]
-struct PathBeneath {
-    allowed_access: u64,
-    parent_fd: RawFd,
-}
-
-const CREATE_RULESET_VERSION: u32 = 1;
-const RULE_PATH_BENEATH: u32 = 1;
+/// Access to the removal of files.
 const ACCESS_FS_REMOVE_FILE: u64 = 1 << 5;
 
 /// What is taken away: every access to files, networks and processes that the kernel's version of
-/// Landlock knows, up to version 6.
-const fn ruleset(version: i64) -> Ruleset {
-    Ruleset {
-        handled_access_fs: match version {
-            ..=1 => 0x1fff,
-            2 => 0x3fff,
-            3 | 4 => 0x7fff,
-            _ => 0xffff,
-        },
-        handled_access_net: if version >= 4 { 0b11 } else { 0 },
-        scoped: if version >= 6 { 0b11 } else { 0 },
-    }
-}
-
-/// Length of `struct landlock_ruleset_attr` in a version.
-const fn ruleset_len(version: i64) -> usize {
-    match version {
-        ..=3 => 8,
-        4 | 5 => 16,
-        _ => size_of::<Ruleset>(),
-    }
+/// Landlock knows, up to version 6; as the three fields of `struct landlock_ruleset_attr`, and how
+/// many of them the version has.
+const fn ruleset(version: i32) -> ([u64; 3], usize) {
+    let files = match version {
+        ..=1 => 0x1fff,
+        2 => 0x3fff,
+        3 | 4 => 0x7fff,
+        _ => 0xffff,
+    };
+    let fields = match version {
+        ..=3 => 1,
+        4 | 5 => 2,
+        _ => 3,
+    };
+    // Binding and connecting TCP sockets; abstract Unix sockets and signals.
+    ([files, 0b11, 0b11], fields)
 }
 
 /// Takes everything away but the removal of files in `directories`; `no_new_privs` must be set.
@@ -60,55 +40,13 @@ const fn ruleset_len(version: i64) -> usize {
 /// # Errors
 /// The kernel has it, and refused.
 pub fn restrict(directories: &[RawFd]) -> io::Result<bool> {
-    let nothing = std::ptr::null::<Ruleset>();
-    // SAFETY: with this flag no attributes are read.
-    let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            nothing,
-            0usize,
-            CREATE_RULESET_VERSION,
-        )
-    };
-    if version < 0 {
+    let Ok(version) = ffi::landlock_version() else {
         return Ok(false);
-    }
-    let attributes = ruleset(version);
-    let (address, len) = (&raw const attributes, ruleset_len(version));
-    // SAFETY: `attributes` has at least `len` readable bytes.
-    let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, address, len, 0) };
-    let fd = RawFd::try_from(checked(fd)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel made this fd for us alone.
-    let ruleset = unsafe { OwnedFd::from_raw_fd(fd) };
+    };
+    let (attributes, fields) = ruleset(version);
+    let ruleset = ffi::landlock_ruleset(attributes.get(..fields).unwrap_or_default())?;
     for &directory in directories {
-        allow_removal(&ruleset, directory)?;
+        ffi::landlock_allow(&ruleset, directory, ACCESS_FS_REMOVE_FILE)?;
     }
-    // SAFETY: no pointers.
-    let result = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
-    checked(result).map(|_| true)
-}
-
-fn allow_removal(ruleset: &OwnedFd, directory: RawFd) -> io::Result<()> {
-    let rule = PathBeneath {
-        allowed_access: ACCESS_FS_REMOVE_FILE,
-        parent_fd: directory,
-    };
-    // SAFETY: `rule` is what a rule of this type is described by.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_add_rule,
-            ruleset.as_raw_fd(),
-            RULE_PATH_BENEATH,
-            &raw const rule,
-            0,
-        )
-    };
-    checked(result).map(|_| ())
-}
-
-fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(result)
+    ffi::landlock_restrict(&ruleset).map(|()| true)
 }

@@ -11,10 +11,11 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use libc::{c_long, sock_fprog};
+use libc::c_long;
 
 use crate::config::SeccompMode;
 use crate::confine::bpf::{Allowed, Condition, program};
+use crate::os::ffi;
 use crate::spi::spidev::{MESSAGE_0, WR_MODE32};
 
 /// What an argument must be.
@@ -146,7 +147,7 @@ rules! {
     SYS_ioctl           [DEVICE, masked(1, !SIZE_BITS, MESSAGE_0)]      "spi::spidev::transfer";
     SYS_ioctl           [DEVICE, is(1, WR_MODE32)]                      "spi::spidev::write_mode";
     SYS_write           []                                              "os::write_timeout::signal";
-    SYS_setitimer       [is(0, ITIMER_REAL)]                            "os::write_timeout::set_timer";
+    SYS_setitimer       [is(0, ITIMER_REAL)]                            "os::ffi::set_interval_timer";
     SYS_rt_sigreturn    []                                              "os::write_timeout::on_tick";
     SYS_timerfd_settime [is(1, 0)]                                      "os::deadline_timer::set";
     SYS_clock_gettime   [is(0, CLOCK_MONOTONIC)]                        "serve::event_loop::serve"
@@ -162,7 +163,7 @@ rules! {
     SYS_ioctl           [is(1, SIOCOUTQ)]                               "vhost_user::gate::count";
     SYS_setsockopt      [is(1, SOL_SOCKET), is(2, SO_PEEK_OFF)]         "vhost_user::gate::set_peek_offset";
     SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "serve::session::handle";
-    SYS_shutdown        [is(1, SHUT_RDWR)]                              "os::listener::hang_up";
+    SYS_shutdown        [is(1, SHUT_RDWR)]                              "os::ffi::shut_down";
     SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "os::deferred_close::collect";
     SYS_close           []                                              "os::deferred_close::collect";
 
@@ -175,7 +176,7 @@ rules! {
     SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
     SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::is_there"
         unseen "only for a file on overlay and the like", "memory_in_a_plain_file_is_refused_and_its_socket_serves_on";
-    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::socket_option";
+    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::ffi::socket_option";
     SYS_getpeername     []                                              "os::file_kind::is_socketpair";
     SYS_mmap            [NOT_EXECUTABLE]                                "virtqueue::memory::add";
     SYS_munmap          []                                              "virtqueue::memory::remove";
@@ -189,11 +190,11 @@ rules! {
     SYS_madvise         []                                              "serve::session::accept";
 
     // Room on stderr, and urgent bytes on a connection.
-    SYS_ppoll           [is(1, 1)]                                      "os::poll::shows";
+    SYS_ppoll           [is(1, 1)]                                      "os::ffi::is_ready";
 
     // The end.
     SYS_read            [is(2, SIGINFO_LEN)]                            "os::signals::take";
-    SYS_newfstatat      [DIRECTORY, is(3, AT_SYMLINK_NOFOLLOW)]         "os::listener::stat";
+    SYS_statx           [DIRECTORY, is(2, AT_SYMLINK_NOFOLLOW)]         "os::listener::identify";
     SYS_unlinkat        [DIRECTORY, is(2, 0)]                           "os::listener::remove";
     SYS_sigaltstack     []                                              "main::main";
     SYS_exit_group      []                                              "main::main";
@@ -237,6 +238,7 @@ const STARTUP: &[&str] = &[
     "futex",
     "getrandom",
     "mprotect",
+    "newfstatat",
     #[cfg(target_arch = "x86_64")]
     "open",
     "openat",
@@ -360,21 +362,11 @@ pub fn install(mode: SeccompMode, pins: &Pins) -> io::Result<()> {
         SeccompMode::Log => libc::SECCOMP_RET_LOG,
         SeccompMode::None => return Ok(()),
     };
-    let mut program = program(&pins.apply(RULES), otherwise);
-    let filter = sock_fprog {
-        len: program.len().try_into().map_err(io::Error::other)?,
-        filter: program.as_mut_ptr(),
-    };
-    let operation = libc::c_ulong::from(libc::SECCOMP_SET_MODE_FILTER);
-    // SAFETY: `filter` points to as many instructions as it says; the kernel copies them.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, &raw const filter) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    ffi::seccomp(&mut program(&pins.apply(RULES), otherwise))
 }
 
 #[cfg(test)]
+#[allow(unsafe_code, reason = "UNSAFETY: processes that die of the filter")]
 mod children;
 #[cfg(test)]
 mod refused;

@@ -21,6 +21,7 @@ use crate::config::{LogLevel, MAX_REGIONS, SeccompMode};
 use crate::confine::landlock;
 use crate::confine::seccomp::{self, Pins};
 use crate::error::{ExitCode, Fatal};
+use crate::os::ffi::{self, prctl};
 use crate::os::log;
 
 /// Fds of the daemon itself: stdio, signals, timer, epoll, the service manager, and the table of mounts.
@@ -52,19 +53,18 @@ pub fn leave_inherited(adopted: &[RawFd]) {
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let fds: Vec<RawFd> = numbers.filter(|&fd| fd > libc::STDERR_FILENO).collect();
     for fd in fds {
-        // SAFETY: no pointers.
-        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
-            // SAFETY: nothing in this process knows the fd.
-            unsafe { libc::close(fd) };
+        let is_inherited = |flags| flags & libc::FD_CLOEXEC == 0;
+        if ffi::fd_flags(fd).is_ok_and(is_inherited) {
+            // Nothing in this process knows it.
+            let _ = ffi::close_range(fd, fd);
         }
     }
 }
 
 fn close_all_but(adopted: &[RawFd]) {
-    let close_range = |first: RawFd, last: RawFd| {
-        // SAFETY: no pointers; of what is open here only `adopted` is ours.
-        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    let close_range = |first, last| {
+        // Of what is open here only `adopted` is ours.
+        let _ = ffi::close_range(first, last);
     };
     let mut first = libc::STDERR_FILENO.saturating_add(1);
     while let Some(&fd) = adopted.iter().filter(|&&fd| fd >= first).min() {
@@ -89,9 +89,9 @@ pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
         )
     };
     let stages = [
-        ("no_new_privs", set(libc::PR_SET_NO_NEW_PRIVS, 1)),
+        ("no_new_privs", prctl(libc::PR_SET_NO_NEW_PRIVS, 1)),
         ("capabilities", drop_capabilities()),
-        ("dumpable", set(libc::PR_SET_DUMPABLE, 0)),
+        ("dumpable", prctl(libc::PR_SET_DUMPABLE, 0)),
         ("resource limits", limit()),
     ];
     for (stage, result) in stages {
@@ -126,43 +126,16 @@ pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
     seccomp::install(mode, pins).map_err(|error| failed("seccomp", &error))
 }
 
-fn set(option: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
-    prctl(option, value, 0)
-}
-
-/// `prctl()` asks for zeros in what is not used.
-fn prctl(option: libc::c_int, first: libc::c_ulong, second: libc::c_ulong) -> io::Result<()> {
-    let zero: libc::c_ulong = 0;
-    // SAFETY: none of the options used takes a pointer.
-    let result = unsafe { libc::prctl(option, first, second, zero, zero) };
-    checked(result.into())
-}
-
-/// `struct __user_cap_header_struct` and two of `struct __user_cap_data_struct`.
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: libc::c_int,
-}
-
 /// Empties all five sets of capabilities.
 fn drop_capabilities() -> io::Result<()> {
     // Refused without CAP_SETPCAP, and where the numbers end. What stays in the bounding set could
     // only be gained by execution, which no_new_privs rules out.
-    let _ = (0..64).try_for_each(|capability| set(libc::PR_CAPBSET_DROP, capability));
-    prctl(libc::PR_CAP_AMBIENT, CLEAR_AMBIENT, 0)?;
-    let header = CapabilityHeader {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
-    };
-    let none = [0u32; 6];
-    // SAFETY: version 3 reads two structures of three u32 each.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
-    checked(result)
+    let _ = (0..64).try_for_each(|capability| prctl(libc::PR_CAPBSET_DROP, capability));
+    prctl(libc::PR_CAP_AMBIENT, CLEAR_AMBIENT)?;
+    ffi::drop_capabilities()
 }
 
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-const CLEAR_AMBIENT: libc::c_ulong = 4; // PR_CAP_AMBIENT_CLEAR_ALL
+const CLEAR_AMBIENT: u32 = 4; // PR_CAP_AMBIENT_CLEAR_ALL
 
 /// Takes all fds that the host allows; before anything is opened. Says so if `guests` guests of
 /// `devices` devices can need more: then a guest's need can become another's lack.
@@ -174,7 +147,8 @@ const CLEAR_AMBIENT: libc::c_ulong = 4; // PR_CAP_AMBIENT_CLEAR_ALL
 /// They are too few for a single guest.
 pub fn allow_fds(guests: usize, devices: usize) -> Result<(), Fatal> {
     let failed = |error| Fatal::os(ExitCode::OsError, "cannot set RLIMIT_NOFILE", &error);
-    let most = hard_limit(libc::RLIMIT_NOFILE).map_err(failed)?;
+    let limits = ffi::limits(libc::RLIMIT_NOFILE, None).map_err(failed)?;
+    let most = limits.rlim_max;
     let (least, wanted) = fds_needed(guests, devices);
     if most < least {
         let why = format!(
@@ -190,7 +164,13 @@ pub fn allow_fds(guests: usize, devices: usize) -> Result<(), Fatal> {
             ),
         );
     }
-    set_limit(libc::RLIMIT_NOFILE, most, most).map_err(failed)
+    let all = libc::rlimit {
+        rlim_cur: most,
+        ..limits
+    };
+    ffi::limits(libc::RLIMIT_NOFILE, Some(&all))
+        .map(drop)
+        .map_err(failed)
 }
 
 /// How many fds it takes to serve one of the guests, and all of them whatever they do.
@@ -209,38 +189,10 @@ fn fds_needed(guests: usize, devices: usize) -> (u64, u64) {
 
 /// Takes core dumps and other processes away.
 fn limit() -> io::Result<()> {
-    set_limit(libc::RLIMIT_CORE, 0, 0)?;
-    set_limit(libc::RLIMIT_NPROC, 0, 0)
-}
-
-#[cfg(target_env = "gnu")]
-type Resource = libc::__rlimit_resource_t;
-#[cfg(target_env = "musl")]
-type Resource = libc::c_int;
-
-fn hard_limit(resource: Resource) -> io::Result<u64> {
-    let mut limit = libc::rlimit {
+    let none = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` has room for the result.
-    let result = unsafe { libc::getrlimit(resource, &raw mut limit) };
-    checked(result.into()).map(|()| limit.rlim_max)
-}
-
-fn set_limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: soft,
-        rlim_max: hard,
-    };
-    // SAFETY: `limit` is initialised.
-    let result = unsafe { libc::setrlimit(resource, &raw const limit) };
-    checked(result.into())
-}
-
-fn checked(result: libc::c_long) -> io::Result<()> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    ffi::limits(libc::RLIMIT_CORE, Some(&none))?;
+    ffi::limits(libc::RLIMIT_NPROC, Some(&none)).map(drop)
 }

@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 
 use crate::os::mounts::{DeviceNumber, Mounts};
 
+use crate::os::ffi;
+
 /// As in `linux/magic.h`; the C libraries do not agree on its type.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
@@ -90,20 +92,6 @@ pub fn is_socketpair(file: File) -> (bool, File) {
 }
 
 fn is_unix_socket(file: &File) -> bool {
-    socket_option(file, libc::SO_DOMAIN).is_ok_and(|domain| domain == libc::AF_UNIX)
-}
-
-/// The value of `option`, an int of the level `SOL_SOCKET`.
-///
-/// # Errors
-/// The kernel's: `fd` is no socket.
-pub fn socket_option(fd: &impl AsRawFd, option: libc::c_int) -> io::Result<libc::c_int> {
-    let mut value: libc::c_int = 0;
-    let mut len = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
-    let (fd, to) = (fd.as_raw_fd(), (&raw mut value).cast());
-    // SAFETY: `value` has room for `len` bytes.
-    if unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, to, &raw mut len) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(value)
+    ffi::socket_option(file.as_raw_fd(), libc::SO_DOMAIN)
+        .is_ok_and(|domain| domain == libc::AF_UNIX)
 }

@@ -5,13 +5,13 @@
 //! own is taken for one of theirs. Must not: unlink or shut down what is not ours.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use crate::config::Source;
 use crate::error::{ExitCode, Fatal};
-use crate::os::file_kind::socket_option;
+use crate::os::ffi::{self, socket_option};
 use crate::os::listener::Listener;
 
 /// Options that have the kernel add to what is received. The C libraries do not all name the last two.
@@ -28,21 +28,22 @@ const MIN_SNDBUF: libc::c_int = 64 * 1024;
 pub enum Socket {
     /// They connect to it, one after the other.
     Listening(Listener),
-    /// The guest's only one is connected already, by what was this fd.
-    Connected(UnixStream),
+    /// The guest's only one is connected already, by what was handed in as this fd.
+    Connected(UnixStream, RawFd),
 }
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         match self {
             Self::Listening(listener) => listener.as_raw_fd(),
-            Self::Connected(stream) => stream.as_raw_fd(),
+            Self::Connected(stream, _) => stream.as_raw_fd(),
         }
     }
 }
 
-/// Takes over those of `sources` that are fds, in their order: from now on they are closed on
-/// execution, and do not wait.
+/// Takes over those of `sources` that are fds, in their order, as duplicates that are closed on
+/// execution and do not wait. The fds themselves go with all others that were inherited
+/// (`stages::leave_inherited`).
 ///
 /// # Errors
 /// The first that is no such socket, or the same as another.
@@ -54,7 +55,12 @@ pub fn adopt(sources: &[Source]) -> Result<Vec<Socket>, Fatal> {
             continue;
         };
         let wrong = |why: String| Fatal::new(ExitCode::Usage, format!("{by}: '{fd}' {why}"));
-        let file = take(fd).ok_or_else(|| wrong("is not open".into()))?;
+        let file = ffi::duplicate(fd).map(File::from).map_err(|error| {
+            wrong(match error.raw_os_error() {
+                Some(libc::EBADF) => "is not open".into(),
+                Some(_) | None => format!("cannot be used: {error}"),
+            })
+        })?;
         let inode = file.metadata().map_or(0, |metadata| metadata.ino());
         if let Some((_, other)) = seen.iter().find(|(other, _)| *other == inode) {
             return Err(wrong(format!("is the same socket as '{other}'")));
@@ -65,19 +71,10 @@ pub fn adopt(sources: &[Source]) -> Result<Vec<Socket>, Fatal> {
     Ok(sockets)
 }
 
-/// The file `fd`, if it is open.
-fn take(fd: RawFd) -> Option<File> {
-    // SAFETY: no pointers.
-    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return None;
-    }
-    // SAFETY: it is open, and nothing else in this process knows it: it is named once.
-    Some(unsafe { File::from_raw_fd(fd) })
-}
-
 /// What kind of socket `file` is, or why it is of no use.
 fn judge(file: File, fd: RawFd) -> Result<Socket, String> {
-    let get = |option| socket_option(&file, option).map_err(|_| "is not a socket".to_owned());
+    let get =
+        |option| socket_option(file.as_raw_fd(), option).map_err(|_| "is not a socket".to_owned());
     if get(libc::SO_DOMAIN)? != libc::AF_UNIX {
         return Err("is not a Unix socket".to_owned());
     }
@@ -86,7 +83,7 @@ fn judge(file: File, fd: RawFd) -> Result<Socket, String> {
     }
     // What comes with messages beside fds would hide these.
     for (name, option) in UNWANTED {
-        if socket_option(&file, option).is_ok_and(|value| value != 0) {
+        if socket_option(file.as_raw_fd(), option).is_ok_and(|value| value != 0) {
             return Err(format!("has {name} set, whose messages are not understood"));
         }
     }
@@ -109,5 +106,5 @@ fn judge(file: File, fd: RawFd) -> Result<Socket, String> {
         return Err("is neither listening nor connected".to_owned());
     }
     socket.set_nonblocking(true).map_err(fails)?;
-    Ok(Socket::Connected(socket))
+    Ok(Socket::Connected(socket, fd))
 }

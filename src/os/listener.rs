@@ -9,11 +9,10 @@
 //! is not taken for a stale one.
 
 use std::cell::Cell;
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -23,15 +22,12 @@ use std::time::Duration;
 use crate::config::{AccessConfig, Group, LogLevel, digits};
 use crate::error::{ExitCode, Fatal};
 use crate::os::deferred_close;
+use crate::os::ffi;
 use crate::os::log;
 
 const GROUPS: &str = "/etc/group";
 /// Everything but permissions.
 const ALL: libc::mode_t = 0o777;
-/// As many connections may wait as the kernel allows.
-const BACKLOG: libc::c_int = -1;
-/// For `chown()`: the owner stays.
-const NOBODY_ELSE: libc::uid_t = libc::uid_t::MAX;
 
 /// Bytes of a path that fit into a `sockaddr_un` before its terminating zero.
 const MAX_PATH_LEN: usize = 107;
@@ -101,9 +97,11 @@ pub struct SocketFile {
     directory: File,
     name: CString,
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    identity: Identity,
 }
+
+/// Major and minor number of the file system's device, and the inode.
+type Identity = (u32, u32, u64);
 
 impl Listener {
     /// Makes the socket at `path`, in place of one that nobody listens on any more, for those who
@@ -181,7 +179,7 @@ impl Listener {
     /// was handed in are whoever's it is, who may have it served by the next daemon.
     pub fn stop(self) {
         if self.is_ours {
-            hang_up(self.as_raw_fd());
+            ffi::shut_down(self.as_raw_fd());
         }
         // Those who wait may have sent files already.
         deferred_close::throw_away(self);
@@ -203,12 +201,6 @@ impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
-}
-
-/// Ends the connection `fd` in both directions, for all who have it.
-pub fn hang_up(fd: RawFd) {
-    // SAFETY: no pointers. It fails where there is no connection any more.
-    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
 }
 
 /// Waits up to two seconds for another daemon that makes its sockets in the same directory. No longer,
@@ -283,54 +275,29 @@ fn is_taken(path: &Path) -> io::Result<bool> {
 }
 
 /// A socket at `path` that does not listen yet. `bind()` has no mode: what is missing from it is
-/// taken from the mask.
+/// taken from the mask, which the process, with one thread yet, has to itself.
 fn bind(path: &Path, mode: libc::mode_t) -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: socket() gave this fd to us alone.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut address = libc::sockaddr_un {
-        sun_family: libc::AF_UNIX.try_into().map_err(io::Error::other)?,
-        sun_path: [0; MAX_PATH_LEN + 1],
-    };
-    let bytes = path.as_os_str().as_bytes();
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = libc::c_char::from_ne_bytes([*from]);
-    }
-    let len = size_of_val(&address).try_into().map_err(io::Error::other)?;
-    // SAFETY: umask takes no pointer; the process has one thread yet.
-    let before = unsafe { libc::umask(ALL & !mode) };
-    // SAFETY: `address` is a path with a zero behind it, and as long as `len` says.
-    let result = unsafe { libc::bind(fd, (&raw const address).cast(), len) };
-    let error = io::Error::last_os_error();
-    // SAFETY: as above.
-    unsafe { libc::umask(before) };
-    if result < 0 { Err(error) } else { Ok(socket) }
+    let socket = ffi::stream_socket()?;
+    let before = ffi::set_umask(ALL & !mode);
+    let bound = ffi::bind(&socket, path);
+    ffi::set_umask(before);
+    bound.map(|()| socket)
 }
 
 fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
-    // SAFETY: no pointers.
-    if unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    ffi::listen(&socket)?;
     Ok(UnixListener::from(socket))
 }
 
 impl SocketFile {
     fn new(directory: File, name: CString, path: &Path) -> io::Result<Self> {
-        let mut file = Self {
+        let identity = identify(&directory, &name)?;
+        Ok(Self {
             directory,
             name,
             path: path.to_owned(),
-            device: 0,
-            inode: 0,
-        };
-        (file.device, file.inode) = file.stat()?;
-        Ok(file)
+            identity,
+        })
     }
 
     /// The fd of the directory that it is in.
@@ -338,49 +305,18 @@ impl SocketFile {
         self.directory.as_raw_fd()
     }
 
-    fn stat(&self) -> io::Result<(u64, u64)> {
-        let mut stat = MaybeUninit::<libc::stat>::uninit();
-        // SAFETY: the name is a C string, and the result has room for a `stat`.
-        let result = unsafe {
-            libc::fstatat(
-                self.directory.as_raw_fd(),
-                self.name.as_ptr(),
-                stat.as_mut_ptr(),
-                libc::AT_SYMLINK_NOFOLLOW,
-            )
-        };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: fstatat succeeded, so it filled it in.
-        let stat = unsafe { stat.assume_init() };
-        Ok((stat.st_dev, stat.st_ino))
-    }
-
     /// Gives it to `group`. Not by its name: whoever may write to the directory could have put a
     /// file there that is somebody else's.
     fn give_to(&self, group: libc::gid_t) -> io::Result<()> {
-        // std's `OpenOptions` loses O_PATH with musl, where it counts as an access mode.
-        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-        // SAFETY: the name is a C string.
-        let fd = unsafe { libc::openat(self.directory(), self.name.as_ptr(), flags) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: openat() gave this fd to us alone.
-        let file = unsafe { File::from_raw_fd(fd) };
+        let file = ffi::open_path(self.directory(), &self.name)?;
         let found = file.metadata()?;
         if !found.file_type().is_socket() || found.nlink() != 1 {
             return Err(io::Error::other("was replaced by something else"));
         }
-        let (no_path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
-        // SAFETY: the path is a C string.
-        if unsafe { libc::fchownat(fd, no_path, NOBODY_ELSE, group, flags) } < 0 {
-            let error = io::Error::last_os_error();
+        ffi::give_to_group(&file, group).map_err(|error| {
             let why = format!("group {group}: {error}");
-            return Err(io::Error::new(error.kind(), why));
-        }
-        Ok(())
+            io::Error::new(error.kind(), why)
+        })
     }
 
     /// Where it was made.
@@ -393,24 +329,25 @@ impl SocketFile {
     /// # Errors
     /// It is still there: a directory of somebody else's, without the capability to write to it.
     pub fn remove(&self) -> io::Result<()> {
-        let removed = self.stat().and_then(|found| {
-            let ours = found == (self.device, self.inode);
-            if ours { self.unlink() } else { Ok(()) }
+        let removed = identify(&self.directory, &self.name).and_then(|found| {
+            if found == self.identity {
+                ffi::remove(self.directory(), &self.name)
+            } else {
+                Ok(())
+            }
         });
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => Ok(()),
         }
     }
+}
 
-    fn unlink(&self) -> io::Result<()> {
-        // SAFETY: the name is a C string.
-        let result = unsafe { libc::unlinkat(self.directory.as_raw_fd(), self.name.as_ptr(), 0) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    }
+/// Which file `name` in `directory` is; a symbolic link is itself.
+fn identify(directory: &File, name: &CStr) -> io::Result<Identity> {
+    let (flags, mask) = (libc::AT_SYMLINK_NOFOLLOW, libc::STATX_INO);
+    let found = ffi::statx(directory.as_raw_fd(), name, flags, mask)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::LogLevel;
-use crate::os::poll;
+use crate::os::ffi;
 use crate::os::write_timeout;
 
 const LINE_LEN: usize = 512;
@@ -103,7 +103,7 @@ pub fn line(level: LogLevel, text: fmt::Arguments<'_>) {
 /// Writes one line that was asked for, whatever the level; `false` if it was not written.
 pub fn write(level: LogLevel, text: fmt::Arguments<'_>) -> bool {
     let line = Line::new(level, IS_JOURNAL.load(Ordering::Relaxed), text);
-    if !poll::shows(libc::STDERR_FILENO, libc::POLLOUT) {
+    if !ffi::is_ready(libc::STDERR_FILENO, libc::POLLOUT) {
         return false;
     }
     // Somebody else may fill it before us: then the watchdog ends the wait.

@@ -3,9 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::FromRawFd;
 
-use vmm_sys_util::signal::{Error, block_signal, create_sigset, unblock_signal};
+use vmm_sys_util::signal::{
+    Error, block_signal, create_sigset, register_signal_handler, unblock_signal,
+};
+
+use crate::os::ffi;
 
 const CAUGHT: [libc::c_int; 5] = [
     libc::SIGTERM,
@@ -32,10 +35,9 @@ pub enum Wish {
 /// The kernel's.
 pub fn catch() -> io::Result<File> {
     for signal in CAUGHT {
-        // Shells start background jobs with SIGINT and SIGQUIT ignored, and an ignored signal
-        // reaches no signalfd.
-        // SAFETY: SIG_DFL is a valid disposition of these signals.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // Shells start background jobs with SIGINT and SIGQUIT ignored, and a signal that is ignored
+        // reaches no signalfd; one that is blocked reaches no handler.
+        handle(signal)?;
         match block_signal(signal) {
             Ok(()) | Err(Error::SignalAlreadyBlocked(_)) => (),
             Err(error) => return Err(other(&error)),
@@ -44,18 +46,17 @@ pub fn catch() -> io::Result<File> {
     for signal in [libc::SIGALRM, libc::SIGBUS] {
         unblock_signal(signal).map_err(|error| other(&error))?;
     }
-    // SAFETY: SIG_IGN is a valid disposition of this signal.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    handle(libc::SIGXFSZ)?;
     let caught =
         create_sigset(&CAUGHT).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
-    // SAFETY: the set is initialised, and -1 asks for a new fd.
-    let fd = unsafe { libc::signalfd(-1, &raw const caught, flags) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: signalfd() gave this fd to us alone.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    ffi::signal_file(&caught)
+}
+
+/// Has `signal` neither ignored nor end the process.
+fn handle(signal: libc::c_int) -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(signal, nothing)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
 /// Takes one signal from the signalfd: what it asks for, if there was one.

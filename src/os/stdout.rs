@@ -8,6 +8,8 @@
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::os::ffi::fd_flags;
+
 /// Stdout was closed when the process began.
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
@@ -16,9 +18,7 @@ static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 static LOOK: extern "C" fn() = look;
 
 extern "C" fn look() {
-    // SAFETY: no pointers.
-    let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
-    WAS_CLOSED.store(flags < 0, Ordering::Relaxed);
+    WAS_CLOSED.store(fd_flags(libc::STDOUT_FILENO).is_err(), Ordering::Relaxed);
 }
 
 /// Writes `text`, all of it.

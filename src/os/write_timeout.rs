@@ -14,13 +14,13 @@
 //! of the write.
 
 use std::io;
-use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::error::SessionError;
 use crate::os::deferred_close::Foreign;
+use crate::os::ffi::set_interval_timer;
 
 /// Milliseconds between ticks: the longest that the first write can block.
 const TICK_MS: u32 = 100;
@@ -65,7 +65,7 @@ impl Drop for Armed {
 pub fn arm() -> Armed {
     WRITES.store(WRITING, Ordering::Relaxed);
     if !ARMED.swap(true, Ordering::Relaxed) {
-        set_timer(INTERVAL_MS.load(Ordering::Relaxed));
+        set_interval_timer(INTERVAL_MS.load(Ordering::Relaxed));
     }
     Armed(())
 }
@@ -94,7 +94,7 @@ pub fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
 /// Shortens the ticks for good: a write was caught waiting.
 pub fn hasten() {
     INTERVAL_MS.store(HASTY_MS, Ordering::Relaxed);
-    set_timer(HASTY_MS);
+    set_interval_timer(HASTY_MS);
 }
 
 /// Atomics and at most one system call: safe at any point of the program.
@@ -108,25 +108,13 @@ extern "C" fn on_tick(
         WRITTEN => WRITES.store(IDLE, Ordering::Relaxed),
         _ => {
             ARMED.store(false, Ordering::Relaxed);
-            set_timer(0);
+            set_interval_timer(0);
         }
     }
 }
 
-fn set_timer(ms: u32) {
-    let interval = libc::timeval {
-        tv_sec: 0,
-        tv_usec: ms.saturating_mul(1000).into(),
-    };
-    let timer = libc::itimerval {
-        it_interval: interval,
-        it_value: interval,
-    };
-    // SAFETY: `timer` is readable, and no old value is asked for. It cannot fail with valid times.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
-}
-
 #[cfg(test)]
+#[allow(unsafe_code, reason = "UNSAFETY: raise and getitimer")]
 mod tests {
     use super::*;
     use std::process::Command;

@@ -15,8 +15,9 @@ use crate::config::LogLevel;
 use crate::error::SessionError;
 use crate::os::deferred_close;
 use crate::os::epoll::{Poller, Token};
+use crate::os::ffi::shut_down;
 use crate::os::handed_in::Socket;
-use crate::os::listener::{Listener, hang_up};
+use crate::os::listener::Listener;
 use crate::os::log::{self, Quoted};
 use crate::os::write_timeout;
 use crate::serve::counters::{Connections, Counted};
@@ -92,7 +93,7 @@ impl Session {
                 session.listener = Some(listener);
                 session.listen(poller, true);
             }
-            Socket::Connected(stream) => {
+            Socket::Connected(stream, _) => {
                 session.is_single = true;
                 session.connect(stream, poller)?;
             }
@@ -150,7 +151,7 @@ impl Session {
         deferred_close::set_owner(self.index);
         let token = Token::Connection(self.number);
         if let Err(error) = poller.add_edge(stream.as_raw_fd(), token) {
-            hang_up(stream.as_raw_fd());
+            shut_down(stream.as_raw_fd());
             deferred_close::throw_away(stream);
             return Err(SessionError::Host(error));
         }

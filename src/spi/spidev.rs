@@ -47,10 +47,14 @@ const fn ioc(write: bool, nr: u32, size: u32) -> u32 {
     direction | (size << 16) | (0x6b << 8) | nr
 }
 
-const RD_BITS_PER_WORD: u32 = ioc(false, 3, 1);
-const WR_BITS_PER_WORD: u32 = ioc(true, 3, 1);
-const RD_MAX_SPEED_HZ: u32 = ioc(false, 4, 4);
-const RD_MODE32: u32 = ioc(false, 5, 4);
+/// The number of a request for a setting of `LEN` bytes, which is in the number.
+#[derive(Debug, Clone, Copy)]
+struct Setting<const LEN: usize>(u32);
+
+const RD_BITS_PER_WORD: Setting<1> = Setting(ioc(false, 3, 1));
+const WR_BITS_PER_WORD: Setting<1> = Setting(ioc(true, 3, 1));
+const RD_MAX_SPEED_HZ: Setting<4> = Setting(ioc(false, 4, 4));
+const RD_MODE32: Setting<4> = Setting(ioc(false, 5, 4));
 /// Request number of `SPI_IOC_WR_MODE32`.
 pub const WR_MODE32: u32 = ioc(true, 5, 4);
 /// Request number of `SPI_IOC_MESSAGE(0)`; n transfers add `n * 32 << 16`.
@@ -176,12 +180,9 @@ impl Spidev {
     /// # Errors
     /// The kernel's.
     pub fn read_bits_per_word(&self) -> io::Result<u8> {
-        let mut bits = 0u8;
-        let request = request_number(RD_BITS_PER_WORD);
-        // SAFETY: the request writes a u8 to `bits`.
-        let result = unsafe { libc::ioctl(self.fd(), request, &raw mut bits) };
+        let [bits] = setting(self.fd(), RD_BITS_PER_WORD, [0])?;
         // 0 is spidev's word for 8.
-        check(result).map(|()| if bits == 0 { 8 } else { bits })
+        Ok(if bits == 0 { 8 } else { bits })
     }
 
     /// Sets the word size in bits, which also releases chip select.
@@ -189,9 +190,7 @@ impl Spidev {
     /// # Errors
     /// The kernel's; `EINVAL` for a size that the controller does not have.
     pub fn write_bits_per_word(&self, bits: u8) -> io::Result<()> {
-        let request = request_number(WR_BITS_PER_WORD);
-        // SAFETY: the request reads a u8 from `bits`.
-        check(unsafe { libc::ioctl(self.fd(), request, &raw const bits) })
+        setting(self.fd(), WR_BITS_PER_WORD, [bits]).map(drop)
     }
 
     /// The mode that the device is in.
@@ -247,23 +246,26 @@ impl Drop for Spidev {
 /// # Errors
 /// The kernel's.
 pub fn write_mode(fd: RawFd, mode: u32) -> io::Result<()> {
-    // SAFETY: the request reads a u32 from `mode`. A stale `fd` can only give an error.
-    let result = unsafe { libc::ioctl(fd, request_number(WR_MODE32), &raw const mode) };
-    check(result)
+    setting(fd, Setting(WR_MODE32), mode.to_ne_bytes()).map(drop)
 }
 
-fn read_u32(file: &File, request: u32) -> io::Result<u32> {
-    let mut value = 0u32;
-    // SAFETY: the callers' requests write a u32 to `value`.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), request_number(request), &raw mut value) };
-    check(result).map(|()| value)
+fn read_u32(file: &File, request: Setting<4>) -> io::Result<u32> {
+    setting(file.as_raw_fd(), request, [0; 4]).map(u32::from_ne_bytes)
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
+/// Reads a setting, or writes it: `value` is what it is then.
+fn setting<const LEN: usize>(
+    fd: RawFd,
+    request: Setting<LEN>,
+    mut value: [u8; LEN],
+) -> io::Result<[u8; LEN]> {
+    let number = request_number(request.0);
+    // SAFETY: a `Setting` of this length reads or writes as many bytes at `value`. A stale `fd` can
+    // only give an error.
+    if unsafe { libc::ioctl(fd, number, value.as_mut_ptr()) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    Ok(value)
 }
 
 /// The C library's type for request numbers: unsigned long in glibc, int in musl.
@@ -283,11 +285,11 @@ mod tests {
     #[test]
     fn request_numbers_are_those_of_the_header() {
         // From a C program that includes <linux/spi/spidev.h>, x86_64 and aarch64.
-        assert_eq!(RD_MODE32, 0x8004_6b05);
+        assert_eq!(RD_MODE32.0, 0x8004_6b05);
         assert_eq!(WR_MODE32, 0x4004_6b05);
-        assert_eq!(RD_BITS_PER_WORD, 0x8001_6b03);
-        assert_eq!(WR_BITS_PER_WORD, 0x4001_6b03);
-        assert_eq!(RD_MAX_SPEED_HZ, 0x8004_6b04);
+        assert_eq!(RD_BITS_PER_WORD.0, 0x8001_6b03);
+        assert_eq!(WR_BITS_PER_WORD.0, 0x4001_6b03);
+        assert_eq!(RD_MAX_SPEED_HZ.0, 0x8004_6b04);
         assert_eq!(MESSAGE_0 | (32 << 16), 0x4020_6b00);
     }
 }

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -297,12 +296,9 @@ fn announce(number: u32, socket: &Socket, grant: &Grant, hardware: &Hardware) {
                 listener.name()
             ),
         ),
-        Socket::Connected(stream) => log::line(
+        Socket::Connected(_, fd) => log::line(
             LogLevel::Info,
-            format_args!(
-                "guest={number} connected by fd {}, chip selects{names}",
-                stream.as_raw_fd()
-            ),
+            format_args!("guest={number} connected by fd {fd}, chip selects{names}"),
         ),
     }
 }

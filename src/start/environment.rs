@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::config::{MAX_GUESTS, ServiceConfig, digits};
 use crate::error::{ExitCode, Fatal};
+use crate::os::ffi::remove_variable;
 
 /// Shortest time between two signs of life, whatever is asked for.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
@@ -86,8 +87,7 @@ impl Environment {
 
 fn take(name: &str) -> Option<OsString> {
     let value = std::env::var_os(name)?;
-    // SAFETY: the process has one thread, which holds no pointer into its environment.
-    unsafe { std::env::remove_var(name) };
+    remove_variable(name);
     Some(value)
 }
 

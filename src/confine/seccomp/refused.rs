@@ -100,8 +100,8 @@ refused! {
 
     SYS_read            [3, 0, 4096]                                "a page of a file";
     SYS_pread64         [3, 0, 1]                                   "a byte of a file anywhere";
-    SYS_newfstatat      [OTHER, 0, 0, libc::AT_SYMLINK_NOFOLLOW]    "a file of another directory";
-    SYS_newfstatat      [DIRECTORY, 0, 0, 0]                        "what a link leads to";
+    SYS_statx           [OTHER, 0, libc::AT_SYMLINK_NOFOLLOW]       "a file of another directory";
+    SYS_statx           [DIRECTORY, 0, 0]                           "what a link leads to";
     SYS_unlinkat        [OTHER, 0, 0]                               "a removal from another directory";
     SYS_unlinkat        [DIRECTORY, 0, libc::AT_REMOVEDIR]          "the removal of a directory";
 

@@ -9,7 +9,7 @@ use vhost::vhost_user::BackendReqHandler;
 
 use crate::os::deferred_close;
 use crate::os::epoll::Poller;
-use crate::os::listener::hang_up;
+use crate::os::ffi::shut_down;
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::gate;
 
@@ -48,7 +48,7 @@ impl Connection {
         // The last close, which would remove it, is not ours.
         poller.remove(fd);
         // The front-end sees the end now, whenever the kernel gets to it.
-        hang_up(fd);
+        shut_down(fd);
         self.backend.clear();
         // With nothing in its queue, which takes nothing any more, its close is quick.
         if !gate::is_drained(fd) {

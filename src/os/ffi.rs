@@ -1,0 +1,394 @@
+//! System calls that neither std nor vmm-sys-util has a safe name for, each wrapped once.
+//!
+//! A wrapper makes one call and gives back what it gave: when, why and on what a call is made, its
+//! callers say. Those that are safe take no pointers but from references, and give back what the
+//! kernel filled in and nothing else.
+//!
+//! Fds are taken by their number where whoever calls has no more: a wrong number costs an error, or
+//! the file of somebody else, but no memory. An [`OwnedFd`] is made of a number only if the call
+//! itself made that fd.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::mem::{MaybeUninit, size_of_val};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+use libc::{c_int, c_long, c_short};
+
+/// The result of a call, all of which give an int that is negative where they failed.
+fn checked(result: c_long) -> io::Result<c_int> {
+    match c_int::try_from(result) {
+        Ok(result @ 0..) => Ok(result),
+        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Owns the fd that a call made.
+fn owned(made: io::Result<c_int>) -> io::Result<OwnedFd> {
+    // SAFETY: each call below whose result is given to this made an fd, which nobody else knows.
+    made.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What a call fills in whose result is not negative if it did.
+fn filled<T>(call: impl FnOnce(*mut T) -> c_int) -> io::Result<T> {
+    let mut value = MaybeUninit::uninit();
+    checked(call(value.as_mut_ptr()).into())?;
+    // SAFETY: the call succeeded, and those below fill in all of it then.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// A call whose arguments are numbers.
+fn numbers(call: c_long, [a, b, c]: [c_long; 3]) -> io::Result<c_int> {
+    // SAFETY: none of the calls below that are made by this takes a pointer or changes a mapping.
+    // `prctl()` wants zeros in what is not used.
+    checked(unsafe { libc::syscall(call, a, b, c, 0, 0) })
+}
+
+/// A call about `path` below the directory `fd`, or about `fd` itself; its other arguments are
+/// numbers.
+fn at(call: c_long, fd: RawFd, path: &CStr, [a, b, c]: [c_long; 3]) -> io::Result<c_int> {
+    // SAFETY: the path is a C string, which the calls below that are made by this only read.
+    checked(unsafe { libc::syscall(call, fd, path.as_ptr(), a, b, c) })
+}
+
+// Fds.
+
+/// `FD_CLOEXEC`, or not.
+///
+/// # Errors
+/// The kernel's: it is not open.
+pub fn fd_flags(fd: RawFd) -> io::Result<c_int> {
+    numbers(libc::SYS_fcntl, [fd.into(), libc::F_GETFD.into(), 0])
+}
+
+/// `O_PATH` and the like.
+///
+/// # Errors
+/// As above.
+pub fn status_flags(fd: RawFd) -> io::Result<c_int> {
+    numbers(libc::SYS_fcntl, [fd.into(), libc::F_GETFL.into(), 0])
+}
+
+/// The seals of a file that lives in memory.
+///
+/// # Errors
+/// The kernel's: it does not live in memory.
+pub fn seals(fd: RawFd) -> io::Result<c_int> {
+    numbers(libc::SYS_fcntl, [fd.into(), libc::F_GET_SEALS.into(), 0])
+}
+
+/// A second fd of the file `fd`, closed on execution, and never one of stdio.
+///
+/// # Errors
+/// The kernel's: it is not open.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    let lowest = c_long::from(libc::STDERR_FILENO).saturating_add(1);
+    let command = libc::F_DUPFD_CLOEXEC.into();
+    owned(numbers(libc::SYS_fcntl, [fd.into(), command, lowest]))
+}
+
+/// Closes all fds from `first` to `last`, which nothing in this process may own.
+///
+/// # Errors
+/// The kernel's.
+pub fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    numbers(libc::SYS_close_range, [first.into(), last.into(), 0]).map(drop)
+}
+
+/// Whether `event`, such as `POLLOUT`, is there on `fd` now.
+pub fn is_ready(fd: RawFd, event: c_short) -> bool {
+    let mut asked = libc::pollfd {
+        fd,
+        events: event,
+        revents: 0,
+    };
+    let at_once = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // Not poll(): stopped or frozen within it, the kernel goes on by restart_syscall(), even where
+    // nothing is waited for.
+    // SAFETY: one pollfd and the time-out, both alive; no signal mask is asked for.
+    let ready = unsafe { libc::ppoll(&raw mut asked, 1, &raw const at_once, ptr::null()) };
+    ready > 0 && asked.revents & event != 0
+}
+
+// Files.
+
+/// What `mask` asks of the file `name` in `directory`, or with `AT_EMPTY_PATH` and no name of the
+/// file `directory`.
+///
+/// # Errors
+/// The kernel's.
+pub fn statx(directory: RawFd, name: &CStr, flags: c_int, mask: u32) -> io::Result<libc::statx> {
+    let name = name.as_ptr();
+    // SAFETY: the name is a C string, and `filled` has room for the result.
+    filled(|to| unsafe { libc::statx(directory, name, flags, mask, to) })
+}
+
+/// Of what file system `file` is.
+///
+/// # Errors
+/// The kernel's.
+pub fn file_system(file: &File) -> io::Result<libc::statfs> {
+    // SAFETY: `filled` has room for the result.
+    filled(|to| unsafe { libc::fstatfs(file.as_raw_fd(), to) })
+}
+
+/// The file `name` in `directory`, whatever it is, as a path only: neither for reading nor writing.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_path(directory: RawFd, name: &CStr) -> io::Result<File> {
+    // std's `OpenOptions` loses O_PATH with musl, where it counts as an access mode.
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    owned(at(libc::SYS_openat, directory, name, [flags.into(), 0, 0])).map(File::from)
+}
+
+/// Gives `file` to `group`; its owner stays.
+///
+/// # Errors
+/// The kernel's.
+pub fn give_to_group(file: &File, group: libc::gid_t) -> io::Result<()> {
+    let nobody_else = libc::uid_t::MAX.into();
+    let rest = [nobody_else, group.into(), libc::AT_EMPTY_PATH.into()];
+    at(libc::SYS_fchownat, file.as_raw_fd(), c"", rest).map(drop)
+}
+
+/// Removes the file `name` in `directory`.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove(directory: RawFd, name: &CStr) -> io::Result<()> {
+    at(libc::SYS_unlinkat, directory, name, [0; 3]).map(drop)
+}
+
+/// Has files that are made have none of the permissions in `mask`; gives the mask that was.
+pub fn set_umask(mask: libc::mode_t) -> libc::mode_t {
+    // It cannot fail.
+    let before = numbers(libc::SYS_umask, [mask.into(), 0, 0]).unwrap_or_default();
+    before.try_into().unwrap_or_default()
+}
+
+// Sockets.
+
+/// A Unix stream socket that does not wait.
+///
+/// # Errors
+/// The kernel's.
+pub fn stream_socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    owned(numbers(
+        libc::SYS_socket,
+        [libc::AF_UNIX.into(), kind.into(), 0],
+    ))
+}
+
+/// Gives `socket` the name `path`.
+///
+/// # Errors
+/// The kernel's, or the path is longer than that of a socket may be.
+pub fn bind(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    let mut address = libc::sockaddr_un {
+        sun_family: libc::AF_UNIX.try_into().unwrap_or_default(),
+        sun_path: [0; 108],
+    };
+    let (bytes, to) = (path.as_os_str().as_bytes(), &mut address.sun_path);
+    // With room for a zero at the end.
+    if bytes.len() >= to.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in to.iter_mut().zip(bytes) {
+        *to = libc::c_char::from_ne_bytes([*from]);
+    }
+    let len = size_of_val(&address).try_into().unwrap_or_default();
+    let socket = socket.as_raw_fd();
+    // SAFETY: `address` is a path with a zero after it, and as long as `len` says.
+    let result = unsafe { libc::bind(socket, (&raw const address).cast(), len) };
+    checked(result.into()).map(drop)
+}
+
+/// Has `socket` listen, with as many connections waiting as the kernel allows.
+///
+/// # Errors
+/// The kernel's.
+pub fn listen(socket: &OwnedFd) -> io::Result<()> {
+    let socket = socket.as_raw_fd().into();
+    numbers(libc::SYS_listen, [socket, c_int::MAX.into(), 0]).map(drop)
+}
+
+/// Ends the connection `fd` in both directions, for all who have it.
+pub fn shut_down(fd: RawFd) {
+    // It fails where there is no connection any more.
+    let _ = numbers(libc::SYS_shutdown, [fd.into(), libc::SHUT_RDWR.into(), 0]);
+}
+
+/// The value of `option`, an int of the level `SOL_SOCKET`.
+///
+/// # Errors
+/// The kernel's: `fd` is not a socket.
+pub fn socket_option(fd: RawFd, option: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or_default();
+    let (level, to) = (libc::SOL_SOCKET, (&raw mut value).cast());
+    // SAFETY: `value` has room for `len` bytes.
+    let result = unsafe { libc::getsockopt(fd, level, option, to, &raw mut len) };
+    checked(result.into()).map(|_| value)
+}
+
+// Signals and timers.
+
+/// A file from which the signals of `set` are read, without waiting.
+///
+/// # Errors
+/// The kernel's.
+pub fn signal_file(set: &libc::sigset_t) -> io::Result<File> {
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the set is initialised, and -1 asks for a new fd.
+    let made = unsafe { libc::signalfd(-1, set, flags) };
+    owned(checked(made.into())).map(File::from)
+}
+
+/// Has SIGALRM come every `ms` milliseconds, less than 1,000; 0 ends that.
+pub fn set_interval_timer(ms: u32) {
+    let interval = libc::timeval {
+        tv_sec: 0,
+        tv_usec: ms.saturating_mul(1000).into(),
+    };
+    let timer = libc::itimerval {
+        it_interval: interval,
+        it_value: interval,
+    };
+    // SAFETY: `timer` is readable, and no old value is asked for. It cannot fail with valid times.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) };
+}
+
+// The process.
+
+/// Takes the variable `name` out of the environment; before there is a second thread.
+pub fn remove_variable(name: &str) {
+    // SAFETY: the process has one thread, which holds no pointer into its environment.
+    unsafe { std::env::remove_var(name) };
+}
+
+/// `prctl()` with an option that takes a number.
+///
+/// # Errors
+/// The kernel's.
+pub fn prctl(option: c_int, value: u32) -> io::Result<()> {
+    numbers(libc::SYS_prctl, [option.into(), value.into(), 0]).map(drop)
+}
+
+/// Empties the effective, permitted and inheritable sets of capabilities.
+///
+/// # Errors
+/// The kernel's.
+pub fn drop_capabilities() -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3`
+    const VERSION: u32 = 0x2008_0522;
+    // `struct __user_cap_header_struct`, with 0 for this process, and two of
+    // `struct __user_cap_data_struct`.
+    let (header, none) = ([VERSION, 0], [0u32; 6]);
+    // SAFETY: this version reads two structures of three u32 each.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    checked(result).map(drop)
+}
+
+#[cfg(target_env = "gnu")]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(not(target_env = "gnu"))]
+type Resource = c_int;
+
+/// The limits of `resource`, which are `new` ones from now on if there are any.
+///
+/// # Errors
+/// The kernel's.
+pub fn limits(resource: Resource, new: Option<&libc::rlimit>) -> io::Result<libc::rlimit> {
+    let new = new.map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: the new limits are none or initialised, `filled` has room for those before.
+    filled(|to| unsafe { libc::prlimit(0, resource, new, to) })
+}
+
+// Confinement.
+
+/// Makes a ruleset of Landlock, of an initialised `struct landlock_ruleset_attr`; without
+/// attributes, with the flag for it, gives Landlock's version.
+fn create_ruleset(attributes: &[u64], flags: u32) -> io::Result<c_int> {
+    let address = if attributes.is_empty() {
+        ptr::null()
+    } else {
+        attributes.as_ptr()
+    };
+    let (call, len) = (libc::SYS_landlock_create_ruleset, size_of_val(attributes));
+    // SAFETY: there are as many bytes at the address as are said to be.
+    checked(unsafe { libc::syscall(call, address, len, flags) })
+}
+
+/// The kernel's version of Landlock.
+///
+/// # Errors
+/// It has none.
+pub fn landlock_version() -> io::Result<c_int> {
+    /// `LANDLOCK_CREATE_RULESET_VERSION`
+    const VERSION: u32 = 1;
+    create_ruleset(&[], VERSION)
+}
+
+/// A ruleset of Landlock: `attributes` are those of `struct landlock_ruleset_attr` that the
+/// kernel's version knows.
+///
+/// # Errors
+/// The kernel's.
+pub fn landlock_ruleset(attributes: &[u64]) -> io::Result<OwnedFd> {
+    owned(create_ruleset(attributes, 0))
+}
+
+/// Has `ruleset` allow `access` to what is below `directory`.
+///
+/// # Errors
+/// The kernel's.
+pub fn landlock_allow(ruleset: &OwnedFd, directory: RawFd, access: u64) -> io::Result<()> {
+    const RULE_PATH_BENEATH: c_long = 1;
+    /// `struct landlock_path_beneath_attr`
+    #[repr(C, packed)]
+    struct PathBeneath {
+        allowed_access: u64,
+        parent_fd: RawFd,
+    }
+    let rule = PathBeneath {
+        allowed_access: access,
+        parent_fd: directory,
+    };
+    let (call, ruleset) = (libc::SYS_landlock_add_rule, ruleset.as_raw_fd());
+    // SAFETY: `rule` is what a rule of this type is described by.
+    checked(unsafe { libc::syscall(call, ruleset, RULE_PATH_BENEATH, &raw const rule, 0) })
+        .map(drop)
+}
+
+/// Puts this thread under `ruleset`; `no_new_privs` must be set.
+///
+/// # Errors
+/// The kernel's.
+pub fn landlock_restrict(ruleset: &OwnedFd) -> io::Result<()> {
+    let ruleset = ruleset.as_raw_fd().into();
+    numbers(libc::SYS_landlock_restrict_self, [ruleset, 0, 0]).map(drop)
+}
+
+/// Puts this thread under the seccomp filter `program`; `no_new_privs` must be set.
+///
+/// # Errors
+/// The kernel's.
+pub fn seccomp(program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let filter = libc::sock_fprog {
+        // More instructions than this can say are more than the kernel takes.
+        len: program.len().try_into().unwrap_or_default(),
+        filter: program.as_mut_ptr(),
+    };
+    let operation = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: `filter` points to as many instructions as it says; the kernel copies them.
+    checked(unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, &raw const filter) }).map(drop)
+}
