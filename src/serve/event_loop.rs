@@ -447,7 +447,7 @@ mod tests {
         };
         deferred_close::make_room(1);
         let (front_end, ours) = UnixStream::pair().unwrap();
-        let session = Session::new(0, Socket::Connected(ours), grant, &poller).unwrap();
+        let session = Session::new(0, Socket::Connected(ours, 3), grant, &poller).unwrap();
         let (signals, _) = UnixStream::pair().unwrap();
         let shared = Shared::new(Vec::new(), poller, crate::os::mounts::Mounts::default());
         let sd_notify = SdNotify::connect(&ServiceConfig::default());
