@@ -103,6 +103,11 @@ pub enum TransferError {
 }
 
 impl TransferError {
+    /// Whether the device is gone or suspended.
+    pub fn is_shutdown(&self) -> bool {
+        matches!(self, Self::Ioctl(error) if error.raw_os_error() == Some(libc::ESHUTDOWN))
+    }
+
     /// How much it matters: most to say of a device, least of a front-end that gave up.
     pub fn level(&self) -> LogLevel {
         match self {

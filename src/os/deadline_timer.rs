@@ -8,13 +8,13 @@ use vmm_sys_util::timerfd::TimerFd;
 
 /// The timer.
 #[derive(Debug)]
-pub struct Alarm {
+pub struct DeadlineTimer {
     timer: TimerFd,
     /// When it will go off.
     at: Option<Instant>,
 }
 
-impl Alarm {
+impl DeadlineTimer {
     /// A timer that is not set.
     ///
     /// # Errors
@@ -29,7 +29,7 @@ impl Alarm {
         self.timer.as_raw_fd()
     }
 
-    /// Has it go off at `at`, or earlier. It is never put off: an early look costs less than a
+    /// Lets it go off at `at`, or earlier: it is never put off, since an early look costs less than a
     /// system call for each change.
     pub fn set(&mut self, at: Instant) {
         if self.at.is_some_and(|set| set <= at) {

@@ -52,10 +52,14 @@ impl SdNotify {
         }
     }
 
-    /// Guests are served from now on. Returns when the first sign of life is due.
-    pub fn ready(&mut self) -> Option<Instant> {
+    /// Guests are served from `now` on.
+    pub fn ready(&mut self, now: Instant) {
         self.send(b"READY=1");
-        self.next = self.after(Instant::now());
+        self.next = self.after(now);
+    }
+
+    /// When the next sign of life is due.
+    pub fn next(&self) -> Option<Instant> {
         self.next
     }
 
@@ -64,13 +68,12 @@ impl SdNotify {
         self.send(b"STOPPING=1");
     }
 
-    /// Gives the sign of life that is due at `now`, if one is. Returns when the next one is.
-    pub fn alive(&mut self, now: Instant) -> Option<Instant> {
-        if self.next? <= now {
+    /// Gives the sign of life that is due at `now`, if one is.
+    pub fn alive(&mut self, now: Instant) {
+        if self.next.is_some_and(|at| at <= now) {
             self.send(b"WATCHDOG=1");
             self.next = self.after(now);
         }
-        self.next
     }
 
     fn after(&self, now: Instant) -> Option<Instant> {

@@ -92,7 +92,7 @@ pub fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
 }
 
 /// Shortens the ticks for good: a write was caught waiting.
-pub fn hasten() {
+pub fn shorten() {
     INTERVAL_MS.store(HASTY_MS, Ordering::Relaxed);
     set_interval_timer(HASTY_MS);
 }

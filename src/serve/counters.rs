@@ -199,18 +199,24 @@ impl Report {
         self.next.is_some() && self.retry_at.is_none()
     }
 
-    /// Gives `write` the next line, of what `of` has counted of its guest; when it is to be tried
-    /// again if that is not at once.
+    /// When the next line is to be tried again, if it could not be written.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Gives `write` the next line, of what `of` has counted of its guest, unless it is to be tried
+    /// again later.
     pub fn step<'t>(
         &mut self,
         now: Instant,
         of: impl FnOnce(usize) -> Option<Counted<'t>>,
         write: impl FnOnce(fmt::Arguments<'_>) -> bool,
-    ) -> Option<Instant> {
-        let (guest, number) = self.next?;
-        if let Some(at) = self.retry_at.take_if(|at| *at > now) {
-            self.retry_at = Some(at);
-            return self.retry_at;
+    ) {
+        let Some((guest, number)) = self.next else {
+            return;
+        };
+        if self.retry_at.is_some_and(|at| at > now) {
+            return;
         }
         self.retry_at = None;
         let (written, next) = match of(guest) {
@@ -227,15 +233,14 @@ impl Report {
             self.tries = 0;
             self.next = next.or_else(|| self.again.then_some((0, 0)));
             self.again &= next.is_some();
-            return None;
+            return;
         }
         self.tries = self.tries.saturating_add(1);
         if self.tries > TRIES {
             *self = Self::new(self.started);
-            return None;
+            return;
         }
         self.retry_at = now.checked_add(RETRY);
-        self.retry_at
     }
 }
 
@@ -267,7 +272,8 @@ mod tests {
                 lines.extend(room.then(|| text.to_string()));
                 room
             };
-            if let Some(at) = report.step(now, |number| guest(number, tally), write) {
+            report.step(now, |number| guest(number, tally), write);
+            if let Some(at) = report.retry_at() {
                 assert!(!report.is_due() && at > now);
                 now = at;
                 waits += 1;

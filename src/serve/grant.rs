@@ -1,4 +1,4 @@
-//! What a guest was given, and the judgement of its requests against that.
+//! What a guest was given, and the validation of its requests against that.
 //!
 //! Must not: touch a bus or a ring.
 
@@ -39,8 +39,6 @@ pub struct Shared {
     pub buses: Vec<Bus>,
     /// Where messages are made.
     pub scratch: Scratch,
-    /// Where a chain is read before it is known whether it can begin.
-    pub store: Box<Store>,
     /// The one epoll set.
     pub poller: Poller,
     /// The file systems of the host.
@@ -58,7 +56,6 @@ impl Shared {
         Self {
             buses,
             scratch: Scratch::default(),
-            store: Box::default(),
             poller,
             mounts,
             now,
@@ -72,32 +69,29 @@ impl Shared {
 pub struct Accepted {
     /// Index of its bus.
     pub bus: usize,
-    /// What it wants of the bus.
-    pub claim: Claim,
-    /// For how long it may leave chip select asserted.
-    pub terms: HoldTerms,
     /// What it has on the wire.
     pub transfer: Transfer,
 }
 
 impl Grant {
-    /// Judges a request of guest `number` against the chip select it names; `follows` says whether
-    /// another one is queued behind it.
+    /// Validates a request of guest `number`, whose segments are in `store`, against the chip select
+    /// that it names; `follows` says whether another one is queued after it.
     ///
     /// # Errors
     /// The first thing that is not acceptable.
-    pub fn judge(
+    pub fn validate(
         &self,
         number: usize,
         request: &Request,
-        shared: &Shared,
+        store: &Store,
+        buses: &[Bus],
         follows: bool,
     ) -> Result<Accepted, ParamError> {
         let head = &request.head;
         let unknown = ParamError::ChipSelect(head.chip_select_id);
         let place = self.chip_selects.get(usize::from(head.chip_select_id));
         let &(bus_index, device_index) = place.ok_or(unknown)?;
-        let bus = shared.buses.get(bus_index).ok_or(unknown)?;
+        let bus = buses.get(bus_index).ok_or(unknown)?;
         let device = bus.devices.get(device_index).ok_or(unknown)?;
         let (tx_len, rx_len) = (request.tx_len, request.rx_len);
         let timing = wire::validate(head, tx_len, rx_len, &device.limits)?;
@@ -107,28 +101,27 @@ impl Grant {
             (0, HoldPolicy::WriteRead) if rx_len == 0 => Keep::Always,
             _ => Keep::Never,
         };
-        let mode = device.mode_for(head);
-        let mut transfer = Transfer::new(request, timing, mode, keep);
+        let claim = Claim {
+            guest: number,
+            device: device_index,
+            mode: device.mode_for(head),
+            only_reads: tx_len == 0,
+            terms: HoldTerms {
+                timeout: self.hold_timeout,
+                max_total: Duration::from_nanos(device.limits.max_transfer_ns),
+                for_read: self.policy == HoldPolicy::WriteRead,
+            },
+        };
+        let mut transfer = Transfer::new(request, timing, claim, keep);
         if let Some(neighbour) = bus.neighbour {
             let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
-            if holds || !transfer.fits_one_message(device, &shared.store) {
+            if holds || !transfer.fits_one_message(device, store) {
                 return Err(ParamError::SharedBus(neighbour));
             }
             transfer.never_keep();
         }
         Ok(Accepted {
             bus: bus_index,
-            claim: Claim {
-                guest: number,
-                device: device_index,
-                mode,
-                only_reads: tx_len == 0,
-            },
-            terms: HoldTerms {
-                timeout: self.hold_timeout,
-                max_total: Duration::from_nanos(device.limits.max_transfer_ns),
-                for_read: self.policy == HoldPolicy::WriteRead,
-            },
             transfer,
         })
     }

@@ -1,4 +1,4 @@
-//! One guest's requests: taken off the ring, judged, carried out step by step, answered.
+//! One guest's requests: taken off the ring, validated, carried out step by step, answered.
 //!
 //! There is at most one request on the way. The next one is taken off the ring only when it can
 //! begin: a request whose bus is busy stays where it is, and is read afresh when its turn comes,
@@ -15,8 +15,8 @@ use crate::error::{RingError, SessionError, TransferError};
 use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Accepted, Grant, Shared};
-use crate::spi::bus::Access;
-use crate::spi::request::{self, Answer};
+use crate::spi::bus::{Access, Bus};
+use crate::spi::request::{self, Answer, Store};
 use crate::spi::transfer::{Step, Transfer};
 use crate::spi::wire::TransResult;
 use crate::vhost_user::backend::Guest;
@@ -43,7 +43,7 @@ pub enum Turn {
     Control,
 }
 
-/// Why a turn came to no good: two fates that are told apart once, in [`Requestq::turn`].
+/// Why a turn failed: two errors that are told apart once, in [`Requestq::turn`].
 enum Stop {
     Ring(RingError),
     Session(SessionError),
@@ -52,10 +52,36 @@ enum Stop {
 /// The request on the way.
 #[derive(Debug)]
 struct Active {
+    /// Index of the bus that runs it.
     bus: usize,
+    transfer: Transfer,
     answer: Answer<Consumed>,
     /// The one it names.
     chip_select: Option<u8>,
+}
+
+/// Whether requests are taken off the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Intake {
+    /// They are.
+    Open,
+    /// A message waits for the request on the way to come to its end.
+    Paused,
+    /// The same, and after that message none follows.
+    Stopping,
+    /// The daemon ends: none is taken any more.
+    Ended,
+}
+
+/// Whether an empty ring is watched for the next request.
+#[derive(Debug, Clone, Copy)]
+enum Watch {
+    /// It is not: the driver was asked to kick.
+    Off,
+    /// There was a request since.
+    Served,
+    /// It has been empty since.
+    Since(Instant),
 }
 
 /// The requests of one guest.
@@ -67,21 +93,13 @@ pub struct Requestq {
     /// What is written about the guest.
     pub lines: GuestLines,
     tally: Tally,
+    /// The segments of the request on the way, or of the next one while it is looked at.
+    store: Box<Store>,
     active: Option<Active>,
+    intake: Intake,
     /// Since when the next request waits, if it was looked at and could not begin.
     waits_since: Option<Instant>,
-    /// The bus on which chip select was left asserted.
-    holding: Option<usize>,
-    /// No new request begins: a message waits for the active one to be over.
-    paused: bool,
-    /// None follows that one either: the ring stops behind it.
-    stopping: bool,
-    /// No new request begins any more.
-    ended: bool,
-    /// A request was there since the driver was last asked to kick.
-    served: bool,
-    /// Since when there is none.
-    empty_since: Option<Instant>,
+    watch: Watch,
 }
 
 impl Requestq {
@@ -92,20 +110,17 @@ impl Requestq {
             tally: Tally::new(grant.chip_selects.len()),
             grant,
             lines: GuestLines::new(number),
+            store: Box::default(),
             active: None,
+            intake: Intake::Open,
             waits_since: None,
-            holding: None,
-            paused: false,
-            stopping: false,
-            ended: false,
-            served: false,
-            empty_since: None,
+            watch: Watch::Off,
         }
     }
 
-    /// Begins no new request any more.
-    pub fn end(&mut self) {
-        self.ended = true;
+    /// Takes no request any more.
+    pub fn stop_accepting(&mut self) {
+        self.intake = Intake::Ended;
     }
 
     fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
@@ -132,7 +147,7 @@ impl Requestq {
     /// Whether a turn would take a request off the ring. A ring that cannot be believed shows itself
     /// there.
     pub fn has_request(&self, guest: &Guest) -> bool {
-        let idle = self.active.is_none() && !self.paused && !self.ended;
+        let idle = self.active.is_none() && self.intake == Intake::Open;
         let pending = guest.vring.pending(&guest.memory);
         idle && guest.vring.is_running() && pending.is_ok_and(|pending| pending > 0)
     }
@@ -144,7 +159,7 @@ impl Requestq {
     pub fn turn(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, SessionError> {
         let turn = if self.active.is_some() {
             self.advance(guest, shared)
-        } else if self.paused || self.ended {
+        } else if self.intake != Intake::Open {
             return Ok(Turn::Idle);
         } else if !guest.vring.is_running() {
             self.release_unless_followed(shared);
@@ -157,10 +172,10 @@ impl Requestq {
             Err(Stop::Session(error)) => Err(error),
             Err(Stop::Ring(error)) => {
                 self.log(LogLevel::Warning, format_args!("ring stopped"), &error);
-                let awaited = self.paused;
+                let turn = self.after_request(Turn::Idle);
                 self.abort(guest, shared)?;
                 guest.vring.set_broken()?;
-                Ok(if awaited { Turn::Control } else { Turn::Idle })
+                Ok(turn)
             }
         }
     }
@@ -172,77 +187,76 @@ impl Requestq {
         if pending == 0 {
             return self.ran_empty(guest, shared);
         }
-        self.served = true;
-        self.empty_since = None;
-        let seen_at = *self.waits_since.get_or_insert(shared.due_since);
+        self.watch = Watch::Served;
+        self.waits_since.get_or_insert(shared.due_since);
         let chain = vring.peek(memory).map_err(Stop::Ring)?;
-        let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
+        let (answer, parsed) = request::parse(chain, memory, &mut self.store);
         // After the chain was read, which the flag may lie over in a hostile driver's memory.
         if pending > 1 || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
         let named = parsed.as_ref().ok();
         let chip_select = named.and_then(|request| self.grant.chip_select_of(request));
-        let judge = |request| self.grant.judge(self.number, &request, shared, pending > 1);
-        let mut accepted = match parsed.and_then(judge) {
-            Ok(accepted) => accepted,
+        let validated = parsed.and_then(|request| {
+            let follows = pending > 1;
+            self.grant
+                .validate(self.number, &request, &self.store, &shared.buses, follows)
+        });
+        match validated {
+            Ok(accepted) => self.begin(guest, accepted, answer, chip_select, shared),
             Err(error) => {
                 let cs = ChipSelect(chip_select);
                 let what = format_args!("{cs} request refused");
                 self.log(LogLevel::Warning, what, &error);
-                return self.skip(guest, answer, chip_select, TransResult::ParamErr);
-            }
-        };
-        if self.holding.is_some_and(|held| held != accepted.bus) && !self.release(shared) {
-            return Ok(self.wait(shared));
-        }
-        let bus = shared.buses.get_mut(accepted.bus);
-        match bus.map_or(Access::Busy, |bus| {
-            bus.access(&accepted.claim, &mut shared.now)
-        }) {
-            Access::Busy => {
-                if let Some(bus) = shared.buses.get_mut(accepted.bus) {
-                    bus.wait(self.number);
-                }
-                Ok(Turn::Idle)
-            }
-            Access::NotBefore(at) => Ok(Turn::At(at)),
-            Access::HoldCut => self.fail(guest, answer, chip_select, &TransferError::HoldCut),
-            Access::Stuck => self.fail(guest, answer, chip_select, &TransferError::Stuck),
-            Access::Free { continues } => {
-                accepted.transfer.set_continues(continues);
-                let answer = answer.consume(vring);
-                let waited = shared.now.saturating_duration_since(seen_at);
-                self.tally.note_wait(chip_select, waited);
-                self.begin(accepted, answer, chip_select, shared);
-                self.advance(guest, shared)
+                self.skip(guest, answer, chip_select, TransResult::ParamErr)
             }
         }
     }
 
-    /// Puts a request on its way that was taken off the ring and has its bus.
+    /// Takes a valid request off the ring and makes its first step, if it has its bus.
     fn begin(
         &mut self,
+        guest: &mut Guest,
         accepted: Accepted,
-        answer: Answer<Consumed>,
+        answer: Answer<Chain>,
         chip_select: Option<u8>,
         shared: &mut Shared,
-    ) {
+    ) -> Result<Turn, Stop> {
         let Accepted {
             bus: index,
-            claim,
-            terms,
             transfer,
         } = accepted;
-        self.waits_since = None;
+        if let Some(ending) = self.release_holds(Some(index), shared) {
+            ending.wait(self.number);
+            return Ok(Turn::Idle);
+        }
+        let Some(bus) = shared.buses.get_mut(index) else {
+            return Ok(Turn::Idle);
+        };
+        match bus.access(&transfer.claim, &mut shared.now) {
+            Access::Busy => {
+                bus.wait(self.number);
+                return Ok(Turn::Idle);
+            }
+            Access::NotBefore(at) => return Ok(Turn::At(at)),
+            Access::HoldCut => {
+                return self.fail(guest, answer, chip_select, &TransferError::HoldCut);
+            }
+            Access::Stuck => return self.fail(guest, answer, chip_select, &TransferError::Stuck),
+            Access::Free => (),
+        }
+        bus.begin(&transfer.claim, shared.now);
+        if let Some(since) = self.waits_since.take() {
+            let waited = shared.now.saturating_duration_since(since);
+            self.tally.note_wait(chip_select, waited);
+        }
         self.active = Some(Active {
             bus: index,
-            answer,
+            transfer,
+            answer: answer.consume(&mut guest.vring),
             chip_select,
         });
-        if let Some(bus) = shared.buses.get_mut(index) {
-            bus.begin(claim, terms, transfer, &mut shared.store, shared.now);
-        }
+        self.advance(guest, shared)
     }
 
     /// Answers a request that cannot go on the wire.
@@ -305,87 +319,90 @@ impl Requestq {
     /// last request, if the administrator wants that. Then the driver need not kick, nor the daemon
     /// wake up.
     fn is_watching(&mut self, now: Instant) -> bool {
-        if !self.served || self.grant.poll.is_zero() {
-            return false;
-        }
-        let since = *self.empty_since.get_or_insert(now);
-        self.served = now.saturating_duration_since(since) < self.grant.poll;
-        self.served
+        let since = match self.watch {
+            Watch::Off => return false,
+            Watch::Served => now,
+            Watch::Since(since) => since,
+        };
+        let watches = now.saturating_duration_since(since) < self.grant.poll;
+        self.watch = if watches {
+            Watch::Since(since)
+        } else {
+            Watch::Off
+        };
+        watches
     }
 
     /// Makes the next step of the request on the way.
     fn advance(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
-        let Some(active) = &self.active else {
+        let Some(active) = &mut self.active else {
             return Ok(Turn::Again);
         };
-        let (index, chip_select) = (active.bus, active.chip_select);
-        let (memory, vring) = (&guest.memory, &mut guest.vring);
-        let Some(bus) = shared.buses.get_mut(index) else {
+        let Some(bus) = shared.buses.get_mut(active.bus) else {
             return Ok(Turn::Idle);
         };
-        let transfer = bus.running_for(self.number);
-        if vring.is_unnotified() && transfer.is_some_and(|t| t.next_message_ns() > LONG_NS) {
+        let (memory, vring) = (&guest.memory, &mut guest.vring);
+        let transfer = &mut active.transfer;
+        if vring.is_unnotified() && transfer.next_message_ns() > LONG_NS {
             vring.notify(memory).map_err(Stop::Session)?;
         }
-        let whole = transfer.map_or((0, 0), Transfer::whole);
         // A ring that cannot be believed shows itself at the next request.
-        let follows = !(self.stopping || self.ended)
+        let follows = matches!(self.intake, Intake::Open | Intake::Paused)
             && vring.pending(memory).is_ok_and(|pending| pending > 0);
-        let result = match bus.step(memory, &mut shared.scratch, follows, &mut shared.now) {
-            Ok(Step::More) => return Ok(Turn::Again),
-            Ok(Step::Until(at)) => return Ok(Turn::At(at)),
-            Ok(Step::Done { kept }) => {
-                self.holding = kept.then_some(index);
-                self.tally.count_wire(chip_select, whole);
-                TransResult::TransOk
-            }
-            Err(error) => {
-                self.holding = None;
-                self.report(&error, index, chip_select, shared);
-                TransResult::TransErr
-            }
-        };
+        let (scratch, now) = (&mut shared.scratch, &mut shared.now);
+        match bus.step(transfer, &self.store, memory, scratch, follows, now) {
+            Ok(Step::More) => Ok(Turn::Again),
+            Ok(Step::Until(at)) => Ok(Turn::At(at)),
+            Ok(Step::Done { .. }) => self.end(guest, bus, Ok(())),
+            Err(error) => self.end(guest, bus, Err(error)),
+        }
+    }
+
+    /// The request on the way is over.
+    fn end(
+        &mut self,
+        guest: &mut Guest,
+        bus: &mut Bus,
+        transferred: Result<(), TransferError>,
+    ) -> Result<Turn, Stop> {
         let Some(active) = self.active.take() else {
             return Ok(Turn::Again);
         };
+        let (transfer, chip_select) = (active.transfer, active.chip_select);
+        let result = match transferred {
+            Ok(()) => {
+                self.tally.count_wire(chip_select, transfer.whole());
+                TransResult::TransOk
+            }
+            Err(error) => {
+                if let Some(name) = bus.note_failure(transfer.claim.device, &error) {
+                    let (cs, device) = (ChipSelect(chip_select), Quoted(&name));
+                    let what = format_args!("{cs} device={device} request failed");
+                    self.log(error.level(), what, &error);
+                }
+                TransResult::TransErr
+            }
+        };
         let turn = self.finish(guest, active.answer, chip_select, result)?;
-        Ok(if self.paused { Turn::Control } else { turn })
+        Ok(self.after_request(turn))
     }
 
-    fn report(
-        &mut self,
-        error: &TransferError,
-        bus: usize,
-        chip_select: Option<u8>,
-        shared: &mut Shared,
-    ) {
-        let down =
-            matches!(error, TransferError::Ioctl(e) if e.raw_os_error() == Some(libc::ESHUTDOWN));
-        let name = shared
-            .buses
-            .get_mut(bus)
-            .and_then(|bus| bus.note_failure(down));
-        if let Some(name) = name {
-            let (cs, device) = (ChipSelect(chip_select), Quoted(&name));
-            let what = format_args!("{cs} device={device} request failed");
-            self.log(error.level(), what, error);
+    /// What a turn that ended a request comes to: a message may have waited for that.
+    fn after_request(&self, turn: Turn) -> Turn {
+        match self.intake {
+            Intake::Open => turn,
+            Intake::Paused | Intake::Stopping | Intake::Ended => Turn::Control,
         }
     }
 
-    /// Something waits for the request on the way: no other begins. It may come to its end if it
+    /// A message waits for the request on the way: no other begins. It may come to its end if it
     /// has at most [`GRACE`] to go. Returns whether there is none any more; then the driver was told
     /// of all that went before.
     ///
     /// # Errors
     /// The call eventfd blocked.
     pub fn pause(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        let bus = self
-            .active
-            .as_ref()
-            .and_then(|active| shared.buses.get(active.bus));
-        let transfer = bus.and_then(|bus| bus.running_for(self.number));
-        self.paused = transfer.is_some_and(|transfer| transfer.remaining(shared.now) <= GRACE);
-        if self.paused {
+        if self.is_finishing(Intake::Paused, shared.now) {
             return Ok(false);
         }
         if self.is_active() {
@@ -400,12 +417,21 @@ impl Requestq {
     /// # Errors
     /// The call eventfd blocked.
     pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        self.stopping = true;
-        let over = self.pause(guest, shared)?;
-        if over {
-            self.abort(guest, shared)?;
+        if self.is_finishing(Intake::Stopping, shared.now) {
+            return Ok(false);
         }
-        Ok(over)
+        self.abort(guest, shared)?;
+        Ok(true)
+    }
+
+    /// Whether the request on the way may come to its end: with this intake until then.
+    fn is_finishing(&mut self, intake: Intake, now: Instant) -> bool {
+        let active = self.active.as_ref();
+        let finishing = active.is_some_and(|active| active.transfer.remaining(now) <= GRACE);
+        if self.intake != Intake::Ended {
+            self.intake = if finishing { intake } else { Intake::Open };
+        }
+        finishing
     }
 
     /// Ends the request on the way with `TRANS_ERR`, releases chip select, and tells the driver
@@ -414,49 +440,48 @@ impl Requestq {
     /// # Errors
     /// The call eventfd blocked.
     pub fn abort(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<(), SessionError> {
-        self.paused = false;
-        self.stopping = false;
-        self.holding = None;
-        self.waits_since = None;
-        for bus in &mut shared.buses {
-            bus.abort(self.number, &mut shared.now);
+        if self.intake != Intake::Ended {
+            self.intake = Intake::Open;
         }
-        if let Some(active) = self.active.take() {
+        self.waits_since = None;
+        let active = self.active.take();
+        if let Some(active) = &active
+            && let Some(bus) = shared.buses.get_mut(active.bus)
+        {
+            bus.abandon(&active.transfer, &mut shared.now);
+        }
+        for bus in &mut shared.buses {
+            bus.leave(self.number, &mut shared.now);
+        }
+        if let Some(active) = active {
             self.log_failure(active.chip_select, &TransferError::Aborted);
+            let (answer, chip_select) = (active.answer, active.chip_select);
             // The ring may be gone with its front-end: then there is nobody to answer.
-            let _ = self.finish(
-                guest,
-                active.answer,
-                active.chip_select,
-                TransResult::TransErr,
-            );
+            let _ = self.finish(guest, answer, chip_select, TransResult::TransErr);
         }
         guest.vring.notify(&guest.memory)
     }
 
     /// Releases what is held only for the sake of a queued request, of which there is none.
-    fn release_unless_followed(&mut self, shared: &mut Shared) {
+    fn release_unless_followed(&self, shared: &mut Shared) {
         if self.grant.policy == HoldPolicy::Queued {
-            self.release(shared);
+            self.release_holds(None, shared);
         }
     }
 
-    /// Releases the chip select that this guest holds; `false` if that takes until the bus says so.
-    fn release(&mut self, shared: &mut Shared) -> bool {
-        let held = self.holding.and_then(|index| shared.buses.get_mut(index));
-        let released = held.is_none_or(|bus| bus.release(self.number, &mut shared.now));
-        if released {
-            self.holding = None;
-        }
-        released
-    }
-
-    /// Waits for the bus on which this guest's own hold is ending.
-    fn wait(&mut self, shared: &mut Shared) -> Turn {
-        if let Some(bus) = self.holding.and_then(|index| shared.buses.get_mut(index)) {
-            bus.wait(self.number);
-        }
-        Turn::Idle
+    /// Releases the chip select that this guest holds on a bus other than `goes_on`. Returns that
+    /// bus where the hold delay is not over yet.
+    fn release_holds<'s>(
+        &self,
+        goes_on: Option<usize>,
+        shared: &'s mut Shared,
+    ) -> Option<&'s mut Bus> {
+        let now = &mut shared.now;
+        let mut buses = shared.buses.iter_mut().enumerate();
+        buses.find_map(|(index, bus)| {
+            let released = Some(index) == goes_on || bus.release_for(self.number, now);
+            (!released).then_some(bus)
+        })
     }
 }
 

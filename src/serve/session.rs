@@ -55,8 +55,6 @@ pub struct Session {
     /// Its messages wait for the kernel to take what was thrown away.
     held_up: bool,
     offences: Offences,
-    /// When the next turn is due without an event.
-    pub wake_at: Option<Instant>,
     /// When the socket, which rests, is to listen again.
     pub listen_at: Option<Instant>,
 }
@@ -83,7 +81,6 @@ impl Session {
             requestq: Requestq::new(index, grant),
             held_up: false,
             offences: Offences::default(),
-            wake_at: None,
             listen_at: None,
         };
         match socket {
@@ -346,7 +343,7 @@ impl Session {
     /// Begins no other request, and ends the one on the way unless it is short. For the end of the
     /// daemon.
     pub fn wind_up(&mut self, shared: &mut Shared) {
-        self.requestq.end();
+        self.requestq.stop_accepting();
         if let Some(connection) = &self.connection {
             // An eventfd that blocks has done so for the last time.
             let _ = self.requestq.stop(&mut connection.backend.guest(), shared);
@@ -383,7 +380,6 @@ impl Session {
     pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> bool {
         deferred_close::set_owner(self.index);
         self.log_end(error);
-        self.wake_at = None;
         self.listen_at = self
             .rest(error)
             .and_then(|rest| Instant::now().checked_add(rest));
@@ -419,7 +415,7 @@ impl Session {
         match error {
             SessionError::CallBlocked => {
                 // Each such connection costs all guests a tick of the watchdog.
-                write_timeout::hasten();
+                write_timeout::shorten();
                 Some(self.offences.note_blocked(Instant::now()))
             }
             SessionError::Host(_) | SessionError::Uncollected => Some(PAUSE),

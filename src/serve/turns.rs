@@ -1,4 +1,5 @@
-//! Whose turn it is: a queue in which nobody is passed twice by the same other.
+//! Whose turn it is, now or at a moment to come: a queue in which nobody is passed twice by the same
+//! other.
 //!
 //! Those for whom something happened (an event, the end of a wait) go before those who had a turn
 //! and have more to do, so that a message or a first request does not wait for the rest of a flood.
@@ -19,6 +20,8 @@ struct Due {
     queued_at: u64,
     /// What the clock showed then.
     since: Instant,
+    /// When it is to have a turn without an event.
+    wake_at: Option<Instant>,
 }
 
 /// A turn of a session.
@@ -39,6 +42,9 @@ pub struct Turns {
     fresh: VecDeque<usize>,
     /// They had a turn and have more to do.
     again: VecDeque<usize>,
+    /// They wait for a moment, in the order in which they began to: whoever waits longest is first
+    /// where several wait for the same one.
+    sleepers: VecDeque<usize>,
     due: Vec<Due>,
     /// How many turns there have been.
     count: u64,
@@ -53,10 +59,12 @@ impl Turns {
             last_turn: 0,
             queued_at: 0,
             since: now,
+            wake_at: None,
         };
         Self {
             fresh: VecDeque::with_capacity(sessions),
             again: VecDeque::with_capacity(sessions),
+            sleepers: VecDeque::with_capacity(sessions),
             due: vec![due; sessions],
             count: 0,
         }
@@ -84,6 +92,46 @@ impl Turns {
     pub fn queue_again(&mut self, number: usize, control: bool, now: Instant) {
         if self.must_queue(number, control, now) {
             self.again.push_back(number);
+        }
+    }
+
+    /// A session is to have a turn at `at`, and not at what it asked for before.
+    pub fn sleep(&mut self, number: usize, at: Instant) {
+        if let Some(due) = self.due.get_mut(number)
+            && due.wake_at.replace(at).is_none()
+        {
+            self.sleepers.push_back(number);
+        }
+    }
+
+    /// A session is to have no turn at a moment to come.
+    pub fn forget_sleep(&mut self, number: usize) {
+        if let Some(due) = self.due.get_mut(number)
+            && due.wake_at.take().is_some()
+        {
+            self.sleepers.retain(|&sleeper| sleeper != number);
+        }
+    }
+
+    /// When the first of those who wait for a moment is to have its turn.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let sleepers = self.sleepers.iter();
+        let moments = sleepers.filter_map(|&number| self.due.get(number)?.wake_at);
+        moments.min()
+    }
+
+    /// Queues all whose moment has come.
+    pub fn wake(&mut self, now: Instant) {
+        for _ in 0..self.sleepers.len() {
+            let Some(number) = self.sleepers.pop_front() else {
+                return;
+            };
+            let due = self.due.get_mut(number);
+            if due.is_some_and(|due| due.wake_at.take_if(|at| *at <= now).is_some()) {
+                self.queue(number, false, now);
+            } else {
+                self.sleepers.push_back(number);
+            }
         }
     }
 
@@ -163,5 +211,32 @@ mod tests {
         assert_eq!(turns.len(), 1);
         assert_eq!(take(&mut turns), Some((0, true)));
         assert_eq!(take(&mut turns), None);
+    }
+
+    #[test]
+    fn turns_of_sleepers_come_at_their_moments_whoever_was_first() {
+        let start = Instant::now();
+        let at = |ms| start + std::time::Duration::from_millis(ms);
+        for order in [[0, 1, 2], [2, 1, 0]] {
+            let mut turns = Turns::new(3, start);
+            // The first of them changes its mind.
+            turns.sleep(order[0], at(50));
+            for number in order {
+                let ms = [10, 20, 10][number];
+                turns.sleep(number, at(ms));
+            }
+            assert_eq!(turns.next_wake(), Some(at(10)));
+            turns.wake(at(9));
+            assert_eq!(take(&mut turns), None);
+            turns.wake(at(10));
+            let both = order.into_iter().filter(|&number| number != 1);
+            let woken: Vec<_> = both.map(|number| Some((number, false))).collect();
+            assert_eq!([take(&mut turns), take(&mut turns)], woken[..]);
+            assert_eq!(take(&mut turns), None);
+            assert_eq!(turns.next_wake(), Some(at(20)));
+            turns.forget_sleep(1);
+            turns.wake(at(20));
+            assert_eq!((take(&mut turns), turns.next_wake()), (None, None));
+        }
     }
 }

@@ -5,15 +5,16 @@
 //! device go out with two of them selected. So while a hold lasts nobody else gets the bus, and
 //! the owner's own next request either continues the assertion or releases it first.
 //!
-//! Invariant: chip select is asserted only while there is a transfer or a hold. Must not: know
-//! rings.
+//! Invariant: chip select is asserted only while the bus is `Running` or `Held`; a line that could
+//! not be released is released before anything else happens on the bus. Must not: know rings.
+//! Called by `requestq`, and by `event_loop` for what time brings.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::error::TransferError;
-use crate::spi::device::Device;
-use crate::spi::hold::{Claim, Hold, HoldTerms};
+use crate::spi::device::{Device, Line};
+use crate::spi::hold::{Claim, Hold};
 use crate::spi::message::Scratch;
 use crate::spi::request::Store;
 use crate::spi::transfer::{Step, Transfer};
@@ -22,11 +23,8 @@ use crate::virtqueue::memory::Memory;
 /// Whether a request may go on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Now; and whether it goes on in an assertion that the guest holds.
-    Free {
-        /// Chip select is asserted already.
-        continues: bool,
-    },
+    /// Now.
+    Free,
     /// When the bus is free: the guest is to wait for it.
     Busy,
     /// Not before this moment.
@@ -37,13 +35,20 @@ pub enum Access {
     Stuck,
 }
 
+/// Who has the wire.
 #[derive(Debug)]
-struct Running {
-    claim: Claim,
-    terms: HoldTerms,
-    transfer: Transfer,
-    /// When it began.
-    began: Instant,
+enum State {
+    /// Nobody.
+    Free,
+    /// Nobody; the guest that waited longest is next, unless it does not use its turn.
+    Reserved(usize),
+    /// A transfer in progress; chip select was asserted for it, or for the one that it continues.
+    Running {
+        /// Since when.
+        asserted_at: Instant,
+    },
+    /// A guest between two requests.
+    Held(Hold),
 }
 
 /// A controller.
@@ -53,16 +58,10 @@ pub struct Bus {
     pub devices: Vec<Device>,
     /// Name of a device of the controller that is not this daemon's: nothing may be held beside it.
     pub neighbour: Option<&'static str>,
-    store: Box<Store>,
-    running: Option<Running>,
-    hold: Option<Hold>,
+    state: State,
     /// For each guest whose hold ran out or was cut: the device and mode, until its next request.
     cuts: Vec<Option<(usize, u32)>>,
     waiters: VecDeque<usize>,
-    /// The guest that the bus is kept for until it has had a turn.
-    promised: Option<usize>,
-    /// The device of the last transfer.
-    last_used: usize,
 }
 
 impl Bus {
@@ -71,82 +70,68 @@ impl Bus {
         Self {
             devices,
             neighbour,
-            store: Box::default(),
-            running: None,
-            hold: None,
+            state: State::Free,
             cuts: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
-            promised: None,
-            last_used: 0,
         }
     }
 
     /// Whether a request with this claim may begin; releases the guest's own hold if it does not
     /// continue it.
     pub fn access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
-        let promised_to_another = self.promised.is_some_and(|guest| guest != claim.guest);
-        if self.running.is_some() || promised_to_another {
-            return Access::Busy;
-        }
-        if let Some(hold) = &self.hold {
-            if hold.claim.guest != claim.guest || hold.ending {
+        match &self.state {
+            State::Running { .. } => return Access::Busy,
+            State::Reserved(guest) if *guest != claim.guest => return Access::Busy,
+            State::Held(hold) if hold.claim.guest != claim.guest || hold.ending => {
                 return Access::Busy;
             }
-            let continues = hold.is_continued_by(claim);
-            let for_read = hold.terms.for_read;
-            let overdue = !self.waiters.is_empty() && hold.is_overdue(*now);
-            if continues && !overdue {
-                return Access::Free { continues: true };
+            State::Held(hold) => {
+                let continues = hold.is_continued_by(claim);
+                let for_read = hold.claim.terms.for_read;
+                let overdue = !self.waiters.is_empty() && hold.cap_total() <= *now;
+                if continues && !overdue {
+                    return Access::Free;
+                }
+                let released = self.end_hold(now);
+                if continues && !for_read {
+                    return Access::HoldCut;
+                }
+                if overdue || !released {
+                    return Access::Busy;
+                }
             }
-            let released = self.end_hold(now);
-            if continues && !for_read {
-                return Access::HoldCut;
-            }
-            if overdue || !released {
-                return Access::Busy;
-            }
+            State::Free | State::Reserved(_) => (),
         }
         let cut = self.cuts.get_mut(claim.guest).and_then(Option::take);
         if cut == Some((claim.device, claim.mode)) {
             return Access::HoldCut;
         }
-        if !self.release_stuck(now) {
+        if !self.release_lines(now) {
             return Access::Stuck;
         }
         let device = self.devices.get_mut(claim.device);
         match device.and_then(|device| device.inactive_until(*now)) {
             Some(at) => Access::NotBefore(at),
-            None => Access::Free { continues: false },
+            None => Access::Free,
         }
     }
 
-    /// Releases lines that could not be released before.
-    fn release_stuck(&mut self, now: &mut Instant) -> bool {
-        let mut stuck = self.devices.iter_mut().filter(|device| device.is_stuck());
-        stuck.all(|device| device.release(now).is_ok())
+    /// Releases lines that could not be released before, as far as it goes; whether all are.
+    fn release_lines(&mut self, now: &mut Instant) -> bool {
+        let mut devices = self.devices.iter_mut();
+        devices.all(|device| device.release(now).is_ok())
     }
 
-    /// Gives the bus `now` to a transfer whose segments are in `store`, which is exchanged for another.
-    pub fn begin(
-        &mut self,
-        claim: Claim,
-        terms: HoldTerms,
-        transfer: Transfer,
-        store: &mut Box<Store>,
-        now: Instant,
-    ) {
-        std::mem::swap(&mut self.store, store);
-        self.last_used = claim.device;
+    /// Gives the bus to the transfer that [`Bus::access`] found it free for.
+    pub fn begin(&mut self, claim: &Claim, now: Instant) {
+        let asserted_at = match &self.state {
+            State::Held(hold) => hold.asserted_at,
+            State::Free | State::Reserved(_) | State::Running { .. } => now,
+        };
+        self.state = State::Running { asserted_at };
         if let Some(device) = self.devices.get_mut(claim.device) {
-            device.last_guest = Some(claim.guest);
-            device.unsettled = false;
+            device.set_user(claim.guest);
         }
-        self.running = Some(Running {
-            claim,
-            terms,
-            began: now,
-            transfer,
-        });
     }
 
     /// Makes the next step of the transfer in progress. After `Done` and errors the bus is free or
@@ -156,132 +141,112 @@ impl Bus {
     /// The transfer failed; chip select was released.
     pub fn step(
         &mut self,
+        transfer: &mut Transfer,
+        store: &Store,
         memory: &Memory,
         scratch: &mut Scratch,
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
-        let Some(running) = &mut self.running else {
+        let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
-        let claim = running.claim;
-        let Some(device) = self.devices.get_mut(claim.device) else {
-            return Err(TransferError::Aborted);
-        };
-        let step = running
-            .transfer
-            .step(device, &self.store, memory, scratch, follows, now);
+        let step = transfer.step(device, store, memory, scratch, follows, now);
         match step {
             Ok(Step::More | Step::Until(_)) => (),
-            Ok(Step::Done { kept: true }) => {
-                device.down = false;
-                self.keep(*now);
+            Ok(Step::Done { kept }) => {
+                device.set_down(false);
+                if kept {
+                    self.hold(transfer, *now);
+                } else {
+                    // Released by the last message itself.
+                    device.start_inactive_delay(transfer.head.cs_change_delay_inactive_ns, *now);
+                    self.state = State::Free;
+                }
             }
-            Ok(Step::Done { kept: false }) => {
-                device.down = false;
-                // Released by the last message itself.
-                let inactive = running.transfer.head.cs_change_delay_inactive_ns;
-                device.start_inactive_delay(inactive, *now);
-                self.running = None;
-                self.hold = None;
-            }
-            Err(ref error) => self.drop_transfer(Some(error), now),
+            Err(_) => self.abandon(transfer, now),
         }
         step
     }
 
     /// The last message left chip select asserted.
-    fn keep(&mut self, now: Instant) {
-        let Some(running) = self.running.take() else {
+    fn hold(&mut self, transfer: &Transfer, now: Instant) {
+        let State::Running { asserted_at } = self.state else {
             return;
         };
-        let held = self.hold.take();
-        let asserted_at = held.map_or(running.began, |hold| hold.asserted_at);
-        let head = running.transfer.head;
-        let hold_delay = Duration::from_nanos(head.cs_delay_hold_ns.into());
-        self.hold = Some(Hold {
-            claim: running.claim,
-            terms: running.terms,
+        self.state = State::Held(Hold {
+            claim: transfer.claim,
             asserted_at,
-            until: now.checked_add(running.terms.timeout).unwrap_or(now),
-            earliest_release: (!hold_delay.is_zero())
-                .then(|| now.checked_add(hold_delay))
-                .flatten(),
-            inactive_ns: head.cs_change_delay_inactive_ns,
+            ended_at: now,
+            hold_delay: Duration::from_nanos(transfer.head.cs_delay_hold_ns.into()),
+            inactive_ns: transfer.head.cs_change_delay_inactive_ns,
             ending: false,
         });
     }
 
-    /// Ends the transfer in progress, and releases chip select where it may be asserted.
-    fn drop_transfer(&mut self, error: Option<&TransferError>, now: &mut Instant) {
-        let Some(running) = self.running.take() else {
-            return;
-        };
-        let held = self.hold.take().is_some();
-        if let Some(device) = self.devices.get_mut(running.claim.device)
-            && (held || running.transfer.is_on_wire())
-        {
-            // If it fails, it is done before anything else on this bus.
-            if device.release(now).is_err() && !running.transfer.may_be_asserted(error) {
-                device.set_unstuck();
-            }
-            device.start_inactive_delay(running.transfer.head.cs_change_delay_inactive_ns, *now);
-        }
+    /// Ends the transfer in progress before its end, and releases chip select where it may be
+    /// asserted.
+    pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
+        self.state = State::Free;
+        let inactive_ns = transfer.head.cs_change_delay_inactive_ns;
+        self.release(transfer.claim.device, inactive_ns, now);
     }
 
-    /// Takes the bus from `guest`: a transfer in progress ends, a hold is released at once, and the
-    /// devices that it used last go back to the mode that they were found in.
-    pub fn abort(&mut self, guest: usize, now: &mut Instant) {
-        self.waiters.retain(|&waiter| waiter != guest);
-        self.forget_promise(guest);
-        self.forget_cut(guest);
-        if self.running_for(guest).is_some() {
-            self.drop_transfer(None, now);
-        } else if let Some(hold) = self.hold.take_if(|hold| hold.claim.guest == guest)
-            && let Some(device) = self.devices.get_mut(hold.claim.device)
+    /// Releases a device, whose inactive delay begins if it was not released already.
+    fn release(&mut self, device: usize, inactive_ns: u32, now: &mut Instant) {
+        if let Some(device) = self.devices.get_mut(device)
+            && device.line() != Line::Released
         {
             // If it fails, it is done before anything else on this bus.
             let _ = device.release(now);
-            device.start_inactive_delay(hold.inactive_ns, *now);
+            device.start_inactive_delay(inactive_ns, *now);
+        }
+    }
+
+    /// `guest` is gone, or its ring stopped: it neither waits nor holds any more, and the devices
+    /// that it used last go back to the mode that they were found in. Its transfer was
+    /// [abandoned](Bus::abandon).
+    pub fn leave(&mut self, guest: usize, now: &mut Instant) {
+        self.waiters.retain(|&waiter| waiter != guest);
+        self.clear_reservation(guest);
+        self.forget_cut(guest);
+        if let State::Held(hold) = &self.state
+            && hold.claim.guest == guest
+        {
+            let (device, inactive_ns) = (hold.claim.device, hold.inactive_ns);
+            self.state = State::Free;
+            self.release(device, inactive_ns, now);
         }
         for device in &mut self.devices {
-            if device.last_guest.take_if(|last| *last == guest).is_some() {
-                device.unsettled = true;
-            }
+            device.forget_user(guest);
         }
-        self.settle();
+        self.restore_idle_modes();
     }
 
     /// Puts devices whose guests have left back into their mode, unless chip select of any device
     /// is asserted: writing a mode may touch the lines of all.
-    fn settle(&mut self) {
-        let stuck = self.devices.iter().any(Device::is_stuck);
-        if self.running.is_none() && self.hold.is_none() && !stuck {
-            self.devices.iter_mut().for_each(Device::settle);
+    fn restore_idle_modes(&mut self) {
+        let mut devices = self.devices.iter_mut();
+        let is_free = matches!(self.state, State::Free | State::Reserved(_));
+        if is_free && devices.all(|device| device.line() == Line::Released) {
+            self.devices.iter_mut().for_each(Device::restore_idle_mode);
         }
     }
 
     /// Releases all lines that can be; for the end, when nobody uses the bus any more.
-    pub fn release_all(&mut self) {
-        let mut now = Instant::now();
-        for device in self.devices.iter_mut().filter(|device| device.is_stuck()) {
+    pub fn release_all(&mut self, now: &mut Instant) {
+        for device in &mut self.devices {
             // There is nothing left to do about a device that refuses.
-            let _ = device.release(&mut now);
+            let _ = device.release(now);
         }
     }
 
-    /// Notes that the last transfer failed; the device's name if the log is to have it: a device
-    /// that is gone or suspended (`down`) says so once.
-    pub fn note_failure(&mut self, down: bool) -> Option<&str> {
-        let device = self.devices.get_mut(self.last_used)?;
-        let known = std::mem::replace(&mut device.down, down);
-        (!(down && known)).then_some(&device.name)
-    }
-
-    /// The transfer that `guest` has in progress.
-    pub fn running_for(&self, guest: usize) -> Option<&Transfer> {
-        let running = self.running.as_ref()?;
-        (running.claim.guest == guest).then_some(&running.transfer)
+    /// Notes that a transfer to `device` failed; the device's name if the log is to have it: a device
+    /// that is gone or suspended says so once.
+    pub fn note_failure(&mut self, device: usize, error: &TransferError) -> Option<&str> {
+        let device = self.devices.get_mut(device)?;
+        let known = device.set_down(error.is_shutdown());
+        (!known).then_some(&device.name)
     }
 
     fn forget_cut(&mut self, guest: usize) {
@@ -292,29 +257,25 @@ impl Bus {
 
     /// The guest goes on elsewhere: releases what it holds here; `false` if its hold delay is not
     /// over and `deadline` will do it.
-    pub fn release(&mut self, guest: usize, now: &mut Instant) -> bool {
+    pub fn release_for(&mut self, guest: usize, now: &mut Instant) -> bool {
         self.forget_cut(guest);
-        match &self.hold {
-            Some(hold) if hold.claim.guest == guest && self.running.is_none() => self.end_hold(now),
-            Some(_) | None => true,
+        match &self.state {
+            State::Held(hold) if hold.claim.guest == guest => self.end_hold(now),
+            State::Held(_) | State::Free | State::Reserved(_) | State::Running { .. } => true,
         }
     }
 
     fn end_hold(&mut self, now: &mut Instant) -> bool {
-        let Some(hold) = &mut self.hold else {
+        let State::Held(hold) = &mut self.state else {
             return true;
         };
-        if let Some(at) = hold.earliest_release.filter(|&at| at > *now) {
+        if hold.releasable_at() > *now {
             hold.ending = true;
-            hold.until = at;
             return false;
         }
-        if let Some(device) = self.devices.get_mut(hold.claim.device) {
-            // If it fails, it is done before anything else on this bus.
-            let _ = device.release(now);
-            device.start_inactive_delay(hold.inactive_ns, *now);
-        }
-        self.hold = None;
+        let (device, inactive_ns) = (hold.claim.device, hold.inactive_ns);
+        self.state = State::Free;
+        self.release(device, inactive_ns, now);
         true
     }
 
@@ -325,51 +286,58 @@ impl Bus {
         }
     }
 
-    /// The guest that has waited longest, once the bus is free: it is kept for that guest's next
-    /// turn.
+    /// The guest that has waited longest, once the bus is free, which is reserved for that guest's
+    /// next turn.
     pub fn next_waiter(&mut self) -> Option<usize> {
-        if self.running.is_some() || self.hold.is_some() || self.promised.is_some() {
+        let State::Free = self.state else {
             return None;
-        }
-        self.settle();
-        self.promised = self.waiters.pop_front();
-        self.promised
+        };
+        self.restore_idle_modes();
+        let guest = self.waiters.pop_front()?;
+        self.state = State::Reserved(guest);
+        Some(guest)
     }
 
-    /// `guest` has had its turn.
-    pub fn forget_promise(&mut self, guest: usize) {
-        self.promised.take_if(|promised| *promised == guest);
+    /// `guest` has had its turn: a bus that was reserved for it and that it did not take is free.
+    pub fn clear_reservation(&mut self, guest: usize) {
+        if matches!(self.state, State::Reserved(reserved_for) if reserved_for == guest) {
+            self.state = State::Free;
+        }
     }
 
     /// When the bus needs the loop again though nothing happens: a hold runs out.
     pub fn deadline(&self) -> Option<Instant> {
-        match (&self.running, &self.hold) {
-            (None, Some(hold)) => Some(hold.ends_at(!self.waiters.is_empty())),
-            (Some(_), _) | (None, None) => None,
+        match &self.state {
+            State::Held(hold) => Some(hold.ends_at(!self.waiters.is_empty())),
+            State::Free | State::Reserved(_) | State::Running { .. } => None,
         }
     }
 
-    /// The guest whose hold has run out, but is not overdue: it goes on with a request that the
-    /// guest has queued by now.
-    pub fn may_go_on(&self, now: Instant) -> Option<usize> {
-        let hold = self.hold.as_ref()?;
+    /// Ends a hold that has run out. It goes on where `has_request` says that its guest, which is
+    /// returned, has queued a request by now, unless others have waited too long.
+    pub fn expire(
+        &mut self,
+        now: &mut Instant,
+        has_request: impl FnOnce(usize) -> bool,
+    ) -> Option<usize> {
         let others_wait = !self.waiters.is_empty();
-        let has_run_out = self.deadline().is_some_and(|at| at <= now);
-        (has_run_out && !hold.ending && !(others_wait && hold.is_overdue(now)))
-            .then_some(hold.claim.guest)
-    }
-
-    /// Ends a hold that has run out.
-    pub fn expire(&mut self, now: &mut Instant) {
-        if self.deadline().is_none_or(|at| at > *now) {
-            return;
+        let State::Held(hold) = &self.state else {
+            return None;
+        };
+        let (claim, ending) = (hold.claim, hold.ending);
+        if hold.ends_at(others_wait) > *now {
+            return None;
         }
-        if let Some(hold) = &self.hold
-            && !(hold.terms.for_read || hold.ending)
-            && let Some(cut) = self.cuts.get_mut(hold.claim.guest)
+        let overdue = others_wait && hold.cap_total() <= *now;
+        if !(ending || overdue) && has_request(claim.guest) {
+            return Some(claim.guest);
+        }
+        if !(ending || claim.terms.for_read)
+            && let Some(cut) = self.cuts.get_mut(claim.guest)
         {
-            *cut = Some((hold.claim.device, hold.claim.mode));
+            *cut = Some((claim.device, claim.mode));
         }
         self.end_hold(now);
+        None
     }
 }

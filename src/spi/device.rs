@@ -55,13 +55,32 @@ pub struct Device {
     /// The earliest start of the next transfer, for the sake of an inactive delay.
     not_before: Option<Instant>,
     /// It failed with `ESHUTDOWN` last time, and the log says so already.
-    pub down: bool,
-    /// Its chip select could not be released.
-    stuck: bool,
-    /// The guest that used it last.
-    pub last_guest: Option<usize>,
-    /// That guest has left, and the device's mode is still as it used it.
-    pub unsettled: bool,
+    down: bool,
+    line: Line,
+    mode_of: ModeOf,
+}
+
+/// The chip select line, as far as its device's messages tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// Nothing is selected.
+    Released,
+    /// A message failed since the device was gone or suspended: it was not touched. A release is
+    /// tried all the same, and if that fails too, the line counts as released.
+    Untouched,
+    /// It is, or may be, asserted.
+    Asserted,
+}
+
+/// Whose mode a device is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ModeOf {
+    /// Nobody's: as found, with its lanes.
+    Nobody,
+    /// That of the guest that used it last.
+    Guest(usize),
+    /// That of a guest that has left: the idle mode is to be restored.
+    RestorePending,
 }
 
 impl Device {
@@ -103,9 +122,8 @@ impl Device {
             fixed_mode: 0,
             not_before: None,
             down: false,
-            stuck: false,
-            last_guest: None,
-            unsettled: false,
+            line: Line::Released,
+            mode_of: ModeOf::Nobody,
         };
         if let DevicePath::Spidev(path) = &config.path {
             let mut spidev = Spidev::open(path, others.iter().filter_map(|other| other.spidev()))?;
@@ -188,42 +206,66 @@ impl Device {
         }
     }
 
-    /// Releases the chip select; `now` moves on by the time that this takes.
+    /// The chip select line.
+    pub fn line(&self) -> Line {
+        self.line
+    }
+
+    /// Sets what a message makes of the line.
+    pub fn set_line(&mut self, line: Line) {
+        self.line = line;
+    }
+
+    /// Releases the chip select, unless it is released; `now` moves on by the time that this takes.
     ///
     /// # Errors
-    /// The kernel's; the device is then stuck.
+    /// The kernel's; the line is then as it was.
     pub fn release(&mut self, now: &mut Instant) -> io::Result<()> {
-        if let Port::Spidev(spidev) = &mut self.port {
+        if let (Port::Spidev(spidev), Line::Asserted | Line::Untouched) =
+            (&mut self.port, self.line)
+        {
             let mode = spidev.mode();
             let released = spidev.set_mode(mode);
             *now = Instant::now();
-            self.stuck = released.is_err();
-            return released;
+            if self.line == Line::Asserted {
+                released?;
+            }
         }
+        self.line = Line::Released;
         Ok(())
     }
 
-    /// Its chip select could not be released, but was not asserted either.
-    pub fn set_unstuck(&mut self) {
-        self.stuck = false;
+    /// A transfer of `guest` begins.
+    pub fn set_user(&mut self, guest: usize) {
+        self.mode_of = ModeOf::Guest(guest);
     }
 
-    /// Whether its chip select may be asserted though nobody holds it.
-    pub fn is_stuck(&self) -> bool {
-        self.stuck
+    /// `guest` has left: the idle mode is to be restored if the device is in that guest's.
+    pub fn forget_user(&mut self, guest: usize) {
+        if self.mode_of == ModeOf::Guest(guest) {
+            self.mode_of = ModeOf::RestorePending;
+        }
     }
 
-    /// Puts the device into the mode that it is in between guests: as found, with its lanes.
-    /// A failure is left to the next transfer to meet.
-    pub fn settle(&mut self) {
-        if std::mem::take(&mut self.unsettled)
-            && let Port::Spidev(spidev) = &mut self.port
-        {
+    /// Puts the device back into its idle mode, if that is pending. A failure is left to the next
+    /// transfer to meet.
+    pub fn restore_idle_mode(&mut self) {
+        if self.mode_of != ModeOf::RestorePending {
+            return;
+        }
+        self.mode_of = ModeOf::Nobody;
+        if let Port::Spidev(spidev) = &mut self.port {
             let mode = spidev.idle_mode();
             if spidev.mode() != mode {
                 let _ = spidev.set_mode(mode);
             }
         }
+    }
+
+    /// Notes whether a transfer failed since the device is gone or suspended. Returns whether this
+    /// is the news of last time.
+    pub fn set_down(&mut self, down: bool) -> bool {
+        std::mem::replace(&mut self.down, down) && down
     }
 
     /// Keeps chip select released for `inactive_ns` after `now`.
@@ -334,9 +376,8 @@ mod tests {
             bufsiz: 4096,
             not_before: None,
             down: false,
-            stuck: false,
-            last_guest: None,
-            unsettled: false,
+            line: Line::Released,
+            mode_of: ModeOf::Nobody,
         };
         let head = |mode| TransferHead {
             mode,

@@ -13,6 +13,8 @@ pub struct Claim {
     pub mode: u32,
     /// It has rx and no tx.
     pub only_reads: bool,
+    /// For how long and how it may hold chip select.
+    pub terms: HoldTerms,
 }
 
 /// For how long and how a guest may hold chip select.
@@ -29,44 +31,54 @@ pub struct HoldTerms {
 /// Chip select that stays asserted between two requests.
 #[derive(Debug)]
 pub struct Hold {
-    /// What the request that holds had claimed.
+    /// What the last request had claimed.
     pub claim: Claim,
-    /// The guest's terms.
-    pub terms: HoldTerms,
     /// When the first request of the assertion began.
     pub asserted_at: Instant,
-    /// When its time-out is over, or its hold delay where it is ending.
-    pub until: Instant,
-    /// The hold delay of the request that holds is over only then.
-    pub earliest_release: Option<Instant>,
-    /// Nanoseconds that chip select rests when it is released.
+    /// When the last one ended.
+    pub ended_at: Instant,
+    /// That one's hold delay: chip select is not released earlier.
+    pub hold_delay: Duration,
+    /// Nanoseconds of the inactive delay that follows the release.
     pub inactive_ns: u32,
-    /// Nothing continues it any more.
+    /// Nothing continues it any more: it is released when the hold delay is over.
     pub ending: bool,
 }
 
 impl Hold {
     /// Whether a request with this claim goes on in the same assertion.
     pub fn is_continued_by(&self, claim: &Claim) -> bool {
-        self.claim.device == claim.device
+        self.claim.guest == claim.guest
+            && self.claim.device == claim.device
             && self.claim.mode == claim.mode
-            && (claim.only_reads || !self.terms.for_read)
+            && (claim.only_reads || !self.claim.terms.for_read)
+    }
+
+    /// The earliest release.
+    pub fn releasable_at(&self) -> Instant {
+        after(self.ended_at, self.hold_delay)
     }
 
     /// When it ends by itself.
     pub fn ends_at(&self, others_wait: bool) -> Instant {
-        match self.cap() {
-            Some(cap) if others_wait && !self.ending => self.until.min(cap),
-            Some(_) | None => self.until,
+        if self.ending {
+            return self.releasable_at();
+        }
+        let timeout = after(self.ended_at, self.claim.terms.timeout);
+        if others_wait {
+            timeout.min(self.cap_total())
+        } else {
+            timeout
         }
     }
 
-    /// Whether it has lasted as long as it may while others wait.
-    pub fn is_overdue(&self, now: Instant) -> bool {
-        self.cap().is_some_and(|cap| cap <= now)
+    /// When it has lasted as long as it may while others wait.
+    pub fn cap_total(&self) -> Instant {
+        after(self.asserted_at, self.claim.terms.max_total)
     }
+}
 
-    fn cap(&self) -> Option<Instant> {
-        self.asserted_at.checked_add(self.terms.max_total)
-    }
+/// The moment `time` after `at`, or `at` itself where the clock does not reach that far.
+fn after(at: Instant, time: Duration) -> Instant {
+    at.checked_add(time).unwrap_or(at)
 }

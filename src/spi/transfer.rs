@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use crate::error::TransferError;
-use crate::spi::device::{Device, Port};
+use crate::spi::device::{Device, Line, Port};
+use crate::spi::hold::Claim;
 use crate::spi::loopback;
 use crate::spi::message::{Buffer, Common, Message, Scratch};
 use crate::spi::plan::{Budget, MAX_PIECES, Piece, Place, Progress, Segment, Work, plan_message};
@@ -41,66 +42,43 @@ pub enum Step {
     },
 }
 
-/// A request that was accepted.
+/// What bounds the next message.
+struct NextMessage<'s> {
+    work: Work<'s>,
+    budget: Budget,
+    /// A setup delay is in front of it.
+    sets_up: bool,
+}
+
+/// A request that was accepted, and how far it has got.
 #[derive(Debug)]
 pub struct Transfer {
+    /// What it wants of the bus.
+    pub claim: Claim,
     /// The request's head.
     pub head: TransferHead,
-    /// spidev's mode for it.
-    pub mode: u32,
     timing: Timing,
     len: u64,
     word_len: u32,
     keep: Keep,
-    /// It goes on in an assertion of chip select that an earlier request began.
-    continues: bool,
     progress: Progress,
-    /// A message of it was sent, or tried.
-    on_wire: bool,
-    /// Chip select is asserted between its messages.
-    asserted: bool,
     busy_until: Option<Instant>,
 }
 
 impl Transfer {
     /// A transfer that has not begun.
-    pub fn new(request: &Request, timing: Timing, mode: u32, keep: Keep) -> Self {
+    pub fn new(request: &Request, timing: Timing, claim: Claim, keep: Keep) -> Self {
         let head = request.head;
         Self {
+            claim,
             head,
-            mode,
             timing,
             len: request.tx_len.max(request.rx_len),
             word_len: u32::try_from(head.word_len()).unwrap_or(4),
             keep,
-            continues: false,
             progress: Progress::default(),
-            on_wire: false,
-            asserted: false,
             busy_until: None,
         }
-    }
-
-    /// Whether a message of it was sent, or tried.
-    pub fn is_on_wire(&self) -> bool {
-        self.on_wire
-    }
-
-    /// Whether chip select may be asserted after `error`, or between two messages. A device that is
-    /// gone or suspended (`ESHUTDOWN`) was not touched; other errors may come from the wire.
-    pub fn may_be_asserted(&self, error: Option<&TransferError>) -> bool {
-        match error {
-            Some(TransferError::Ioctl(error)) if error.raw_os_error() == Some(libc::ESHUTDOWN) => {
-                self.asserted
-            }
-            Some(_) | None => self.on_wire,
-        }
-    }
-
-    /// Sets whether chip select is asserted already when it begins.
-    pub fn set_continues(&mut self, continues: bool) {
-        self.continues = continues;
-        self.asserted = continues;
     }
 
     /// Releases chip select at its end, whatever the request says.
@@ -132,14 +110,10 @@ impl Transfer {
     /// Whether one message holds all of it.
     pub fn fits_one_message(&self, device: &Device, store: &Store) -> bool {
         let mut progress = Progress::default();
-        let budget = self.budget(device);
-        let planned = plan_message(
-            &self.work(device, store),
-            self.len,
-            &budget,
-            &mut progress,
-            |_| Ok::<(), std::convert::Infallible>(()),
-        );
+        let NextMessage { work, budget, .. } = self.next_message(device, store);
+        let planned = plan_message(&work, self.len, &budget, &mut progress, |_| {
+            Ok::<(), std::convert::Infallible>(())
+        });
         planned.is_ok() && progress.done == self.len
     }
 
@@ -147,7 +121,7 @@ impl Transfer {
     /// moves on by the time that the ioctl takes.
     ///
     /// # Errors
-    /// The transfer is over; chip select may be asserted.
+    /// The transfer is over; the device knows what became of its line.
     pub fn step(
         &mut self,
         device: &mut Device,
@@ -162,37 +136,46 @@ impl Transfer {
                 return Ok(Step::Until(until));
             }
             self.busy_until = None;
-            return Ok(self.after_message(follows));
+            return Ok(self.after_message(device, follows));
         }
-        if !self.on_wire {
-            device.use_mode(self.mode).map_err(TransferError::Ioctl)?;
-        }
+        let mode = self.claim.mode;
+        device.use_mode(mode).map_err(TransferError::Ioctl)?;
+        let before = device.line();
+        let next = self.next_message(device, store);
         // Commit point: below this line the bus has been touched.
-        self.on_wire = true;
-        let budget = self.budget(device);
-        let work = self.work(device, store);
-        match &device.port {
+        device.set_line(Line::Asserted);
+        let sent = match &device.port {
             Port::Spidev(spidev) => {
-                let sent = self.send(spidev, &work, &budget, memory, scratch, follows);
+                let sent = self.send(spidev, &next, memory, scratch, follows);
                 *now = Instant::now();
-                sent?;
-                Ok(self.after_message(follows))
+                sent.map(|()| None)
             }
-            Port::Loopback => {
-                let until = self.echo(&work, &budget, memory, *now)?;
-                self.busy_until = until;
-                Ok(until.map_or(Step::More, Step::Until))
+            Port::Loopback => self.echo(&next, memory, *now),
+        };
+        match sent {
+            Ok(None) => Ok(self.after_message(device, follows)),
+            Ok(Some(until)) => {
+                self.busy_until = Some(until);
+                Ok(Step::Until(until))
+            }
+            Err(error) => {
+                if error.is_shutdown() && before == Line::Released {
+                    device.set_line(Line::Untouched);
+                }
+                Err(error)
             }
         }
     }
 
-    fn after_message(&self, follows: bool) -> Step {
+    fn after_message(&self, device: &mut Device, follows: bool) -> Step {
         if self.progress.done < self.len {
             return Step::More;
         }
-        Step::Done {
-            kept: self.keeps(follows),
+        let kept = self.keeps(follows);
+        if !kept {
+            device.set_line(Line::Released);
         }
+        Step::Done { kept }
     }
 
     fn keeps(&self, follows: bool) -> bool {
@@ -203,32 +186,30 @@ impl Transfer {
         }
     }
 
-    fn work<'a>(&self, device: &Device, store: &'a Store) -> Work<'a> {
-        Work {
-            tx: store.tx(),
-            rx: store.rx(),
-            // Bytes are all the same to the loopback: no word needs to stay whole.
-            word_len: match device.port {
-                Port::Spidev(_) => self.word_len,
-                Port::Loopback => 1,
-            },
-        }
-    }
-
-    fn budget(&self, device: &Device) -> Budget {
+    /// The bounds of the next message. The setup delay is due where chip select is to be asserted,
+    /// and takes a transfer of its own.
+    fn next_message<'s>(&self, device: &Device, store: &'s Store) -> NextMessage<'s> {
+        let sets_up = self.head.cs_setup_ns > 0 && device.line() != Line::Asserted;
         let words = self.timing.words_budget_ns.checked_div(self.timing.word_ns);
         let bytes = words.map(|words| words.saturating_mul(self.word_len.into()));
-        Budget {
-            bufsiz: device.bufsiz,
-            align: device.align(),
-            pieces: MAX_PIECES.saturating_sub(usize::from(self.sets_up())),
-            bytes: bytes.unwrap_or(u64::MAX),
+        NextMessage {
+            work: Work {
+                tx: store.tx(),
+                rx: store.rx(),
+                // Bytes are all the same to the loopback: no word needs to stay whole.
+                word_len: match device.port {
+                    Port::Spidev(_) => self.word_len,
+                    Port::Loopback => 1,
+                },
+            },
+            budget: Budget {
+                bufsiz: device.bufsiz,
+                align: device.align(),
+                pieces: MAX_PIECES.saturating_sub(usize::from(sets_up)),
+                bytes: bytes.unwrap_or(u64::MAX),
+            },
+            sets_up,
         }
-    }
-
-    /// A setup delay is due in front of the next message.
-    fn sets_up(&self) -> bool {
-        self.head.cs_setup_ns > 0 && !self.continues && self.progress.done == 0
     }
 
     fn common(&self) -> Common {
@@ -245,11 +226,10 @@ impl Transfer {
     /// Plans the next message; its length in bytes, which is never 0: each step makes progress.
     fn plan(
         &mut self,
-        work: &Work<'_>,
-        budget: &Budget,
+        next: &NextMessage<'_>,
         emit: impl FnMut(Piece) -> Result<(), TransferError>,
     ) -> Result<u32, TransferError> {
-        match plan_message(work, self.len, budget, &mut self.progress, emit)? {
+        match plan_message(&next.work, self.len, &next.budget, &mut self.progress, emit)? {
             0 => Err(TransferError::NoMessage),
             len => Ok(len),
         }
@@ -258,23 +238,21 @@ impl Transfer {
     fn send(
         &mut self,
         spidev: &Spidev,
-        work: &Work<'_>,
-        budget: &Budget,
+        next: &NextMessage<'_>,
         memory: &Memory,
         scratch: &mut Scratch,
         follows: bool,
     ) -> Result<(), TransferError> {
         let mut message = Message::new(scratch, self.common());
-        let sets_up = self.sets_up();
-        if sets_up {
+        if next.sets_up {
             message.push_delay(usecs(self.head.cs_setup_ns))?;
         }
         let before = self.progress;
         let mut rx_cut = false;
-        self.plan(work, budget, |piece| {
+        self.plan(next, |piece| {
             rx_cut |= matches!(piece.rx, Place::Cut(_));
-            let tx = buffer(memory, work.tx, piece.tx, piece.len)?;
-            let rx = buffer(memory, work.rx, piece.rx, piece.len)?;
+            let tx = buffer(memory, next.work.tx, piece.tx, piece.len)?;
+            let rx = buffer(memory, next.work.rx, piece.rx, piece.len)?;
             message.push(&tx, &rx, piece.len)
         })?;
         let keep = self.progress.done < self.len || self.keeps(follows);
@@ -285,30 +263,26 @@ impl Transfer {
         };
         message.finish(keep, delay);
         spidev.transfer(&message)?;
-        self.asserted = keep;
         if rx_cut {
-            let first = usize::from(sets_up);
-            scatter(work, self.len, budget, before, memory, &message, first)?;
+            scatter(next, self.len, before, memory, &message)?;
         }
         Ok(())
     }
 
     fn echo(
         &mut self,
-        work: &Work<'_>,
-        budget: &Budget,
+        next: &NextMessage<'_>,
         memory: &Memory,
         now: Instant,
     ) -> Result<Option<Instant>, TransferError> {
-        let first = self.progress.done == 0;
-        let len = self.plan(work, budget, |piece| {
-            let tx = buffer(memory, work.tx, piece.tx, piece.len)?;
-            let rx = buffer(memory, work.rx, piece.rx, piece.len)?;
+        let len = self.plan(next, |piece| {
+            let tx = buffer(memory, next.work.tx, piece.tx, piece.len)?;
+            let rx = buffer(memory, next.work.rx, piece.rx, piece.len)?;
             loopback::transfer(&tx, &rx);
             Ok(())
         })?;
         let mut ns = self.timing.wire_ns(len.into(), self.word_len.into());
-        if first && !self.continues {
+        if next.sets_up {
             ns = ns.saturating_add(self.head.cs_setup_ns.into());
         }
         if self.progress.done == self.len {
@@ -357,15 +331,14 @@ fn buffer<'m>(
 /// Puts the words that were received into our own storage where they belong, by planning the same
 /// message once more.
 fn scatter(
-    work: &Work<'_>,
+    next: &NextMessage<'_>,
     len: u64,
-    budget: &Budget,
     mut progress: Progress,
     memory: &Memory,
     message: &Message<'_>,
-    first: usize,
 ) -> Result<(), TransferError> {
-    let mut index = first;
+    let NextMessage { work, budget, .. } = next;
+    let mut index = usize::from(next.sets_up);
     plan_message(work, len, budget, &mut progress, |piece: Piece| {
         let word = message.rx_word(index);
         index = index.saturating_add(1);

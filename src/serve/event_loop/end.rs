@@ -1,12 +1,9 @@
 //! The end of the loop: asked for by a signal, or by the last front-end's leaving.
 
-use std::time::Instant;
-
 use super::EventLoop;
 use crate::error::SessionError;
 use crate::serve::requestq::GRACE;
 use crate::serve::session::Session;
-use crate::spi::bus::Bus;
 
 impl EventLoop {
     /// The end is asked for: nobody new is let in, and what is on the wire may come to its end if
@@ -22,14 +19,13 @@ impl EventLoop {
         let now = self.shared.now;
         let ends_at = now.checked_add(GRACE).unwrap_or(now);
         // A second signal does not put it off.
-        let ends_at = *self.ends_at.get_or_insert(ends_at);
-        self.alarm.set(ends_at);
+        self.ends_at.get_or_insert(ends_at);
     }
 
     pub(super) fn is_over(&self) -> bool {
-        let late = |at: Instant| at <= Instant::now();
+        let now = self.shared.now;
         self.ends_at
-            .is_some_and(|at| late(at) || !self.sessions.iter().any(Session::is_active))
+            .is_some_and(|at| at <= now || !self.sessions.iter().any(Session::is_active))
     }
 
     /// Ends every session; the devices go back to how they were found as they are closed.
@@ -39,6 +35,8 @@ impl EventLoop {
             session.close(&SessionError::Shutdown, &mut self.shared);
             session.tell_dropped_lines();
         }
-        self.shared.buses.iter_mut().for_each(Bus::release_all);
+        for bus in &mut self.shared.buses {
+            bus.release_all(&mut self.shared.now);
+        }
     }
 }

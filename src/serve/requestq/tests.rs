@@ -9,7 +9,6 @@ use super::*;
 use crate::config::{DeviceConfig, DevicePath, TransferConfig};
 use crate::os::epoll::Poller;
 use crate::os::write_timeout;
-use crate::spi::bus::Bus;
 use crate::spi::device::Device;
 use crate::spi::wire::{Config, Limits};
 use crate::vhost_user::backend::Backend;
@@ -219,7 +218,7 @@ impl Rig {
             .turn(&mut player.backend.guest(), &mut self.shared)
             .unwrap();
         for bus in &mut self.shared.buses {
-            bus.forget_promise(number);
+            bus.clear_reservation(number);
         }
         turn
     }
@@ -248,7 +247,7 @@ impl Rig {
 
     fn expire(&mut self) {
         for bus in &mut self.shared.buses {
-            bus.expire(&mut self.shared.now);
+            bus.expire(&mut self.shared.now, |_| false);
         }
     }
 }

@@ -143,8 +143,8 @@ impl Rig {
         }
         self.due = false;
         for bus in &mut self.shared.buses {
-            bus.forget_promise(0);
-            bus.expire(&mut Instant::now());
+            bus.clear_reservation(0);
+            bus.expire(&mut Instant::now(), |_| false);
             self.due |= bus.next_waiter().is_some();
         }
         self.control |= more;

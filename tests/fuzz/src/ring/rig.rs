@@ -253,7 +253,7 @@ impl Rig {
             .turn(&mut self.backend.guest(), &mut self.shared)
             .unwrap();
         for bus in &mut self.shared.buses {
-            bus.forget_promise(0);
+            bus.clear_reservation(0);
         }
         self.check_turn(next, turn);
         self.flags_moved |= flags != self.le16(self.setup.avail);
@@ -430,7 +430,7 @@ impl Rig {
     pub fn expire(&mut self) {
         let mut now = Instant::now();
         for bus in &mut self.shared.buses {
-            bus.expire(&mut now);
+            bus.expire(&mut now, |_| false);
         }
     }
 

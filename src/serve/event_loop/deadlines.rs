@@ -1,0 +1,83 @@
+//! Moments to come: the next one is looked up once before each wait for events, over all who have
+//! one, and whoever's moment has come gets its due when the timer goes off.
+
+use std::time::{Duration, Instant};
+
+use super::EventLoop;
+use crate::error::SessionError;
+use crate::os::deferred_close;
+use crate::serve::session::Session;
+use crate::spi::bus::Bus;
+
+/// How long until the kernel is asked again to take what it did not take.
+const RETRY: Duration = Duration::from_millis(10);
+
+impl EventLoop {
+    /// When the loop is needed next though nothing happens.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let own = [
+            self.turns.next_wake(),
+            self.report.retry_at(),
+            self.sd_notify.next(),
+            self.collect_at,
+            self.ends_at,
+        ];
+        let sessions = self.sessions.iter();
+        let sessions = sessions.flat_map(|session| [session.deadline(), session.listen_at]);
+        let buses = self.shared.buses.iter().map(Bus::deadline);
+        own.into_iter().chain(sessions).chain(buses).flatten().min()
+    }
+
+    /// The timer went off.
+    pub(super) fn expire(&mut self) {
+        self.timer.went_off();
+        let now = self.shared.now;
+        for number in 0..self.sessions.len() {
+            self.expire_session(number, now);
+        }
+        self.turns.wake(now);
+        self.expire_holds();
+        self.wake_waiters();
+        self.sd_notify.alive(now);
+    }
+
+    fn expire_session(&mut self, number: usize, now: Instant) {
+        let Some(session) = self.sessions.get_mut(number) else {
+            return;
+        };
+        if session.listen_at.take_if(|at| *at <= now).is_some() {
+            session.listen(&self.shared.poller, true);
+        }
+        if session.deadline().is_some_and(|at| at <= now) {
+            self.close(number, &SessionError::Silent);
+        }
+    }
+
+    /// Ends the holds that have run out, unless their guests have queued requests by now: those had
+    /// their turns too late, and get them first.
+    fn expire_holds(&mut self) {
+        for bus in &mut self.shared.buses {
+            let has_request = |guest| self.sessions.get(guest).is_some_and(Session::has_request);
+            if let Some(guest) = bus.expire(&mut self.shared.now, has_request) {
+                self.turns.queue(guest, false, self.shared.now);
+            }
+        }
+    }
+
+    /// Has the kernel close what was given up, now or a little later.
+    pub(super) fn collect(&mut self) {
+        if !deferred_close::take_touched() {
+            return;
+        }
+        if !deferred_close::collect() {
+            self.collect_at = self.shared.now.checked_add(RETRY);
+            return;
+        }
+        self.collect_at = None;
+        for (number, session) in self.sessions.iter_mut().enumerate() {
+            if session.take_held_up() {
+                self.turns.queue(number, true, self.shared.now);
+            }
+        }
+    }
+}

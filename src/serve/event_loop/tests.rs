@@ -1,0 +1,44 @@
+use super::*;
+use crate::config::{HoldPolicy, ServiceConfig};
+use crate::os::deferred_close;
+use crate::os::epoll::Poller;
+use crate::os::handed_in::Socket;
+use crate::serve::grant::Grant;
+use crate::spi::wire::Config;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+/// A loop with one front-end, whose end is returned.
+fn connected() -> (EventLoop, UnixStream) {
+    let poller = Poller::new().unwrap();
+    let grant = Grant {
+        chip_selects: Vec::new(),
+        max_memory_len: 0,
+        config: Config::default(),
+        policy: HoldPolicy::Queued,
+        hold_timeout: Duration::ZERO,
+        poll: Duration::ZERO,
+    };
+    deferred_close::make_room(1);
+    let (front_end, ours) = UnixStream::pair().unwrap();
+    let session = Session::new(0, Socket::Connected(ours, 3), grant, &poller).unwrap();
+    let (signals, _) = UnixStream::pair().unwrap();
+    let shared = Shared::new(Vec::new(), poller, crate::os::mounts::Mounts::default());
+    let sd_notify = SdNotify::connect(&ServiceConfig::default());
+    let signals = OwnedFd::from(signals).into();
+    let event_loop = EventLoop::new(vec![session], shared, signals, sd_notify).unwrap();
+    (event_loop, front_end)
+}
+
+#[test]
+fn turn_goes_by_a_clock_that_was_read_after_its_messages() {
+    let (mut event_loop, mut front_end) = connected();
+    front_end.write_all(&[1, 0, 0]).unwrap();
+    event_loop.turns.queue(0, true, event_loop.shared.now);
+    let taken = event_loop.turns.take().unwrap();
+    event_loop.turn(taken);
+    // A second after the look at the half message.
+    let deadline = event_loop.sessions[0].deadline().unwrap();
+    assert!(event_loop.shared.now >= deadline - Duration::from_secs(1));
+}
