@@ -4,12 +4,14 @@ use crate::life::fds_in_a_session;
 use crate::rig::fuse::Fuse;
 use crate::rig::stall::{Given, Stall};
 use crate::rig::*;
+use crate::vring::A_WHILE;
 use std::fs::File;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Two guests on one echo: the first one's front-end means harm.
 fn two() -> (Host, Daemon, Guest, Guest) {
@@ -241,6 +243,59 @@ fn fds_in_flight_of_the_daemons_user_do_not_hold_up_other_guests() {
     Guest::connect(&daemon, 0).assert_served();
     let again = sys::eventually(PATIENCE, || daemon.fd_count() < fds);
     assert!(again, "{} fds, {fds} with two guests", daemon.fd_count());
+}
+
+/// Has the front-end replace its call eventfd `count` times, each time with one that it then has no more; the answers that
+/// come before a pause.
+fn replace_calls(front_end: &Raw, count: usize) -> usize {
+    for _ in 0..count {
+        let call = EventFd::new(EFD_NONBLOCK).unwrap();
+        let flags = raw::VERSION | raw::NEED_REPLY;
+        let (payload, fds) = (0u64.to_le_bytes(), [call.as_raw_fd()]);
+        front_end
+            .send(raw::SET_VRING_CALL, flags, &payload, &fds)
+            .unwrap();
+    }
+    let mut answered = 0;
+    while answered < count && sys::readable(front_end.sock.as_raw_fd(), A_WHILE) {
+        assert_eq!(front_end.recv().unwrap().u64(), 0);
+        answered += 1;
+    }
+    answered
+}
+
+#[test]
+fn fds_that_the_kernel_does_not_take_make_their_guest_wait_and_nobody_else() {
+    const MANY: usize = 60;
+    let host = Host::with_devices(1);
+    let setup = Setup::new(&host).guests(2).device("/dev/spidev0.0");
+    let user = user();
+    let setup = setup.open_to_all().before_exec(move || become_user(user));
+    let daemon = setup.max_fds(FDS, FDS).start();
+    let (first, mut second) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
+    let fds = daemon.fd_count();
+    let flood = in_flight(2 * FDS);
+    let answered = replace_calls(&first.raw, MANY);
+    assert!(answered < MANY, "none had to wait");
+    second.assert_served();
+    drop(flood);
+    for _ in answered..MANY {
+        assert_eq!(first.raw.recv().unwrap().u64(), 0);
+    }
+    let as_before = || daemon.fd_count() == fds;
+    assert!(sys::eventually(PATIENCE, as_before), "{fds} fds before");
+    // With what it has besides, one that leaves is beyond that number: nobody follows it until they are taken.
+    let flood = in_flight(2 * FDS);
+    let few = answered - 1;
+    assert_eq!(replace_calls(&first.raw, few), few);
+    drop(first);
+    let next = Raw::connect(&daemon.socket(0));
+    send(&next, raw::GET_FEATURES, &[], &[]);
+    daemon.wait_line(&["guest=0", "too many files"]);
+    assert!(!sys::readable(next.sock.as_raw_fd(), A_WHILE));
+    second.assert_served();
+    drop(flood);
+    assert_eq!(next.recv().unwrap().request, raw::GET_FEATURES);
 }
 
 /// Files of every kind that are no eventfd, as a front-end may send them in its place.

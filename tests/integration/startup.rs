@@ -276,3 +276,17 @@ fn start_with_too_few_fds_for_a_guest_is_refused_and_the_number_it_names_suffice
     let plug = Plug::default().regions((0..8).map(region).collect());
     plug.connect(&daemon, 1).assert_served();
 }
+
+#[test]
+fn start_with_fewer_fds_than_the_guests_may_need_warns_and_with_as_many_does_not() {
+    let few = launch_with_fds(&Host::with_devices(1), 64);
+    let line = few.wait_line(&["warning", "at most 64 open files"]);
+    let wanted = line.split("may need ").nth(1).unwrap().parse().unwrap();
+    for (count, warns) in [(wanted - 1, true), (wanted, false)] {
+        let daemon = launch_with_fds(&Host::with_devices(1), count);
+        // Behind the warning, if there is one.
+        daemon.wait_line(&["guest=1", "listening"]);
+        let warned = daemon.said().iter().any(|line| line.contains("warning"));
+        assert_eq!(warned, warns, "{count}");
+    }
+}

@@ -162,7 +162,8 @@ fn install(socket: RawFd) -> io::Result<()> {
     let fd = sys::check(fd)? as RawFd;
     sys::send_with_fds(socket, &[0], &[fd])?;
     unsafe { libc::close(fd) };
-    Ok(())
+    // Tests that are interrupted, or stopped by the first failure, leave no program behind.
+    sys::check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }.into()).map(drop)
 }
 
 fn serve(listener: &OwnedFd, host: &Host) {
