@@ -286,6 +286,7 @@ pub struct Fatal {
 
 impl Fatal {
     /// A fatal error of class `code`, described by `message`.
+    #[cold]
     pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -295,6 +296,7 @@ impl Fatal {
 
     /// A system call that failed on `thing`; the class follows from `error` where it tells more
     /// than `code`.
+    #[cold]
     pub fn os(code: ExitCode, thing: impl fmt::Display, error: &io::Error) -> Self {
         let denied = error.kind() == io::ErrorKind::PermissionDenied;
         let code = if denied { ExitCode::NoPermission } else { code };

@@ -286,15 +286,18 @@ const STARTUP: &[&str] = &[
     "seccomp",
 ];
 
-/// Every system call that the daemon may make from its first instruction on, by name, in order:
-/// for a service manager's filter, such as systemd's `SystemCallFilter=`.
+/// Every system call that the daemon may make from its first instruction on, by name, each
+/// once: for a service manager's filter, such as systemd's `SystemCallFilter=`.
 pub fn names() -> Vec<&'static str> {
     let rules = RULES
         .iter()
-        .map(|rule| rule.name.trim_start_matches("SYS_"));
-    let mut names: Vec<_> = rules.chain(STARTUP.iter().copied()).collect();
-    names.sort_unstable();
-    names.dedup();
+        .map(|rule| rule.name.strip_prefix("SYS_").unwrap_or(rule.name));
+    let mut names = Vec::new();
+    for name in rules.chain(STARTUP.iter().copied()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     names
 }
 

@@ -94,6 +94,7 @@ fn is_wanted(level: LogLevel) -> bool {
 }
 
 /// Writes one line, if lines of `level` are wanted.
+#[cold]
 pub fn line(level: LogLevel, text: fmt::Arguments<'_>) {
     if is_wanted(level) {
         write(level, text);

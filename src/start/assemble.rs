@@ -2,7 +2,6 @@
 //!
 //! Should: open all that will ever be opened. Must not: serve.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -43,7 +42,7 @@ pub struct Hardware {
 }
 
 /// Which controller a device is on.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, PartialEq, Eq)]
 enum Controller {
     /// The host's, by its number.
     Host(u32),
@@ -76,7 +75,6 @@ pub fn prepare() -> Result<File, Fatal> {
 /// The first device that cannot be served.
 pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     let bufsiz = bufsiz()?;
-    let mut controllers: BTreeMap<Controller, usize> = BTreeMap::new();
     let mut groups: Vec<(Controller, Vec<Device>, Vec<&DeviceConfig>)> = Vec::new();
     let mut places = Vec::new();
     for (number, device_config) in config.devices.iter().enumerate() {
@@ -87,9 +85,9 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
             None if device_config.path == DevicePath::Loopback => Controller::Loopback(number),
             None => Controller::Unknown,
         };
-        let next = groups.len();
-        let bus = *controllers.entry(controller.clone()).or_insert(next);
-        if bus == next {
+        let known = groups.iter().position(|group| group.0 == controller);
+        let bus = known.unwrap_or(groups.len());
+        if known.is_none() {
             groups.push((controller, Vec::new(), Vec::new()));
         }
         if let Some((_, devices, configs)) = groups.get_mut(bus) {

@@ -359,10 +359,12 @@ impl Options {
     }
 }
 
+#[cold]
 fn usage(message: impl Into<String>) -> Fatal {
     Fatal::new(ExitCode::Usage, message)
 }
 
+#[cold]
 fn bad(name: Name, value: &OsStr, why: &str) -> Fatal {
     usage(format!(
         "option '--{}': '{}' {why}",
