@@ -23,8 +23,13 @@ use crate::vhost_user::backend::Guest;
 use crate::virtqueue::chain::Chain;
 use crate::virtqueue::vring::Consumed;
 
-/// How much wire time a transfer may have left to be finished when its ring stops.
-pub const GRACE: Duration = Duration::from_secs(1);
+mod quiesce;
+mod watch;
+
+pub use self::quiesce::GRACE;
+use self::quiesce::Intake;
+use self::watch::Watch;
+
 /// How often a ring without a kick is looked at.
 const POLL: Duration = Duration::from_millis(1);
 /// A message that takes longer than this on the wire is not started with a notification pending.
@@ -60,30 +65,6 @@ struct Active {
     chip_select: Option<u8>,
 }
 
-/// Whether requests are taken off the ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Intake {
-    /// They are.
-    Open,
-    /// A message waits for the request on the way to come to its end.
-    Paused,
-    /// The same, and after that message none follows.
-    Stopping,
-    /// The daemon ends: none is taken any more.
-    Ended,
-}
-
-/// Whether an empty ring is watched for the next request.
-#[derive(Debug, Clone, Copy)]
-enum Watch {
-    /// It is not: the driver was asked to kick.
-    Off,
-    /// There was a request since.
-    Served,
-    /// It has been empty since.
-    Since(Instant),
-}
-
 /// The requests of one guest.
 #[derive(Debug)]
 pub struct Requestq {
@@ -116,11 +97,6 @@ impl Requestq {
             waits_since: None,
             watch: Watch::Off,
         }
-    }
-
-    /// Takes no request any more.
-    pub fn stop_accepting(&mut self) {
-        self.intake = Intake::Ended;
     }
 
     fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
@@ -239,10 +215,7 @@ impl Requestq {
                 return Ok(Turn::Idle);
             }
             Access::NotBefore(at) => return Ok(Turn::At(at)),
-            Access::HoldCut => {
-                return self.fail(guest, answer, chip_select, &TransferError::HoldCut);
-            }
-            Access::Stuck => return self.fail(guest, answer, chip_select, &TransferError::Stuck),
+            Access::Failed(error) => return self.fail(guest, answer, chip_select, &error),
             Access::Free => (),
         }
         bus.begin(&transfer.claim, shared.now);
@@ -305,7 +278,7 @@ impl Requestq {
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         // Whoever waits for it need not wait for the look at what comes next, too.
         vring.notify(memory).map_err(Stop::Session)?;
-        if self.is_watching(shared.now) {
+        if self.watch.goes_on(self.grant.poll, shared.now) {
             return Ok(Turn::Again);
         }
         if vring.rearm(memory).map_err(Stop::Ring)? {
@@ -313,24 +286,6 @@ impl Requestq {
         }
         let poll = vring.needs_polling().then(|| shared.now.checked_add(POLL));
         Ok(poll.flatten().map_or(Turn::Idle, Turn::At))
-    }
-
-    /// Whether the ring, which is empty, is to be looked at again at once: for a while after the
-    /// last request, if the administrator wants that. Then the driver need not kick, nor the daemon
-    /// wake up.
-    fn is_watching(&mut self, now: Instant) -> bool {
-        let since = match self.watch {
-            Watch::Off => return false,
-            Watch::Served => now,
-            Watch::Since(since) => since,
-        };
-        let watches = now.saturating_duration_since(since) < self.grant.poll;
-        self.watch = if watches {
-            Watch::Since(since)
-        } else {
-            Watch::Off
-        };
-        watches
     }
 
     /// Makes the next step of the request on the way.
@@ -385,81 +340,6 @@ impl Requestq {
         };
         let turn = self.finish(guest, active.answer, chip_select, result)?;
         Ok(self.after_request(turn))
-    }
-
-    /// What a turn that ended a request comes to: a message may have waited for that.
-    fn after_request(&self, turn: Turn) -> Turn {
-        match self.intake {
-            Intake::Open => turn,
-            Intake::Paused | Intake::Stopping | Intake::Ended => Turn::Control,
-        }
-    }
-
-    /// A message waits for the request on the way: no other begins. It may come to its end if it
-    /// has at most [`GRACE`] to go. Returns whether there is none any more; then the driver was told
-    /// of all that went before.
-    ///
-    /// # Errors
-    /// The call eventfd blocked.
-    pub fn pause(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        if self.is_finishing(Intake::Paused, shared.now) {
-            return Ok(false);
-        }
-        if self.is_active() {
-            self.abort(guest, shared)?;
-        }
-        guest.vring.notify(&guest.memory)?;
-        Ok(true)
-    }
-
-    /// As [`Requestq::pause`], and releases what is held.
-    ///
-    /// # Errors
-    /// The call eventfd blocked.
-    pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        if self.is_finishing(Intake::Stopping, shared.now) {
-            return Ok(false);
-        }
-        self.abort(guest, shared)?;
-        Ok(true)
-    }
-
-    /// Whether the request on the way may come to its end: with this intake until then.
-    fn is_finishing(&mut self, intake: Intake, now: Instant) -> bool {
-        let active = self.active.as_ref();
-        let finishing = active.is_some_and(|active| active.transfer.remaining(now) <= GRACE);
-        if self.intake != Intake::Ended {
-            self.intake = if finishing { intake } else { Intake::Open };
-        }
-        finishing
-    }
-
-    /// Ends the request on the way with `TRANS_ERR`, releases chip select, and tells the driver
-    /// all that it was not told yet.
-    ///
-    /// # Errors
-    /// The call eventfd blocked.
-    pub fn abort(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<(), SessionError> {
-        if self.intake != Intake::Ended {
-            self.intake = Intake::Open;
-        }
-        self.waits_since = None;
-        let active = self.active.take();
-        if let Some(active) = &active
-            && let Some(bus) = shared.buses.get_mut(active.bus)
-        {
-            bus.abandon(&active.transfer, &mut shared.now);
-        }
-        for bus in &mut shared.buses {
-            bus.leave(self.number, &mut shared.now);
-        }
-        if let Some(active) = active {
-            self.log_failure(active.chip_select, &TransferError::Aborted);
-            let (answer, chip_select) = (active.answer, active.chip_select);
-            // The ring may be gone with its front-end: then there is nobody to answer.
-            let _ = self.finish(guest, answer, chip_select, TransResult::TransErr);
-        }
-        guest.vring.notify(&guest.memory)
     }
 
     /// Releases what is held only for the sake of a queued request, of which there is none.

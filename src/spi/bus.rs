@@ -21,7 +21,7 @@ use crate::spi::transfer::{Step, Transfer};
 use crate::virtqueue::memory::Memory;
 
 /// Whether a request may go on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Access {
     /// Now.
     Free,
@@ -29,10 +29,9 @@ pub enum Access {
     Busy,
     /// Not before this moment.
     NotBefore(Instant),
-    /// It would have continued an assertion that ran out, or had to end for others.
-    HoldCut,
-    /// A device of the bus is selected and cannot be released.
-    Stuck,
+    /// It cannot: it would have continued an assertion that has ended, or a device of the bus is
+    /// selected and cannot be released.
+    Failed(TransferError),
 }
 
 /// Who has the wire.
@@ -94,7 +93,7 @@ impl Bus {
                 }
                 let released = self.end_hold(now);
                 if continues && !for_read {
-                    return Access::HoldCut;
+                    return Access::Failed(TransferError::HoldCut);
                 }
                 if overdue || !released {
                     return Access::Busy;
@@ -104,10 +103,10 @@ impl Bus {
         }
         let cut = self.cuts.get_mut(claim.guest).and_then(Option::take);
         if cut == Some((claim.device, claim.mode)) {
-            return Access::HoldCut;
+            return Access::Failed(TransferError::HoldCut);
         }
         if !self.release_lines(now) {
-            return Access::Stuck;
+            return Access::Failed(TransferError::Stuck);
         }
         let device = self.devices.get_mut(claim.device);
         match device.and_then(|device| device.inactive_until(*now)) {
@@ -210,12 +209,8 @@ impl Bus {
         self.waiters.retain(|&waiter| waiter != guest);
         self.clear_reservation(guest);
         self.forget_cut(guest);
-        if let State::Held(hold) = &self.state
-            && hold.claim.guest == guest
-        {
-            let (device, inactive_ns) = (hold.claim.device, hold.inactive_ns);
-            self.state = State::Free;
-            self.release(device, inactive_ns, now);
+        if self.is_held_by(guest) {
+            self.release_hold(now);
         }
         for device in &mut self.devices {
             device.forget_user(guest);
@@ -259,24 +254,29 @@ impl Bus {
     /// over and `deadline` will do it.
     pub fn release_for(&mut self, guest: usize, now: &mut Instant) -> bool {
         self.forget_cut(guest);
-        match &self.state {
-            State::Held(hold) if hold.claim.guest == guest => self.end_hold(now),
-            State::Held(_) | State::Free | State::Reserved(_) | State::Running { .. } => true,
-        }
+        !self.is_held_by(guest) || self.end_hold(now)
     }
 
+    fn is_held_by(&self, guest: usize) -> bool {
+        matches!(&self.state, State::Held(hold) if hold.claim.guest == guest)
+    }
+
+    /// Ends the hold; `false` if its hold delay is not over and `deadline` will do it.
     fn end_hold(&mut self, now: &mut Instant) -> bool {
-        let State::Held(hold) = &mut self.state else {
-            return true;
-        };
-        if hold.releasable_at() > *now {
+        if let State::Held(hold) = &mut self.state
+            && hold.releasable_at() > *now
+        {
             hold.ending = true;
             return false;
         }
-        let (device, inactive_ns) = (hold.claim.device, hold.inactive_ns);
-        self.state = State::Free;
-        self.release(device, inactive_ns, now);
+        self.release_hold(now);
         true
+    }
+
+    fn release_hold(&mut self, now: &mut Instant) {
+        if let State::Held(hold) = std::mem::replace(&mut self.state, State::Free) {
+            self.release(hold.claim.device, hold.inactive_ns, now);
+        }
     }
 
     /// Puts `guest` at the end of those who wait for the bus.
@@ -307,10 +307,10 @@ impl Bus {
 
     /// When the bus needs the loop again though nothing happens: a hold runs out.
     pub fn deadline(&self) -> Option<Instant> {
-        match &self.state {
-            State::Held(hold) => Some(hold.ends_at(!self.waiters.is_empty())),
-            State::Free | State::Reserved(_) | State::Running { .. } => None,
-        }
+        let State::Held(hold) = &self.state else {
+            return None;
+        };
+        Some(hold.ends_at(!self.waiters.is_empty()))
     }
 
     /// Ends a hold that has run out. It goes on where `has_request` says that its guest, which is
@@ -320,22 +320,20 @@ impl Bus {
         now: &mut Instant,
         has_request: impl FnOnce(usize) -> bool,
     ) -> Option<usize> {
-        let others_wait = !self.waiters.is_empty();
-        let State::Held(hold) = &self.state else {
-            return None;
-        };
-        let (claim, ending) = (hold.claim, hold.ending);
-        if hold.ends_at(others_wait) > *now {
+        if self.deadline().is_none_or(|at| at > *now) {
             return None;
         }
-        let overdue = others_wait && hold.cap_total() <= *now;
-        if !(ending || overdue) && has_request(claim.guest) {
-            return Some(claim.guest);
-        }
-        if !(ending || claim.terms.for_read)
-            && let Some(cut) = self.cuts.get_mut(claim.guest)
+        if let State::Held(hold) = &self.state
+            && !hold.ending
         {
-            *cut = Some((claim.device, claim.mode));
+            let claim = hold.claim;
+            let overdue = !self.waiters.is_empty() && hold.cap_total() <= *now;
+            if !overdue && has_request(claim.guest) {
+                return Some(claim.guest);
+            }
+            if let Some(cut) = self.cuts.get_mut(claim.guest) {
+                *cut = (!claim.terms.for_read).then_some((claim.device, claim.mode));
+            }
         }
         self.end_hold(now);
         None

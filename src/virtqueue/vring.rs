@@ -121,6 +121,23 @@ pub struct Consumed {
     head: u16,
 }
 
+impl Consumed {
+    fn into_head(self) -> u16 {
+        let head = self.head;
+        std::mem::forget(self);
+        head
+    }
+}
+
+/// Debug builds, which the tests are, say loudly that a driver would wait for ever.
+#[cfg(debug_assertions)]
+impl Drop for Consumed {
+    fn drop(&mut self) {
+        let panicking = std::thread::panicking();
+        assert!(panicking, "chain {} was consumed, not completed", self.head);
+    }
+}
+
 /// The vring of one guest.
 #[derive(Debug)]
 pub struct Vring {
@@ -375,7 +392,7 @@ impl Vring {
         len: u32,
     ) -> Result<(), RingError> {
         self.completed = true;
-        let added = self.queue.add_used(memory, chain.head, len);
+        let added = self.queue.add_used(memory, chain.into_head(), len);
         added.map_err(outside_memory)
     }
 
@@ -721,5 +738,14 @@ mod tests {
         rig.offer(0, 2);
         assert_eq!(rig.serve(), 2);
         assert!(!rig.vring.rearm(&rig.memory).unwrap());
+    }
+
+    #[test]
+    #[should_panic(expected = "chain 2 was consumed, not completed")]
+    fn consumed_chain_that_is_dropped_is_loud_in_tests() {
+        let mut rig = Rig::running(false);
+        rig.offer(AVAIL, 2);
+        let chain = rig.vring.peek(&rig.memory).unwrap();
+        drop(rig.vring.consume(chain));
     }
 }

@@ -195,6 +195,16 @@ impl Player {
     }
 }
 
+/// What was consumed is completed.
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for player in &mut self.players {
+            let mut guest = player.backend.guest();
+            player.requestq.abort(&mut guest, &mut self.shared).unwrap();
+        }
+    }
+}
+
 impl Rig {
     fn new(policy: HoldPolicy) -> Self {
         let poller = Poller::new().unwrap();
