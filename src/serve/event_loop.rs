@@ -124,7 +124,7 @@ impl EventLoop {
             self.collect();
             self.write_report();
             if self.connected == 0 && self.sessions.iter().all(Session::is_over) {
-                // Those that were handed in were all that there can be.
+                // Each front-end was handed in, and has left: no other can come.
                 log::line(
                     LogLevel::Info,
                     format_args!("nobody is left who could be served"),
@@ -236,7 +236,7 @@ impl EventLoop {
         for bus in &mut self.shared.buses {
             bus.clear_reservation(number);
         }
-        // Those who waited for a bus go before the guest that just had it.
+        // A guest that waited for a bus goes before the one that just had it.
         self.wake_waiters();
         match turn {
             Ok(Turn::Idle) => more_control.then_some(true),

@@ -1,8 +1,8 @@
 //! One guest's requests: taken off the ring, validated, carried out step by step, answered.
 //!
-//! There is at most one request on the way. The next one is taken off the ring only when it can
+//! There is at most one request in progress. The next one is taken off the ring only when it can
 //! begin: a request whose bus is busy stays where it is, and is read afresh when its turn comes,
-//! so that nothing is kept that the guest could change behind our back.
+//! so that nothing is kept that the guest could change meanwhile.
 //!
 //! Invariant: what was consumed is completed before the ring or the memory it came from goes away.
 //! Called by `session`.
@@ -54,7 +54,7 @@ enum Stop {
     Session(SessionError),
 }
 
-/// The request on the way.
+/// The request in progress.
 #[derive(Debug)]
 struct Active {
     /// Index of the bus that runs it.
@@ -74,7 +74,7 @@ pub struct Requestq {
     /// What is written about the guest.
     pub lines: GuestLines,
     tally: Tally,
-    /// The segments of the request on the way, or of the next one while it is looked at.
+    /// The segments of the request in progress, or of the next one while it is looked at.
     store: Box<Store>,
     active: Option<Active>,
     intake: Intake,
@@ -115,7 +115,7 @@ impl Requestq {
         &self.tally
     }
 
-    /// Whether a request is on the way.
+    /// Whether a request is in progress.
     pub fn is_active(&self) -> bool {
         self.active.is_some()
     }
@@ -128,7 +128,7 @@ impl Requestq {
         idle && guest.vring.is_running() && pending.is_ok_and(|pending| pending > 0)
     }
 
-    /// Makes one step: of the request on the way, or to the next one.
+    /// Makes one step: of the request in progress, or to the next one.
     ///
     /// # Errors
     /// The connection must end.
@@ -276,7 +276,7 @@ impl Requestq {
     fn ran_empty(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
         self.release_unless_followed(shared);
         let (memory, vring) = (&guest.memory, &mut guest.vring);
-        // Whoever waits for it need not wait for the look at what comes next, too.
+        // Before the look at what comes next, which the driver need not wait for.
         vring.notify(memory).map_err(Stop::Session)?;
         if self.watch.goes_on(self.grant.poll, shared.now) {
             return Ok(Turn::Again);
@@ -288,7 +288,7 @@ impl Requestq {
         Ok(poll.flatten().map_or(Turn::Idle, Turn::At))
     }
 
-    /// Makes the next step of the request on the way.
+    /// Makes the next step of the request in progress.
     fn advance(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
         let Some(active) = &mut self.active else {
             return Ok(Turn::Again);
@@ -313,7 +313,7 @@ impl Requestq {
         }
     }
 
-    /// The request on the way is over.
+    /// The request in progress is over.
     fn end(
         &mut self,
         guest: &mut Guest,

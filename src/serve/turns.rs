@@ -42,8 +42,8 @@ pub struct Turns {
     fresh: VecDeque<usize>,
     /// They had a turn and have more to do.
     again: VecDeque<usize>,
-    /// They wait for a moment, in the order in which they began to: whoever waits longest is first
-    /// where several wait for the same one.
+    /// They wait for a moment, in the order in which they began to wait: that is the order of their
+    /// turns where they wait for the same moment.
     sleepers: VecDeque<usize>,
     due: Vec<Due>,
     /// How many turns there have been.
@@ -113,7 +113,7 @@ impl Turns {
         }
     }
 
-    /// When the first of those who wait for a moment is to have its turn.
+    /// The first moment that a session waits for.
     pub fn next_wake(&self) -> Option<Instant> {
         let sleepers = self.sleepers.iter();
         let moments = sleepers.filter_map(|&number| self.due.get(number)?.wake_at);

@@ -127,6 +127,7 @@ impl Bus {
             State::Held(hold) => hold.asserted_at,
             State::Free | State::Reserved(_) | State::Running { .. } => now,
         };
+        debug_assert!(!self.is_running());
         self.state = State::Running { asserted_at };
         if let Some(device) = self.devices.get_mut(claim.device) {
             device.set_user(claim.guest);
@@ -147,6 +148,7 @@ impl Bus {
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
+        debug_assert!(self.is_running());
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
@@ -186,6 +188,7 @@ impl Bus {
     /// Ends the transfer in progress before its end, and releases chip select where it may be
     /// asserted.
     pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
+        debug_assert!(self.is_running());
         self.state = State::Free;
         let inactive_ns = transfer.head.cs_change_delay_inactive_ns;
         self.release(transfer.claim.device, inactive_ns, now);
@@ -257,6 +260,10 @@ impl Bus {
         !self.is_held_by(guest) || self.end_hold(now)
     }
 
+    fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. })
+    }
+
     fn is_held_by(&self, guest: usize) -> bool {
         matches!(&self.state, State::Held(hold) if hold.claim.guest == guest)
     }
@@ -279,7 +286,7 @@ impl Bus {
         }
     }
 
-    /// Puts `guest` at the end of those who wait for the bus.
+    /// Puts `guest` at the end of the queue for the bus.
     pub fn wait(&mut self, guest: usize) {
         if !self.waiters.contains(&guest) {
             self.waiters.push_back(guest);

@@ -1,4 +1,4 @@
-//! One request on its way over the wire, one message at a time.
+//! One request in progress, one message at a time.
 //!
 //! A transfer lives across turns of the loop: between two messages, chip select stays asserted and
 //! other things are attended to. What is kept meanwhile is guest addresses and lengths; each step
@@ -17,7 +17,7 @@ use crate::spi::spidev::Spidev;
 use crate::spi::wire::{Timing, TransferHead};
 use crate::virtqueue::memory::Memory;
 
-/// Whether chip select stays asserted behind a request.
+/// Whether chip select stays asserted after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// It is released.
@@ -317,9 +317,9 @@ fn buffer<'m>(
             position.walk(segments, len, |address, run| {
                 let taken = std::mem::take(&mut rest);
                 let at = usize::try_from(run).unwrap_or(usize::MAX).min(taken.len());
-                let (part, behind) = taken.split_at_mut(at);
+                let (part, left) = taken.split_at_mut(at);
                 whole = whole.and_then(|()| memory.read(address, part));
-                rest = behind;
+                rest = left;
             });
             whole
                 .map(|()| Buffer::Word(word))
@@ -349,9 +349,9 @@ fn scatter(
         let mut whole = Some(());
         position.walk(work.rx, piece.len, |address, run| {
             let at = usize::try_from(run).unwrap_or(usize::MAX).min(rest.len());
-            let (part, behind) = rest.split_at(at);
+            let (part, left) = rest.split_at(at);
             whole = whole.and_then(|()| memory.write(address, part));
-            rest = behind;
+            rest = left;
         });
         whole.ok_or(TransferError::Memory)
     })?;

@@ -1,5 +1,5 @@
-//! Moments to come: the next one is looked up once before each wait for events, over all who have
-//! one, and whoever's moment has come gets its due when the timer goes off.
+//! Deadlines: the timer is set for the first of them before each wait for events; when it goes off,
+//! each of them that has passed is acted on.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::spi::bus::Bus;
 const RETRY: Duration = Duration::from_millis(10);
 
 impl EventLoop {
-    /// When the loop is needed next though nothing happens.
+    /// The first deadline of all.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let own = [
             self.turns.next_wake(),
@@ -53,8 +53,8 @@ impl EventLoop {
         }
     }
 
-    /// Ends the holds that have run out, unless their guests have queued requests by now: those had
-    /// their turns too late, and get them first.
+    /// Ends the holds that have run out. Where the guest has queued a request by now, the loop came
+    /// too late: that request gets its turn first.
     fn expire_holds(&mut self) {
         for bus in &mut self.shared.buses {
             let has_request = |guest| self.sessions.get(guest).is_some_and(Session::has_request);
@@ -64,7 +64,7 @@ impl EventLoop {
         }
     }
 
-    /// Has the kernel close what was given up, now or a little later.
+    /// Hands the fds that were given up to the kernel, now or a little later.
     pub(super) fn collect(&mut self) {
         if !deferred_close::take_touched() {
             return;

@@ -1,4 +1,4 @@
-//! What a message means for the requests of its guest: the one on the way comes to its end first, or
+//! What a message means for the requests of its guest: the one in progress comes to its end first, or
 //! is ended.
 
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub const GRACE: Duration = Duration::from_secs(1);
 pub(super) enum Intake {
     /// They are.
     Open,
-    /// A message waits for the request on the way to come to its end.
+    /// A message waits for the request in progress to come to its end.
     Paused,
     /// The same, and after that message none follows.
     Stopping,
@@ -31,7 +31,7 @@ impl Requestq {
         self.intake = Intake::Ended;
     }
 
-    /// A message waits for the request on the way: no other begins. It may come to its end if it
+    /// A message waits for the request in progress: no other begins. It may come to its end if it
     /// has at most [`GRACE`] to go. Returns whether there is none any more; then the driver was told
     /// of all that went before.
     ///
@@ -61,7 +61,7 @@ impl Requestq {
         Ok(true)
     }
 
-    /// Whether the request on the way may come to its end: with this intake until then.
+    /// Whether the request in progress may come to its end: with this intake until then.
     fn is_finishing(&mut self, intake: Intake, now: Instant) -> bool {
         let active = self.active.as_ref();
         let finishing = active.is_some_and(|active| active.transfer.remaining(now) <= GRACE);
@@ -75,7 +75,7 @@ impl Requestq {
         }
     }
 
-    /// Ends the request on the way with `TRANS_ERR`, releases chip select, and tells the driver
+    /// Ends the request in progress with `TRANS_ERR`, releases chip select, and tells the driver
     /// all that it was not told yet.
     ///
     /// # Errors
