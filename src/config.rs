@@ -34,8 +34,8 @@ pub struct Config {
     pub poll: Duration,
     /// What the seccomp filter does.
     pub seccomp: SeccompMode,
-    /// Which lines are written.
-    pub log_level: LogLevel,
+    /// Which lines are written: those of this level and above, or none.
+    pub log_level: Option<LogLevel>,
 }
 
 /// Where a guest's front-end comes from.

@@ -125,7 +125,11 @@ impl Listener {
             .read(true)
             .custom_flags(libc::O_DIRECTORY)
             .open(parent)
-            .map_err(cannot)?;
+            .map_err(|error| {
+                let directory = parent.display();
+                let thing = format!("{shown}: its directory '{directory}'");
+                Fatal::os(ExitCode::CantCreate, thing, &error)
+            })?;
         lock(&directory, &shown, &access.waited).map_err(cannot)?;
         clear_the_way(path, &shown)?;
         let socket = bind(path, access.mode).map_err(cannot)?;

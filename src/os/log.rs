@@ -84,9 +84,9 @@ fn is_stderr(named: &OsStr) -> io::Result<bool> {
     Ok(*named == *format!("{}:{}", metadata.dev(), metadata.ino()))
 }
 
-/// Writes only lines of `level` and above from now on.
-pub fn set_level(level: LogLevel) {
-    LEVEL.store(level.priority(), Ordering::Relaxed);
+/// Writes only lines of `level` and above from now on, or none.
+pub fn set_level(level: Option<LogLevel>) {
+    LEVEL.store(level.map_or(0, LogLevel::priority), Ordering::Relaxed);
 }
 
 fn is_wanted(level: LogLevel) -> bool {

@@ -128,7 +128,11 @@ impl Device {
         if let DevicePath::Spidev(path) = &config.path {
             let mut spidev = Spidev::open(path, others.iter().filter_map(|other| other.spidev()))?;
             let capabilities = probe(&mut spidev).map_err(|e| {
-                Fatal::os(ExitCode::NoInput, format!("--device '{}'", config.path), &e)
+                Fatal::os(
+                    ExitCode::NoInput,
+                    format!("option '--device': '{}'", config.path),
+                    &e,
+                )
             })?;
             device.limits = spidev_limits(config, &capabilities, common);
             device.fixed_mode = fixed_mode(config, &capabilities);
@@ -148,7 +152,7 @@ impl Device {
     }
 
     fn limit_speed(&mut self, config: &DeviceConfig) -> Result<(), Fatal> {
-        let name = format!("--device '{}'", self.name);
+        let name = format!("option '--device': '{}'", self.name);
         if let Some(max) = config.max_speed_hz {
             self.limits.max_speed_hz = max;
         }

@@ -10,6 +10,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -99,14 +100,14 @@ impl Spidev {
         path: &Path,
         mut others: impl Iterator<Item = (&'a str, &'a Self)>,
     ) -> Result<Self, Fatal> {
-        let name = format!("--device '{}'", path.display());
+        let name = format!("option '--device': '{}'", path.display());
         // Whatever the path turns out to be, opening it must not wait or become our terminal.
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
-            .map_err(|e| Fatal::os(ExitCode::NoInput, &name, &e))?;
+            .map_err(|e| cannot_open(path, &name, &e))?;
         let identity = Identity::of(&file).map_err(|e| Fatal::os(ExitCode::OsError, &name, &e))?;
         if let Some((other, _)) = others.find(|(_, other)| other.identity == identity) {
             let why = format!("is the same device as '{other}'");
@@ -229,6 +230,21 @@ impl Spidev {
         }
         Ok(())
     }
+}
+
+/// What it most often is that keeps a device from being opened.
+#[cold]
+fn cannot_open(path: &Path, name: &str, error: &io::Error) -> Fatal {
+    let remedy = match error.raw_os_error() {
+        Some(libc::ENOENT) if !path.as_os_str().as_bytes().contains(&b'/') => {
+            "; expected /dev/spidevX.Y or 'loopback'"
+        }
+        Some(libc::ENOENT) => "; is the device bound to spidev?",
+        Some(libc::EACCES) => "; the daemon's user must be able to read and write it",
+        Some(_) | None => "",
+    };
+    let fatal = Fatal::os(ExitCode::NoInput, name, error);
+    Fatal::new(fatal.code, fatal.message + remedy)
 }
 
 impl Drop for Spidev {

@@ -4,11 +4,12 @@
 //! Every option takes its value as `--opt=value` or `--opt value`, those with a short form also as
 //! `-oVALUE`, `-o=VALUE` or `-o VALUE`. Must not: touch files, sockets or the process.
 
+use std::cmp::Reverse;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use self::device::{DeviceOption, check_devices, check_guests, device, guests, guests_below};
+use self::device::{DeviceOption, check_devices, check_guests, device, guests, not_a_list};
 use self::sockets::Sockets;
 use crate::config::{Config, HoldPolicy, LogLevel, SeccompMode, TransferConfig, digits};
 use crate::error::{ExitCode, Fatal};
@@ -69,8 +70,8 @@ Requests:
                               sleeping (default 0)
 
 Operation:
-      --log-level=LEVEL       lines on stderr: only error, also warning, or
-                              also info (default)
+      --log-level=LEVEL       lines on stderr: off, error, warning (or warn),
+                              info (default); each with those before it
       --seccomp=kill|log|none
                               what happens to a system call that is not
                               allowed (default kill)
@@ -235,7 +236,7 @@ fn split(
         return Err(usage(format!("unexpected argument '{shown}'")));
     };
     let Some(&(name, ..)) = option else {
-        return Err(usage(format!("unknown option '{shown}'")));
+        return Err(unknown(argument));
     };
     match (name.takes_value(), attached) {
         (true, Some(value)) => Ok((name, OsString::from_vec(value.to_vec()))),
@@ -248,6 +249,24 @@ fn split(
     }
 }
 
+/// An option that there is not, and the one that was meant: the shortest of those that
+/// begin like it for most letters, at least three.
+#[cold]
+fn unknown(argument: &OsStr) -> Fatal {
+    let given = argument.as_bytes().strip_prefix(b"--").unwrap_or_default();
+    let alike = |long: &str| long.bytes().zip(given).take_while(|(a, b)| a == *b).count();
+    let meant = OPTIONS
+        .iter()
+        .map(|(_, long, _)| (alike(long), Reverse(long.len()), long))
+        .max()
+        .filter(|(alike, ..)| *alike >= 3);
+    let shown = argument.display();
+    usage(match meant {
+        None => format!("unknown option '{shown}'"),
+        Some((.., long)) => format!("unknown option '{shown}'; did you mean '--{long}'?"),
+    })
+}
+
 #[derive(Debug, Default)]
 struct Options {
     sockets: Sockets,
@@ -258,7 +277,7 @@ struct Options {
     max_ms: Option<u64>,
     poll_us: Option<u64>,
     seccomp: Option<SeccompMode>,
-    log_level: Option<LogLevel>,
+    log_level: Option<Option<LogLevel>>,
 }
 
 impl Options {
@@ -306,10 +325,14 @@ impl Options {
             }
             Name::LogLevel => {
                 let level = match value.as_bytes() {
-                    b"error" => LogLevel::Error,
-                    b"warning" => LogLevel::Warning,
-                    b"info" => LogLevel::Info,
-                    _ => return Err(bad(name, &value, "is none of error, warning and info")),
+                    b"off" => None,
+                    b"error" => Some(LogLevel::Error),
+                    b"warning" | b"warn" => Some(LogLevel::Warning),
+                    b"info" => Some(LogLevel::Info),
+                    _ => {
+                        let why = "is none of off, error, warning (or warn) and info";
+                        return Err(bad(name, &value, why));
+                    }
                 };
                 once(&mut self.log_level, name, level)
             }
@@ -323,18 +346,17 @@ impl Options {
         if self.devices.is_empty() {
             return Err(usage("option '--device' is missing"));
         }
-        let all = guests_below(count);
         let mut devices = Vec::new();
         for DeviceOption { mut config, guests } in self.devices {
             let option = format!("option '--device': '{}' is for", config.path);
-            config.guests = check_guests(guests, all, &option)?;
+            config.guests = check_guests(guests, count, &option)?;
             devices.push(config);
         }
         check_devices(&devices, count)?;
         let mut hold_policies = vec![HoldPolicy::Queued; count];
         for (guests, policy, shown) in self.holds {
             let option = format!("option '--cs-hold': '{shown}' is for");
-            let guests = check_guests(guests, all, &option)?;
+            let guests = check_guests(guests, count, &option)?;
             for (guest, slot) in hold_policies.iter_mut().enumerate() {
                 if guests >> guest & 1 != 0 {
                     *slot = policy;
@@ -354,7 +376,7 @@ impl Options {
             },
             poll: Duration::from_micros(self.poll_us.unwrap_or(0)),
             seccomp: self.seccomp.unwrap_or(SeccompMode::Kill),
-            log_level: self.log_level.unwrap_or(LogLevel::Info),
+            log_level: self.log_level.unwrap_or(Some(LogLevel::Info)),
         })
     }
 }
@@ -394,9 +416,10 @@ fn hold(value: &OsStr) -> Result<(Option<u64>, HoldPolicy, String), Fatal> {
         None => (None, Some(bytes)),
     };
     let list = match list {
-        Some(list) => {
-            Some(guests(list).ok_or_else(|| bad(Name::CsHold, value, "has a wrong list"))?)
-        }
+        Some(list) => Some(guests(list).ok_or_else(|| {
+            let list = OsStr::from_bytes(list);
+            bad(Name::CsHold, value, &not_a_list(list, list))
+        })?),
         None => None,
     };
     let policy = match policy {
@@ -454,7 +477,15 @@ mod tests {
     fn parse_wrong_lines_name_option_and_value() {
         let good = ["-s", "s", "-l", "d"];
         for (more, message) in [
-            (&["--sockets=3"][..], "unknown option '--sockets=3'"),
+            (
+                &["--sockets=3"][..],
+                "unknown option '--sockets=3'; did you mean '--socket'?",
+            ),
+            (
+                &["--print-capabilites"],
+                "unknown option '--print-capabilites'; did you mean '--print-capabilities'?",
+            ),
+            (&["--foo"], "unknown option '--foo'"),
             (&["-x"], "unknown option '-x'"),
             (&["x"], "unexpected argument 'x'"),
             (&["-"], "unexpected argument '-'"),
@@ -484,7 +515,7 @@ mod tests {
             ),
             (
                 &["--log-level=debug"],
-                "option '--log-level': 'debug' is none of error, warning and info",
+                "option '--log-level': 'debug' is none of off, error, warning (or warn) and info",
             ),
             (
                 &["--log-level=info", "--log-level=info"],
@@ -495,24 +526,68 @@ mod tests {
             (&["-l", ""], "option '--device': '' names no device"),
             (
                 &["-l", "e,max-speed-hz=0"],
-                "option '--device': 'e,max-speed-hz=0' has an option that is unknown or \
-                 malformed: 'max-speed-hz=0'",
+                "option '--device': 'e,max-speed-hz=0' has 'max-speed-hz=0', which is not a clock \
+                 in Hz from 1 to 4294967295, in plain digits",
+            ),
+            (
+                &["-l", "e,min-speed-hz=10M"],
+                "option '--device': 'e,min-speed-hz=10M' has 'min-speed-hz=10M', which is not a \
+                 clock in Hz from 1 to 4294967295, in plain digits",
+            ),
+            (
+                &["-l", "e,cs-high=yes"],
+                "option '--device': 'e,cs-high=yes' has 'cs-high=yes', which is neither on nor off",
+            ),
+            (
+                &["-l", "e,speed=1"],
+                "option '--device': 'e,speed=1' has 'speed=1', which is not an option of a device; \
+                 those are guests, max-speed-hz, min-speed-hz, cs-high, loop, word-delay, cs-setup \
+                 and exclusive-bus",
+            ),
+            (
+                &["-l", "e,/dev/spidev0.1"],
+                "option '--device': 'e,/dev/spidev0.1' names two devices; repeat the option for \
+                 each",
+            ),
+            (
+                &["-l", "e,guests=0,1"],
+                "option '--device': 'e,guests=0,1' has a list of guests with a comma; write '+', \
+                 as in 0+3-5",
+            ),
+            (
+                &["-l", "e,guests=a"],
+                "option '--device': 'e,guests=a' has 'guests=a', which is not a list of guests, \
+                 such as 0, 0-2 or 0+3-5",
+            ),
+            (
+                &["--cs-hold=0,1:spec"],
+                "option '--cs-hold': '0,1:spec' has a list of guests with a comma; write '+', as \
+                 in 0+3-5",
+            ),
+            (
+                &["--cs-hold=x:spec"],
+                "option '--cs-hold': 'x:spec' has 'x', which is not a list of guests, such as 0, \
+                 0-2 or 0+3-5",
             ),
             (
                 &["-l", "e,guests=1"],
-                "option '--device': 'e' is for guest 1, which there is not",
+                "option '--device': 'e' is for guest 1, but the only guest is 0; a socket more \
+                 makes a guest more (--socket-count, --socket, --fd)",
             ),
             (
                 &["--cs-hold=3:spec"],
-                "option '--cs-hold': '3:spec' is for guest 3, which there is not",
+                "option '--cs-hold': '3:spec' is for guest 3, but the only guest is 0; a socket \
+                 more makes a guest more (--socket-count, --socket, --fd)",
             ),
             (
                 &["-l", "e,guests=0-63"],
-                "option '--device': 'e' is for guest 63, which there is not",
+                "option '--device': 'e' is for guest 63, but the only guest is 0; a socket more \
+                 makes a guest more (--socket-count, --socket, --fd)",
             ),
             (
                 &["--cs-hold=0-63:spec"],
-                "option '--cs-hold': '0-63:spec' is for guest 63, which there is not",
+                "option '--cs-hold': '0-63:spec' is for guest 63, but the only guest is 0; a socket \
+                 more makes a guest more (--socket-count, --socket, --fd)",
             ),
             (
                 &["-l", "e,max-speed-hz=10000000,max-speed-hz=1000"],
@@ -540,6 +615,23 @@ mod tests {
             parse(&["-s", "s", "-c2", "-l", "d,guests=0"]).unwrap_err(),
             "option '--device': no device for guest 1"
         );
+        let two_guests = ["-s", "s", "-c2", "-l", "d,guests=0-2"];
+        assert_eq!(
+            parse(&two_guests).unwrap_err(),
+            "option '--device': 'd' is for guest 2, but the guests are 0 to 1; a socket more makes \
+             a guest more (--socket-count, --socket, --fd)"
+        );
+        for (name, level) in [
+            ("off", None),
+            ("error", Some(LogLevel::Error)),
+            ("warn", Some(LogLevel::Warning)),
+            ("warning", Some(LogLevel::Warning)),
+            ("info", Some(LogLevel::Info)),
+        ] {
+            let option = format!("--log-level={name}");
+            let config = parse(&["-s", "s", "-l", "d", &option]).unwrap();
+            assert_eq!(config.log_level, level);
+        }
     }
 
     #[test]

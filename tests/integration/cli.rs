@@ -393,8 +393,15 @@ fn cli_devices_16_become_chip_selects_in_order() {
 
 #[test]
 fn cli_device_absent_is_refused_with_its_name_and_reason() {
-    let finished = with_socket(&Host::with_devices(1), &["--device=/dev/spidev9.9"]);
-    assert_ne!(finished.refused(&["/dev/spidev9.9", "no such file"]), USAGE);
+    for (device, remedy) in [
+        ("/dev/spidev9.9", "is the device bound to spidev?"),
+        ("spidev9.9", "expected /dev/spidevX.Y or 'loopback'"),
+    ] {
+        let option = format!("--device={device}");
+        let finished = with_socket(&Host::with_devices(1), &[&option]);
+        let start = format!("option '--device': '{device}': No such file");
+        assert_eq!(finished.refused(&[&start, remedy]), 66);
+    }
 }
 
 #[test]
@@ -414,7 +421,7 @@ fn cli_device_that_is_no_spidev_is_refused_with_its_name() {
 fn cli_device_that_cannot_be_opened_is_refused_with_the_reason() {
     for (errno, reason) in [
         (libc::ENXIO, "no such device"),
-        (libc::EACCES, "permission denied"),
+        (libc::EACCES, "must be able to read and write it"),
         (libc::EBUSY, "busy"),
     ] {
         let host = Host::with_devices(1);

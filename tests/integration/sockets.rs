@@ -253,7 +253,10 @@ fn cli_socket_directory_unusable_is_refused_with_path_and_reason() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let below_file = format!("{}/s", file.path().display());
     for (path, reason) in [
-        ("/nonexistent/s", "no such file"),
+        (
+            "/nonexistent/s",
+            "its directory '/nonexistent': no such file",
+        ),
         (below_file.as_str(), "not a directory"),
         ("/sys/s", ""),
     ] {

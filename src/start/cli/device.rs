@@ -50,43 +50,66 @@ pub(super) fn device(value: &OsStr) -> Result<DeviceOption, Fatal> {
             return Err(bad(Name::Device, value, &why));
         }
         seen.push(name);
-        if !device_option(&mut device, part.as_bytes()) {
-            let why = format!(
-                "has an option that is unknown or malformed: '{}'",
-                part.display()
-            );
-            return Err(bad(Name::Device, value, &why));
-        }
+        device_option(&mut device, part).map_err(|why| bad(Name::Device, value, &why))?;
     }
     Ok(device)
 }
 
-fn device_option(device: &mut DeviceOption, option: &[u8]) -> bool {
-    let Some(at) = option.iter().position(|&b| b == b'=') else {
-        return false;
-    };
-    let (name, value) = option.split_at(at);
+/// Takes an option of a device, or says why it is of no use.
+fn device_option(device: &mut DeviceOption, option: &OsStr) -> Result<(), String> {
+    let bytes = option.as_bytes();
+    let at = bytes.iter().position(|&b| b == b'=');
+    let (name, value) = bytes.split_at(at.unwrap_or(bytes.len()));
     let value = value.get(1..).unwrap_or_default();
-    let switch = match value {
-        b"on" => Some(true),
-        b"off" => Some(false),
-        _ => None,
+    let not = |what: &str| format!("has '{}', which is {what}", option.display());
+    let switch = || match value {
+        b"on" => Ok(true),
+        b"off" => Ok(false),
+        _ => Err(not("neither on nor off")),
     };
-    let hz = digits(OsStr::from_bytes(value)).and_then(|hz| u32::try_from(hz).ok());
-    let hz = hz.filter(|&hz| hz > 0);
+    let hz = || {
+        let hz = digits(OsStr::from_bytes(value)).and_then(|hz| u32::try_from(hz).ok());
+        hz.filter(|&hz| hz > 0)
+            .ok_or_else(|| not("not a clock in Hz from 1 to 4294967295, in plain digits"))
+    };
     let config = &mut device.config;
     match name {
-        b"guests" => guests(value).map(|guests| device.guests = Some(guests)),
-        b"max-speed-hz" => hz.map(|hz| config.max_speed_hz = Some(hz)),
-        b"min-speed-hz" => hz.map(|hz| config.min_speed_hz = hz),
-        b"cs-high" => switch.map(|on| config.cs_high = Some(on)),
-        b"loop" => switch.map(|on| config.loop_mode = Some(on)),
-        b"word-delay" => switch.map(|on| config.word_delay = on),
-        b"cs-setup" => switch.map(|on| config.cs_setup = on),
-        b"exclusive-bus" => switch.map(|on| config.exclusive_bus = on),
-        _ => None,
+        b"guests" => {
+            let list = guests(value).ok_or_else(|| not_a_list(option, OsStr::from_bytes(value)));
+            device.guests = Some(list?);
+        }
+        b"max-speed-hz" => config.max_speed_hz = Some(hz()?),
+        b"min-speed-hz" => config.min_speed_hz = hz()?,
+        b"cs-high" => config.cs_high = Some(switch()?),
+        b"loop" => config.loop_mode = Some(switch()?),
+        b"word-delay" => config.word_delay = switch()?,
+        b"cs-setup" => config.cs_setup = switch()?,
+        b"exclusive-bus" => config.exclusive_bus = switch()?,
+        b"loopback" | [b'/', ..] => {
+            return Err("names two devices; repeat the option for each".to_owned());
+        }
+        // What follows a comma in a list.
+        [b'0'..=b'9', ..] if device.guests.is_some() => return Err(COMMA.to_owned()),
+        _ => {
+            return Err(not(
+                "not an option of a device; those are guests, max-speed-hz, \
+                 min-speed-hz, cs-high, loop, word-delay, cs-setup and exclusive-bus",
+            ));
+        }
     }
-    .is_some()
+    Ok(())
+}
+
+const COMMA: &str = "has a list of guests with a comma; write '+', as in 0+3-5";
+
+/// Why `list`, shown as `option`, is not one.
+#[cold]
+pub(super) fn not_a_list(option: &OsStr, list: &OsStr) -> String {
+    if list.as_bytes().contains(&b',') {
+        return COMMA.to_owned();
+    }
+    let shown = option.display();
+    format!("has '{shown}', which is not a list of guests, such as 0, 0-2 or 0+3-5")
 }
 
 /// `0`, `0-2` or `0+3-5`, as a bit for each guest.
@@ -107,23 +130,31 @@ pub(super) fn guests(list: &[u8]) -> Option<u64> {
     Some(all)
 }
 
-pub(super) fn guests_below(count: usize) -> u64 {
+fn guests_below(count: usize) -> u64 {
     u32::try_from(count)
         .ok()
         .and_then(|count| 1u64.checked_shl(count))
         .map_or(u64::MAX, |bit| bit.wrapping_sub(1))
 }
 
-/// Those of `guests` that something is for, of `all` that there are: all, if none were given.
-pub(super) fn check_guests(guests: Option<u64>, all: u64, what: &str) -> Result<u64, Fatal> {
+/// Those of `guests` that something is for, of `count` that there are: all, if none were given.
+pub(super) fn check_guests(guests: Option<u64>, count: usize, what: &str) -> Result<u64, Fatal> {
+    let all = guests_below(count);
     let guests = guests.unwrap_or(all);
-    if guests & !all != 0 {
-        let highest = u64::BITS
-            .saturating_sub(1)
-            .saturating_sub(guests.leading_zeros());
-        return Err(usage(format!("{what} guest {highest}, which there is not")));
+    if guests & !all == 0 {
+        return Ok(guests);
     }
-    Ok(guests)
+    let highest = u64::BITS
+        .saturating_sub(1)
+        .saturating_sub(guests.leading_zeros());
+    let there_are = match count.saturating_sub(1) {
+        0 => "the only guest is 0".to_owned(),
+        last => format!("the guests are 0 to {last}"),
+    };
+    let remedy = "a socket more makes a guest more (--socket-count, --socket, --fd)";
+    Err(usage(format!(
+        "{what} guest {highest}, but {there_are}; {remedy}"
+    )))
 }
 
 pub(super) fn check_devices(devices: &[DeviceConfig], count: usize) -> Result<(), Fatal> {
