@@ -113,6 +113,16 @@
     )
 )]
 
+#[cfg(not(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    target_arch = "riscv64"
+)))]
+compile_error!(
+    "vhost-device-spi is for x86_64, aarch64 and riscv64: the seccomp filter needs the \
+     architecture's number and names of system calls, and takes arguments for 64 bits, little-endian"
+);
+
 pub mod config;
 /// What is taken away before the first byte is read: stages, Landlock, seccomp, emergency cleanup.
 pub mod confine {

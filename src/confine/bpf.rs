@@ -31,6 +31,8 @@ pub struct Allowed {
 const AUDIT_ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const AUDIT_ARCH: u32 = 0xc000_00b7;
+#[cfg(target_arch = "riscv64")]
+const AUDIT_ARCH: u32 = 0xc000_00f3;
 
 /// Numbers from here on are x32's, on x86_64: the same calls by another door.
 const X32_BIT: u32 = 0x4000_0000;

@@ -232,7 +232,7 @@ const STARTUP: &[&str] = &[
     #[cfg(target_arch = "x86_64")]
     "arch_prctl",
     "execve",
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(not(target_arch = "x86_64"))]
     "faccessat",
     "fstat",
     "futex",
@@ -261,7 +261,7 @@ const STARTUP: &[&str] = &[
     "getdents64",
     #[cfg(target_arch = "x86_64")]
     "readlink",
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(not(target_arch = "x86_64"))]
     "readlinkat",
     "signalfd4",
     "timerfd_create",
