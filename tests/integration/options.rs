@@ -220,6 +220,16 @@ fn option_min_speed_refuses_what_is_below() {
 }
 
 #[test]
+fn option_min_speed_at_the_limit_leaves_that_speed_alone() {
+    let host = Host::with_devices(1);
+    let (_daemon, mut guest) = serve_with(&host, ",min-speed-hz=10000000", &[]);
+    for (hz, expected) in [(10_000_000, TRANS_OK), (9_999_999, PARAM_ERR)] {
+        let ask = both(let_go(0).freq(hz));
+        assert_eq!(together(&mut guest, &[ask]), [expected], "{hz} Hz");
+    }
+}
+
+#[test]
 fn option_cs_high_lets_guests_choose_the_polarity() {
     let host = Host::with_devices(1);
     let (daemon, mut guest) = serve_with(&host, ",cs-high=on", &[]);

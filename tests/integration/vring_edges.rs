@@ -35,6 +35,36 @@ fn event_idx_used_event_not_passed_is_not_signalled() {
     }
 }
 
+/// Two requests are queued together, the second of `len` bytes at 1 MHz; whether the first is signalled before that one's
+/// message goes on the wire.
+fn is_signalled_before(len: usize) -> bool {
+    let (host, _daemon, mut guest) = plugged();
+    let head = Head::default().cs_change(1);
+    let requests = [1, len].map(|len| guest.request(head, &pattern(len), 0));
+    let gate = host.gate_message(DEV, 1);
+    requests.iter().for_each(|request| {
+        guest.queue(request);
+    });
+    guest.kick();
+    gate.reached();
+    assert_eq!(guest.ring.device_idx(&guest.memory), 1);
+    let signalled = guest.call.read().is_ok();
+    gate.release();
+    signalled
+}
+
+#[test]
+fn completion_is_signalled_before_a_message_of_more_than_a_millisecond_and_with_others_else() {
+    assert!(is_signalled_before(126));
+    // Also where the loop has taken more than that until then.
+    sys::on_time(|| {
+        let early = is_signalled_before(125);
+        (!early)
+            .then_some(())
+            .ok_or("it was signalled early".into())
+    });
+}
+
 #[test]
 fn no_interrupt_flag_is_not_signalled_and_cleared_is() {
     let host = Host::with_devices(1);
