@@ -49,6 +49,9 @@ pub struct EventLoop {
     sd_notify: SdNotify,
     timer: DeadlineTimer,
     turns: Turns,
+    /// Sessions that may have a deadline: they had messages or were closed since they had none. The
+    /// others need not be asked, so that idle guests cost nothing.
+    timed: Vec<usize>,
     /// How many front-ends are connected.
     connected: usize,
     report: Report,
@@ -82,6 +85,7 @@ impl EventLoop {
         Ok(Self {
             timer,
             turns: Turns::new(sessions.len(), shared.now),
+            timed: Vec::with_capacity(sessions.len()),
             connected: sessions.iter().filter(|s| s.is_connected()).count(),
             report: Report::new(shared.now),
             collect_at: None,
@@ -226,6 +230,7 @@ impl EventLoop {
             turn = session.control(&mut self.shared);
             // Messages may take long: gigabytes may have been unmapped.
             self.shared.now = Instant::now();
+            self.note_deadline(number);
         }
         let session = self.sessions.get_mut(number)?;
         // A flood of messages must not keep the transfer from going on, and with it the bus.
@@ -269,6 +274,7 @@ impl EventLoop {
             self.connected = self.connected.saturating_sub(usize::from(closed));
         }
         self.turns.forget_sleep(number);
+        self.note_deadline(number);
         self.wake_waiters();
     }
 

@@ -39,6 +39,9 @@ pub struct Shared {
     pub buses: Vec<Bus>,
     /// Where messages are made.
     pub scratch: Scratch,
+    /// Where the next request's segments are while it is looked at. One for all guests: what each
+    /// of them would have for itself would take a page.
+    pub store: Box<Store>,
     /// The one epoll set.
     pub poller: Poller,
     /// The file systems of the host.
@@ -56,6 +59,7 @@ impl Shared {
         Self {
             buses,
             scratch: Scratch::default(),
+            store: Box::default(),
             poller,
             mounts,
             now,
@@ -74,8 +78,8 @@ pub struct Accepted {
 }
 
 impl Grant {
-    /// Validates a request of guest `number`, whose segments are in `store`, against the chip select
-    /// that it names; `follows` says whether another one is queued after it.
+    /// Validates a request of guest `number`, whose segments are in the shared store, against the
+    /// chip select that it names; `follows` says whether another one is queued after it.
     ///
     /// # Errors
     /// The first thing that is not acceptable.
@@ -83,15 +87,14 @@ impl Grant {
         &self,
         number: usize,
         request: &Request,
-        store: &Store,
-        buses: &[Bus],
+        shared: &Shared,
         follows: bool,
     ) -> Result<Accepted, ParamError> {
         let head = &request.head;
         let unknown = ParamError::ChipSelect(head.chip_select_id);
         let place = self.chip_selects.get(usize::from(head.chip_select_id));
         let &(bus_index, device_index) = place.ok_or(unknown)?;
-        let bus = buses.get(bus_index).ok_or(unknown)?;
+        let bus = shared.buses.get(bus_index).ok_or(unknown)?;
         let device = bus.devices.get(device_index).ok_or(unknown)?;
         let (tx_len, rx_len) = (request.tx_len, request.rx_len);
         let timing = wire::validate(head, tx_len, rx_len, &device.limits)?;
@@ -115,7 +118,7 @@ impl Grant {
         let mut transfer = Transfer::new(request, timing, claim, keep);
         if let Some(neighbour) = bus.neighbour {
             let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
-            if holds || !transfer.fits_one_message(device, store) {
+            if holds || !transfer.fits_one_message(device, &shared.store) {
                 return Err(ParamError::SharedBus(neighbour));
             }
             transfer.never_keep();

@@ -16,7 +16,7 @@ use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Accepted, Grant, Shared};
 use crate::spi::bus::{Access, Bus};
-use crate::spi::request::{self, Answer, Store};
+use crate::spi::request::{self, Answer};
 use crate::spi::transfer::{Step, Transfer};
 use crate::spi::wire::TransResult;
 use crate::vhost_user::backend::Guest;
@@ -74,8 +74,6 @@ pub struct Requestq {
     /// What is written about the guest.
     pub lines: GuestLines,
     tally: Tally,
-    /// The segments of the request in progress, or of the next one while it is looked at.
-    store: Box<Store>,
     active: Option<Active>,
     intake: Intake,
     /// Since when the next request waits, if it was looked at and could not begin.
@@ -91,7 +89,6 @@ impl Requestq {
             tally: Tally::new(grant.chip_selects.len()),
             grant,
             lines: GuestLines::new(number),
-            store: Box::default(),
             active: None,
             intake: Intake::Open,
             waits_since: None,
@@ -166,19 +163,18 @@ impl Requestq {
         self.watch = Watch::Served;
         self.waits_since.get_or_insert(shared.due_since);
         let chain = vring.peek(memory).map_err(Stop::Ring)?;
-        let (answer, parsed) = request::parse(chain, memory, &mut self.store);
+        let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
         // After the chain was read, which the flag may lie over in a hostile driver's memory.
         if pending > 1 || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
         let named = parsed.as_ref().ok();
         let chip_select = named.and_then(|request| self.grant.chip_select_of(request));
-        let validated = parsed.and_then(|request| {
+        let validate = |request| {
             let follows = pending > 1;
-            self.grant
-                .validate(self.number, &request, &self.store, &shared.buses, follows)
-        });
-        match validated {
+            self.grant.validate(self.number, &request, shared, follows)
+        };
+        match parsed.and_then(validate) {
             Ok(accepted) => self.begin(guest, accepted, answer, chip_select, shared),
             Err(error) => {
                 let cs = ChipSelect(chip_select);
@@ -218,7 +214,7 @@ impl Requestq {
             Access::Failed(error) => return self.fail(guest, answer, chip_select, &error),
             Access::Free => (),
         }
-        bus.begin(&transfer.claim, shared.now);
+        bus.begin(&transfer.claim, &mut shared.store, shared.now);
         if let Some(since) = self.waits_since.take() {
             let waited = shared.now.saturating_duration_since(since);
             self.tally.note_wait(chip_select, waited);
@@ -305,7 +301,7 @@ impl Requestq {
         let follows = matches!(self.intake, Intake::Open | Intake::Paused)
             && vring.pending(memory).is_ok_and(|pending| pending > 0);
         let (scratch, now) = (&mut shared.scratch, &mut shared.now);
-        match bus.step(transfer, &self.store, memory, scratch, follows, now) {
+        match bus.step(transfer, memory, scratch, follows, now) {
             Ok(Step::More) => Ok(Turn::Again),
             Ok(Step::Until(at)) => Ok(Turn::At(at)),
             Ok(Step::Done { .. }) => self.end(guest, bus, Ok(())),

@@ -58,6 +58,8 @@ pub struct Bus {
     /// Name of a device of the controller that is not this daemon's: nothing may be held beside it.
     pub neighbour: Option<&'static str>,
     state: State,
+    /// The segments of the transfer in progress.
+    store: Box<Store>,
     /// For each guest whose hold ran out or was cut: the device and mode, until its next request.
     cuts: Vec<Option<(usize, u32)>>,
     waiters: VecDeque<usize>,
@@ -70,6 +72,7 @@ impl Bus {
             devices,
             neighbour,
             state: State::Free,
+            store: Box::default(),
             cuts: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
         }
@@ -121,8 +124,10 @@ impl Bus {
         devices.all(|device| device.release(now).is_ok())
     }
 
-    /// Gives the bus to the transfer that [`Bus::access`] found it free for.
-    pub fn begin(&mut self, claim: &Claim, now: Instant) {
+    /// Gives the bus to the transfer that [`Bus::access`] found it free for, whose segments are in
+    /// `store`, which is exchanged for another.
+    pub fn begin(&mut self, claim: &Claim, store: &mut Box<Store>, now: Instant) {
+        std::mem::swap(&mut self.store, store);
         let asserted_at = match &self.state {
             State::Held(hold) => hold.asserted_at,
             State::Free | State::Reserved(_) | State::Running { .. } => now,
@@ -142,7 +147,6 @@ impl Bus {
     pub fn step(
         &mut self,
         transfer: &mut Transfer,
-        store: &Store,
         memory: &Memory,
         scratch: &mut Scratch,
         follows: bool,
@@ -152,7 +156,7 @@ impl Bus {
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
-        let step = transfer.step(device, store, memory, scratch, follows, now);
+        let step = transfer.step(device, &self.store, memory, scratch, follows, now);
         match step {
             Ok(Step::More | Step::Until(_)) => (),
             Ok(Step::Done { kept }) => {

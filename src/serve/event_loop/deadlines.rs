@@ -14,7 +14,7 @@ const RETRY: Duration = Duration::from_millis(10);
 
 impl EventLoop {
     /// The first deadline of all.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
+    pub(super) fn next_deadline(&mut self) -> Option<Instant> {
         let own = [
             self.turns.next_wake(),
             self.report.retry_at(),
@@ -22,18 +22,31 @@ impl EventLoop {
             self.collect_at,
             self.ends_at,
         ];
-        let sessions = self.sessions.iter();
-        let sessions = sessions.flat_map(|session| [session.deadline(), session.listen_at]);
         let buses = self.shared.buses.iter().map(Bus::deadline);
-        own.into_iter().chain(sessions).chain(buses).flatten().min()
+        let first = own.into_iter().chain(buses).flatten().min();
+        let sessions = &self.sessions;
+        self.timed
+            .retain(|&number| deadline(sessions, number).is_some());
+        let timed = self.timed.iter();
+        let of_sessions = timed.filter_map(|&number| deadline(sessions, number));
+        of_sessions.chain(first).min()
+    }
+
+    /// A session may have a deadline that it did not have.
+    pub(super) fn note_deadline(&mut self, number: usize) {
+        if !self.timed.contains(&number) {
+            self.timed.push(number);
+        }
     }
 
     /// The timer went off.
     pub(super) fn expire(&mut self) {
         self.timer.went_off();
         let now = self.shared.now;
-        for number in 0..self.sessions.len() {
-            self.expire_session(number, now);
+        for index in 0..self.timed.len() {
+            if let Some(&number) = self.timed.get(index) {
+                self.expire_session(number, now);
+            }
         }
         self.turns.wake(now);
         self.expire_holds();
@@ -80,4 +93,14 @@ impl EventLoop {
             }
         }
     }
+}
+
+/// When a session's front-end has been silent for too long, or its socket is to listen again.
+fn deadline(sessions: &[Session], number: usize) -> Option<Instant> {
+    let session = sessions.get(number)?;
+    session
+        .deadline()
+        .into_iter()
+        .chain(session.listen_at)
+        .min()
 }
