@@ -127,6 +127,44 @@ pub enum HoldPolicy {
     WriteRead,
 }
 
+/// A guest's number: the place of its socket in the order of the command line, from 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GuestNumber(u8);
+
+impl GuestNumber {
+    /// The guest at `index`, if there can be so many.
+    pub fn new(index: usize) -> Option<Self> {
+        let number = u8::try_from(index).ok()?;
+        (index < MAX_GUESTS).then_some(Self(number))
+    }
+
+    /// All that there can be, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..MAX_GUESTS).filter_map(Self::new)
+    }
+
+    /// Its index among all guests.
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+
+    /// As a byte.
+    pub fn byte(self) -> u8 {
+        self.0
+    }
+
+    /// Whether its bit is set in `guests`.
+    pub fn is_in(self, guests: u64) -> bool {
+        guests >> self.0 & 1 != 0
+    }
+}
+
+impl fmt::Display for GuestNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A device and its options.
 #[derive(Debug, Clone)]
 pub struct DeviceConfig {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::config::GuestNumber;
 use crate::os::deferred_close::Foreign;
 
 /// Who an event is for.
@@ -17,30 +18,30 @@ pub enum Token {
     /// The timer of the next deadline.
     Timer,
     /// The listening socket of a guest.
-    Listener(u32),
+    Listener(GuestNumber),
     /// The connection of a guest.
-    Connection(u32),
+    Connection(GuestNumber),
     /// The kick eventfd of a guest.
-    Kick(u32),
+    Kick(GuestNumber),
 }
 
 impl Token {
-    /// The token as epoll keeps it: kind in the upper half, guest in the lower.
+    /// The token as epoll keeps it: guest in the lowest byte, kind above.
     fn encode(self) -> u64 {
         let (kind, guest) = match self {
-            Self::Signal => (0u64, 0),
-            Self::Timer => (1, 0),
+            Self::Signal => (0u64, GuestNumber::default()),
+            Self::Timer => (1, GuestNumber::default()),
             Self::Listener(guest) => (2, guest),
             Self::Connection(guest) => (3, guest),
             Self::Kick(guest) => (4, guest),
         };
-        kind << 32 | u64::from(guest)
+        kind << 8 | u64::from(guest.byte())
     }
 
     /// The token of an event; `None` for one that [`Poller`] never registered.
     pub fn decode(data: u64) -> Option<Self> {
-        let guest = u32::try_from(data & u64::from(u32::MAX)).ok()?;
-        match data >> 32 {
+        let guest = GuestNumber::new(usize::try_from(data & 0xff).ok()?)?;
+        match data >> 8 {
             0 => Some(Self::Signal),
             1 => Some(Self::Timer),
             2 => Some(Self::Listener(guest)),
@@ -175,12 +176,13 @@ mod tests {
         for token in [
             Token::Signal,
             Token::Timer,
-            Token::Listener(63),
-            Token::Connection(0),
-            Token::Kick(u32::MAX),
+            Token::Listener(GuestNumber::new(63).unwrap()),
+            Token::Connection(GuestNumber::default()),
+            Token::Kick(GuestNumber::new(7).unwrap()),
         ] {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
-        assert_eq!(Token::decode(5 << 32), None);
+        assert_eq!(Token::decode(5 << 8), None);
+        assert_eq!(Token::decode(2 << 8 | 64), None);
     }
 }

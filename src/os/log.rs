@@ -18,7 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::config::LogLevel;
+use crate::config::{GuestNumber, LogLevel};
 use crate::os::ffi;
 use crate::os::write_timeout;
 
@@ -139,7 +139,7 @@ type Write = fn(LogLevel, fmt::Arguments<'_>) -> bool;
 /// own, so that a guest cannot hide by its requests why it was cut off.
 #[derive(Debug)]
 pub struct GuestLines {
-    guest: usize,
+    guest: GuestNumber,
     requests: Limiter,
     connections: Limiter,
     write: Write,
@@ -147,7 +147,7 @@ pub struct GuestLines {
 
 impl GuestLines {
     /// Those about `guest`.
-    pub fn new(guest: usize) -> Self {
+    pub fn new(guest: GuestNumber) -> Self {
         Self {
             guest,
             requests: Limiter::default(),
@@ -200,7 +200,13 @@ impl Limiter {
     const LINES: u32 = 10;
     const WINDOW: Duration = Duration::from_secs(10);
 
-    fn line(&mut self, write: Write, level: LogLevel, guest: usize, what: fmt::Arguments<'_>) {
+    fn line(
+        &mut self,
+        write: Write,
+        level: LogLevel,
+        guest: GuestNumber,
+        what: fmt::Arguments<'_>,
+    ) {
         if !is_wanted(level) {
             return;
         }
@@ -228,7 +234,7 @@ impl Limiter {
     }
 
     /// Only lines that are wanted are counted, so this one is wanted, too.
-    fn tell_dropped(&mut self, write: Write, guest: usize) {
+    fn tell_dropped(&mut self, write: Write, guest: GuestNumber) {
         let count = self.unsaid;
         let what = format_args!("guest={guest} lines were dropped: count={count}");
         if count > 0 && write(LogLevel::Warning, what) {
@@ -295,15 +301,21 @@ mod tests {
     fn limiter_tells_of_each_dropped_line_once_and_counts_all() {
         let mut limiter = Limiter::default();
         let lines = |limiter: &mut Limiter, count| {
-            (0..count)
-                .for_each(|n| limiter.line(taken, LogLevel::Error, 0, format_args!("line {n}")));
+            (0..count).for_each(|n| {
+                limiter.line(
+                    taken,
+                    LogLevel::Error,
+                    GuestNumber::default(),
+                    format_args!("line {n}"),
+                )
+            });
         };
         lines(&mut limiter, 15);
         assert_eq!((limiter.dropped, limiter.unsaid), (5, 5));
         // Without room it is told of later.
-        limiter.tell_dropped(|_, _| false, 0);
+        limiter.tell_dropped(|_, _| false, GuestNumber::default());
         assert_eq!(limiter.unsaid, 5);
-        limiter.tell_dropped(taken, 0);
+        limiter.tell_dropped(taken, GuestNumber::default());
         lines(&mut limiter, 3);
         assert_eq!((limiter.dropped, limiter.unsaid), (8, 3));
         // The next line that is written tells of those alone that were dropped since.
@@ -316,7 +328,7 @@ mod tests {
     fn lines_about_requests_leave_room_for_those_about_the_connection() {
         let mut lines = GuestLines {
             write: taken,
-            ..GuestLines::new(0)
+            ..GuestLines::new(GuestNumber::default())
         };
         (0..30).for_each(|_| lines.request(LogLevel::Error, format_args!("request")));
         assert_eq!(lines.dropped(), 20);

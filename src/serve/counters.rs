@@ -9,6 +9,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::config::GuestNumber;
 use crate::spi::wire::TransResult;
 
 /// How long until a line is tried again for which stderr had no room.
@@ -109,6 +110,8 @@ pub struct Connections {
 /// All that is counted of one guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Counted<'t> {
+    /// Which guest.
+    pub guest: GuestNumber,
     /// Its requests.
     pub tally: &'t Tally,
     /// Its front-ends.
@@ -118,15 +121,11 @@ pub struct Counted<'t> {
 }
 
 impl Counted<'_> {
-    /// The n-th line about `guest`, given to `write` if there is anything to it: about the guest,
+    /// The n-th line about the guest, given to `write` if there is anything to it: about the guest,
     /// then about each of its chip selects, then about requests that name none of them. `None`
     /// behind the last one; `false` if it could not be written.
-    fn write(
-        &self,
-        guest: usize,
-        number: usize,
-        write: impl FnOnce(fmt::Arguments<'_>) -> bool,
-    ) -> Option<bool> {
+    fn write(&self, number: usize, write: impl FnOnce(fmt::Arguments<'_>) -> bool) -> Option<bool> {
+        let guest = self.guest;
         let Connections { begun, faults } = self.connections;
         let dropped = self.lines_dropped;
         let Some(chip_select) = number.checked_sub(1) else {
@@ -224,7 +223,7 @@ impl Report {
                 let uptime_s = now.saturating_duration_since(self.started).as_secs();
                 (write(format_args!("uptime_s={uptime_s}")), None)
             }
-            Some(counted) => match counted.write(guest, number, write) {
+            Some(counted) => match counted.write(number, write) {
                 Some(written) => (written, Some((guest, number.saturating_add(1)))),
                 None => (true, Some((guest.saturating_add(1), 0))),
             },
@@ -250,6 +249,7 @@ mod tests {
 
     fn guest(number: usize, tally: &Tally) -> Option<Counted<'_>> {
         (number < 2).then_some(Counted {
+            guest: GuestNumber::new(number).unwrap(),
             tally,
             connections: Connections {
                 begun: 3,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 
-use crate::config::LogLevel;
+use crate::config::{GuestNumber, LogLevel};
 use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deadline_timer::DeadlineTimer;
 use crate::os::epoll::Token;
@@ -51,7 +51,7 @@ pub struct EventLoop {
     turns: Turns,
     /// Sessions that may have a deadline: they had messages or were closed since they had none. The
     /// others need not be asked, so that idle guests cost nothing.
-    timed: Vec<usize>,
+    timed: Vec<GuestNumber>,
     /// How many front-ends are connected.
     connected: usize,
     report: Report,
@@ -148,34 +148,34 @@ impl EventLoop {
             Token::Listener(guest)
                 if events.intersects(EventSet::HANG_UP | EventSet::READ_HANG_UP) =>
             {
-                if let Some(session) = self.sessions.get_mut(index(guest)) {
+                if let Some(session) = self.sessions.get_mut(guest.index()) {
                     session.lose_listener(&self.shared.poller);
                 }
             }
             Token::Listener(guest) => self.accept(guest),
-            Token::Kick(guest) => self.turns.queue(index(guest), false, self.shared.now),
+            Token::Kick(guest) => self.turns.queue(guest, false, self.shared.now),
             Token::Connection(guest) => {
                 let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
-                if let Some(session) = self.sessions.get_mut(index(guest))
+                if let Some(session) = self.sessions.get_mut(guest.index())
                     && events.intersects(gone)
                 {
                     session.set_hung_up();
                 }
-                self.turns.queue(index(guest), true, self.shared.now);
+                self.turns.queue(guest, true, self.shared.now);
             }
         }
     }
 
-    fn accept(&mut self, guest: u32) {
-        let Some(session) = self.sessions.get_mut(index(guest)) else {
+    fn accept(&mut self, guest: GuestNumber) {
+        let Some(session) = self.sessions.get_mut(guest.index()) else {
             return;
         };
         match session.accept(&self.shared.poller) {
             Ok(accepted) => {
                 self.connected = self.connected.saturating_add(usize::from(accepted));
-                self.turns.queue(index(guest), accepted, self.shared.now);
+                self.turns.queue(guest, accepted, self.shared.now);
             }
-            Err(error) => self.close(index(guest), &error),
+            Err(error) => self.close(guest, &error),
         }
     }
 
@@ -224,7 +224,7 @@ impl EventLoop {
     fn turn(&mut self, taken: Taken) -> Option<bool> {
         let number = taken.number;
         self.shared.due_since = taken.since;
-        let session = self.sessions.get_mut(number)?;
+        let session = self.sessions.get_mut(number.index())?;
         let mut turn = Ok(Turn::Again);
         if taken.control {
             turn = session.control(&mut self.shared);
@@ -232,7 +232,7 @@ impl EventLoop {
             self.shared.now = Instant::now();
             self.note_deadline(number);
         }
-        let session = self.sessions.get_mut(number)?;
+        let session = self.sessions.get_mut(number.index())?;
         // A flood of messages must not keep the transfer from going on, and with it the bus.
         let more_control = matches!(turn, Ok(Turn::Control));
         if turn.is_ok() {
@@ -258,18 +258,18 @@ impl EventLoop {
         }
     }
 
-    fn notify(&mut self, number: Option<usize>) {
+    fn notify(&mut self, number: Option<GuestNumber>) {
         let Some(number) = number else {
             return;
         };
-        let notified = self.sessions.get_mut(number).map(Session::notify);
+        let notified = self.sessions.get_mut(number.index()).map(Session::notify);
         if let Some(Err(error)) = notified {
             self.close(number, &error);
         }
     }
 
-    fn close(&mut self, number: usize, error: &SessionError) {
-        if let Some(session) = self.sessions.get_mut(number) {
+    fn close(&mut self, number: GuestNumber, error: &SessionError) {
+        if let Some(session) = self.sessions.get_mut(number.index()) {
             let closed = session.close(error, &mut self.shared);
             self.connected = self.connected.saturating_sub(usize::from(closed));
         }
@@ -279,8 +279,12 @@ impl EventLoop {
     }
 
     fn close_truncated(&mut self) {
-        for number in 0..self.sessions.len() {
-            if self.sessions.get(number).is_some_and(Session::is_truncated) {
+        for number in GuestNumber::all().take(self.sessions.len()) {
+            if self
+                .sessions
+                .get(number.index())
+                .is_some_and(Session::is_truncated)
+            {
                 self.close(number, &SessionError::Truncated);
             }
         }
@@ -306,10 +310,6 @@ impl EventLoop {
         let write = |text: fmt::Arguments<'_>| log::write(LogLevel::Info, text);
         self.report.step(self.shared.now, counted, write);
     }
-}
-
-fn index(guest: u32) -> usize {
-    usize::try_from(guest).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::HoldPolicy;
+use crate::config::{GuestNumber, HoldPolicy};
 use crate::error::ParamError;
 use crate::os::epoll::Poller;
 use crate::os::mounts::Mounts;
@@ -85,7 +85,7 @@ impl Grant {
     /// The first thing that is not acceptable.
     pub fn validate(
         &self,
-        number: usize,
+        number: GuestNumber,
         request: &Request,
         shared: &Shared,
         follows: bool,

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::config::{HoldPolicy, LogLevel};
+use crate::config::{GuestNumber, HoldPolicy, LogLevel};
 use crate::error::{RingError, SessionError, TransferError};
 use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
@@ -68,7 +68,7 @@ struct Active {
 /// The requests of one guest.
 #[derive(Debug)]
 pub struct Requestq {
-    number: usize,
+    number: GuestNumber,
     /// What the guest was given.
     pub grant: Grant,
     /// What is written about the guest.
@@ -83,7 +83,7 @@ pub struct Requestq {
 
 impl Requestq {
     /// The requests of guest `number`: none yet.
-    pub fn new(number: usize, grant: Grant) -> Self {
+    pub fn new(number: GuestNumber, grant: Grant) -> Self {
         Self {
             number,
             tally: Tally::new(grant.chip_selects.len()),

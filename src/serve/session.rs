@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::config::LogLevel;
+use crate::config::{GuestNumber, LogLevel};
 use crate::error::SessionError;
 use crate::os::deferred_close;
 use crate::os::epoll::{Poller, Token};
@@ -43,8 +43,7 @@ const MESSAGES_PER_TURN: u32 = 16;
 
 /// One guest's socket and what is behind it.
 pub struct Session {
-    number: u32,
-    index: usize,
+    number: GuestNumber,
     listener: Option<Listener>,
     /// There will be no other front-end: this one was handed in, or the socket was shut down.
     is_single: bool,
@@ -65,20 +64,18 @@ impl Session {
     /// # Errors
     /// The kernel refused the registration.
     pub fn new(
-        number: u32,
+        number: GuestNumber,
         socket: Socket,
         grant: Grant,
         poller: &Poller,
     ) -> Result<Self, SessionError> {
-        let index = usize::try_from(number).unwrap_or(usize::MAX);
         let mut session = Self {
             number,
-            index,
             listener: None,
             is_single: false,
             connection: None,
             connections: Connections::default(),
-            requestq: Requestq::new(index, grant),
+            requestq: Requestq::new(number, grant),
             held_up: false,
             offences: Offences::default(),
             listen_at: None,
@@ -122,7 +119,7 @@ impl Session {
             return Ok(false);
         }
         // What the last ones brought is still ours.
-        if deferred_close::left_by(self.index) > MAX_LEFT {
+        if deferred_close::left_by(self.number.index()) > MAX_LEFT {
             return Err(SessionError::Uncollected);
         }
         let accepted = listener.accept();
@@ -145,7 +142,7 @@ impl Session {
     }
 
     fn connect(&mut self, stream: UnixStream, poller: &Poller) -> Result<(), SessionError> {
-        deferred_close::set_owner(self.index);
+        deferred_close::set_owner(self.number.index());
         let token = Token::Connection(self.number);
         if let Err(error) = poller.add_edge(stream.as_raw_fd(), token) {
             shut_down(stream.as_raw_fd());
@@ -189,7 +186,7 @@ impl Session {
 
     /// Stops listening for good.
     pub fn stop_listening(&mut self, poller: &Poller) {
-        deferred_close::set_owner(self.index);
+        deferred_close::set_owner(self.number.index());
         self.listen_at = None;
         if let Some(listener) = self.listener.take() {
             poller.remove(listener.as_raw_fd());
@@ -214,9 +211,9 @@ impl Session {
     /// # Errors
     /// The connection must end.
     pub fn control(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
-        deferred_close::set_owner(self.index);
+        deferred_close::set_owner(self.number.index());
         for _ in 0..MESSAGES_PER_TURN {
-            if deferred_close::left_by(self.index) > MAX_LEFT {
+            if deferred_close::left_by(self.number.index()) > MAX_LEFT {
                 self.held_up = true;
                 return Ok(Turn::Again);
             }
@@ -364,6 +361,7 @@ impl Session {
     /// What became of its requests and its front-ends.
     pub fn counted(&self) -> Counted<'_> {
         Counted {
+            guest: self.number,
             tally: self.requestq.tally(),
             connections: self.connections,
             lines_dropped: self.requestq.lines.dropped(),
@@ -378,7 +376,7 @@ impl Session {
     /// Ends the connection, if there is one, because of `error`, and listens again, at once or after
     /// a rest. Returns whether there was one.
     pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> bool {
-        deferred_close::set_owner(self.index);
+        deferred_close::set_owner(self.number.index());
         self.log_end(error);
         self.listen_at = self
             .rest(error)

@@ -9,6 +9,8 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use crate::config::GuestNumber;
+
 #[derive(Debug, Clone, Copy)]
 struct Due {
     queued: bool,
@@ -28,7 +30,7 @@ struct Due {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
     /// Whose.
-    pub number: usize,
+    pub number: GuestNumber,
     /// It is to look for messages first.
     pub control: bool,
     /// Since when it was to have it.
@@ -39,12 +41,12 @@ pub struct Taken {
 #[derive(Debug)]
 pub struct Turns {
     /// Something happened for them.
-    fresh: VecDeque<usize>,
+    fresh: VecDeque<GuestNumber>,
     /// They had a turn and have more to do.
-    again: VecDeque<usize>,
+    again: VecDeque<GuestNumber>,
     /// They wait for a moment, in the order in which they began to wait: that is the order of their
     /// turns where they wait for the same moment.
-    sleepers: VecDeque<usize>,
+    sleepers: VecDeque<GuestNumber>,
     due: Vec<Due>,
     /// How many turns there have been.
     count: u64,
@@ -82,22 +84,22 @@ impl Turns {
 
     /// Something happened for a session: it is to have a turn, and to look for messages first if
     /// `control`.
-    pub fn queue(&mut self, number: usize, control: bool, now: Instant) {
+    pub fn queue(&mut self, number: GuestNumber, control: bool, now: Instant) {
         if self.must_queue(number, control, now) {
             self.fresh.push_back(number);
         }
     }
 
     /// A session had a turn and has more to do.
-    pub fn queue_again(&mut self, number: usize, control: bool, now: Instant) {
+    pub fn queue_again(&mut self, number: GuestNumber, control: bool, now: Instant) {
         if self.must_queue(number, control, now) {
             self.again.push_back(number);
         }
     }
 
     /// A session is to have a turn at `at`, and not at what it asked for before.
-    pub fn sleep(&mut self, number: usize, at: Instant) {
-        if let Some(due) = self.due.get_mut(number)
+    pub fn sleep(&mut self, number: GuestNumber, at: Instant) {
+        if let Some(due) = self.due.get_mut(number.index())
             && due.wake_at.replace(at).is_none()
         {
             self.sleepers.push_back(number);
@@ -105,8 +107,8 @@ impl Turns {
     }
 
     /// A session is to have no turn at a moment to come.
-    pub fn forget_sleep(&mut self, number: usize) {
-        if let Some(due) = self.due.get_mut(number)
+    pub fn forget_sleep(&mut self, number: GuestNumber) {
+        if let Some(due) = self.due.get_mut(number.index())
             && due.wake_at.take().is_some()
         {
             self.sleepers.retain(|&sleeper| sleeper != number);
@@ -116,7 +118,7 @@ impl Turns {
     /// The first moment that a session waits for.
     pub fn next_wake(&self) -> Option<Instant> {
         let sleepers = self.sleepers.iter();
-        let moments = sleepers.filter_map(|&number| self.due.get(number)?.wake_at);
+        let moments = sleepers.filter_map(|&number| self.due.get(number.index())?.wake_at);
         moments.min()
     }
 
@@ -126,7 +128,7 @@ impl Turns {
             let Some(number) = self.sleepers.pop_front() else {
                 return;
             };
-            let due = self.due.get_mut(number);
+            let due = self.due.get_mut(number.index());
             if due.is_some_and(|due| due.wake_at.take_if(|at| *at <= now).is_some()) {
                 self.queue(number, false, now);
             } else {
@@ -135,8 +137,8 @@ impl Turns {
         }
     }
 
-    fn must_queue(&mut self, number: usize, control: bool, now: Instant) -> bool {
-        let Some(due) = self.due.get_mut(number) else {
+    fn must_queue(&mut self, number: GuestNumber, control: bool, now: Instant) -> bool {
+        let Some(due) = self.due.get_mut(number.index()) else {
             return false;
         };
         due.control |= control;
@@ -151,7 +153,7 @@ impl Turns {
 
     /// The next session to have a turn.
     pub fn take(&mut self) -> Option<Taken> {
-        let due = |number: Option<&usize>| self.due.get(*number?);
+        let due = |number: Option<&GuestNumber>| self.due.get(number?.index());
         let again_first = match (due(self.fresh.front()), due(self.again.front())) {
             (Some(fresh), Some(again)) => fresh.last_turn > again.queued_at,
             (Some(_), None) => false,
@@ -163,7 +165,7 @@ impl Turns {
             self.fresh.pop_front()
         }?;
         self.count = self.count.saturating_add(1);
-        let due = self.due.get_mut(number)?;
+        let due = self.due.get_mut(number.index())?;
         due.queued = false;
         due.last_turn = self.count;
         Some(Taken {
@@ -178,22 +180,26 @@ impl Turns {
 mod tests {
     use super::*;
 
+    fn guest(number: usize) -> GuestNumber {
+        GuestNumber::new(number).unwrap()
+    }
+
     fn take(turns: &mut Turns) -> Option<(usize, bool)> {
-        turns.take().map(|turn| (turn.number, turn.control))
+        turns.take().map(|turn| (turn.number.index(), turn.control))
     }
 
     #[test]
     fn turns_events_go_before_floods_but_each_only_once() {
         let now = Instant::now();
         let mut turns = Turns::new(3, now);
-        turns.queue(0, false, now);
+        turns.queue(guest(0), false, now);
         assert_eq!(take(&mut turns), Some((0, false)));
-        turns.queue_again(0, false, now);
+        turns.queue_again(guest(0), false, now);
         // Both newcomers pass the flood, once.
-        turns.queue(1, true, now);
-        turns.queue(2, false, now);
+        turns.queue(guest(1), true, now);
+        turns.queue(guest(2), false, now);
         assert_eq!(take(&mut turns), Some((1, true)));
-        turns.queue(1, true, now);
+        turns.queue(guest(1), true, now);
         assert_eq!(take(&mut turns), Some((2, false)));
         assert_eq!(take(&mut turns), Some((0, false)));
         assert_eq!(take(&mut turns), Some((1, true)));
@@ -205,9 +211,9 @@ mod tests {
     fn turns_a_session_is_queued_once_and_keeps_what_it_has_to_do() {
         let now = Instant::now();
         let mut turns = Turns::new(1, now);
-        turns.queue(0, false, now);
-        turns.queue(0, true, now);
-        turns.queue_again(0, false, now);
+        turns.queue(guest(0), false, now);
+        turns.queue(guest(0), true, now);
+        turns.queue_again(guest(0), false, now);
         assert_eq!(turns.len(), 1);
         assert_eq!(take(&mut turns), Some((0, true)));
         assert_eq!(take(&mut turns), None);
@@ -220,10 +226,10 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0]] {
             let mut turns = Turns::new(3, start);
             // The first of them changes its mind.
-            turns.sleep(order[0], at(50));
+            turns.sleep(guest(order[0]), at(50));
             for number in order {
                 let ms = [10, 20, 10][number];
-                turns.sleep(number, at(ms));
+                turns.sleep(guest(number), at(ms));
             }
             assert_eq!(turns.next_wake(), Some(at(10)));
             turns.wake(at(9));
@@ -234,7 +240,7 @@ mod tests {
             assert_eq!([take(&mut turns), take(&mut turns)], woken[..]);
             assert_eq!(take(&mut turns), None);
             assert_eq!(turns.next_wake(), Some(at(20)));
-            turns.forget_sleep(1);
+            turns.forget_sleep(guest(1));
             turns.wake(at(20));
             assert_eq!((take(&mut turns), turns.next_wake()), (None, None));
         }

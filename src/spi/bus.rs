@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::config::GuestNumber;
 use crate::error::TransferError;
 use crate::spi::device::{Device, Line};
 use crate::spi::hold::{Claim, Hold};
@@ -40,7 +41,7 @@ enum State {
     /// Nobody.
     Free,
     /// Nobody; the guest that waited longest is next, unless it does not use its turn.
-    Reserved(usize),
+    Reserved(GuestNumber),
     /// A transfer in progress; chip select was asserted for it, or for the one that it continues.
     Running {
         /// Since when.
@@ -62,7 +63,7 @@ pub struct Bus {
     store: Box<Store>,
     /// For each guest whose hold ran out or was cut: the device and mode, until its next request.
     cuts: Vec<Option<(usize, u32)>>,
-    waiters: VecDeque<usize>,
+    waiters: VecDeque<GuestNumber>,
 }
 
 impl Bus {
@@ -104,7 +105,10 @@ impl Bus {
             }
             State::Free | State::Reserved(_) => (),
         }
-        let cut = self.cuts.get_mut(claim.guest).and_then(Option::take);
+        let cut = self
+            .cuts
+            .get_mut(claim.guest.index())
+            .and_then(Option::take);
         if cut == Some((claim.device, claim.mode)) {
             return Access::Failed(TransferError::HoldCut);
         }
@@ -212,7 +216,7 @@ impl Bus {
     /// `guest` is gone, or its ring stopped: it neither waits nor holds any more, and the devices
     /// that it used last go back to the mode that they were found in. Its transfer was
     /// [abandoned](Bus::abandon).
-    pub fn leave(&mut self, guest: usize, now: &mut Instant) {
+    pub fn leave(&mut self, guest: GuestNumber, now: &mut Instant) {
         self.waiters.retain(|&waiter| waiter != guest);
         self.clear_reservation(guest);
         self.forget_cut(guest);
@@ -251,15 +255,15 @@ impl Bus {
         (!known).then_some(&device.name)
     }
 
-    fn forget_cut(&mut self, guest: usize) {
-        if let Some(cut) = self.cuts.get_mut(guest) {
+    fn forget_cut(&mut self, guest: GuestNumber) {
+        if let Some(cut) = self.cuts.get_mut(guest.index()) {
             *cut = None;
         }
     }
 
     /// The guest goes on elsewhere: releases what it holds here; `false` if its hold delay is not
     /// over and `deadline` will do it.
-    pub fn release_for(&mut self, guest: usize, now: &mut Instant) -> bool {
+    pub fn release_for(&mut self, guest: GuestNumber, now: &mut Instant) -> bool {
         self.forget_cut(guest);
         !self.is_held_by(guest) || self.end_hold(now)
     }
@@ -268,7 +272,7 @@ impl Bus {
         matches!(self.state, State::Running { .. })
     }
 
-    fn is_held_by(&self, guest: usize) -> bool {
+    fn is_held_by(&self, guest: GuestNumber) -> bool {
         matches!(&self.state, State::Held(hold) if hold.claim.guest == guest)
     }
 
@@ -291,7 +295,7 @@ impl Bus {
     }
 
     /// Puts `guest` at the end of the queue for the bus.
-    pub fn wait(&mut self, guest: usize) {
+    pub fn wait(&mut self, guest: GuestNumber) {
         if !self.waiters.contains(&guest) {
             self.waiters.push_back(guest);
         }
@@ -299,7 +303,7 @@ impl Bus {
 
     /// The guest that has waited longest, once the bus is free, which is reserved for that guest's
     /// next turn.
-    pub fn next_waiter(&mut self) -> Option<usize> {
+    pub fn next_waiter(&mut self) -> Option<GuestNumber> {
         let State::Free = self.state else {
             return None;
         };
@@ -310,7 +314,7 @@ impl Bus {
     }
 
     /// `guest` has had its turn: a bus that was reserved for it and that it did not take is free.
-    pub fn clear_reservation(&mut self, guest: usize) {
+    pub fn clear_reservation(&mut self, guest: GuestNumber) {
         if matches!(self.state, State::Reserved(reserved_for) if reserved_for == guest) {
             self.state = State::Free;
         }
@@ -329,8 +333,8 @@ impl Bus {
     pub fn expire(
         &mut self,
         now: &mut Instant,
-        has_request: impl FnOnce(usize) -> bool,
-    ) -> Option<usize> {
+        has_request: impl FnOnce(GuestNumber) -> bool,
+    ) -> Option<GuestNumber> {
         if self.deadline().is_none_or(|at| at > *now) {
             return None;
         }
@@ -342,7 +346,7 @@ impl Bus {
             if !overdue && has_request(claim.guest) {
                 return Some(claim.guest);
             }
-            if let Some(cut) = self.cuts.get_mut(claim.guest) {
+            if let Some(cut) = self.cuts.get_mut(claim.guest.index()) {
                 *cut = (!claim.terms.for_read).then_some((claim.device, claim.mode));
             }
         }

@@ -6,7 +6,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::config::{DeviceConfig, DevicePath, TransferConfig};
+use crate::config::{DeviceConfig, DevicePath, GuestNumber, TransferConfig};
 use crate::error::{ExitCode, Fatal};
 use crate::spi::loopback;
 use crate::spi::probe::{Capabilities, probe};
@@ -78,7 +78,7 @@ enum ModeOf {
     /// Nobody's: as found, with its lanes.
     Nobody,
     /// That of the guest that used it last.
-    Guest(usize),
+    Guest(GuestNumber),
     /// That of a guest that has left: the idle mode is to be restored.
     RestorePending,
 }
@@ -240,12 +240,12 @@ impl Device {
     }
 
     /// A transfer of `guest` begins.
-    pub fn set_user(&mut self, guest: usize) {
+    pub fn set_user(&mut self, guest: GuestNumber) {
         self.mode_of = ModeOf::Guest(guest);
     }
 
     /// `guest` has left: the idle mode is to be restored if the device is in that guest's.
-    pub fn forget_user(&mut self, guest: usize) {
+    pub fn forget_user(&mut self, guest: GuestNumber) {
         if self.mode_of == ModeOf::Guest(guest) {
             self.mode_of = ModeOf::RestorePending;
         }

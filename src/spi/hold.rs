@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use crate::config::GuestNumber;
+
 /// What a request wants of the bus.
 #[derive(Debug, Clone, Copy)]
 pub struct Claim {
     /// Number of the guest.
-    pub guest: usize,
+    pub guest: GuestNumber,
     /// Index of the device on this bus.
     pub device: usize,
     /// spidev's mode for it.

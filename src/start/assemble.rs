@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::config::{Config, DeviceConfig, DevicePath, HoldPolicy, LogLevel, Source};
+use crate::config::{Config, DeviceConfig, DevicePath, GuestNumber, HoldPolicy, LogLevel, Source};
 use crate::confine::emergency_cleanup;
 use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deferred_close;
@@ -222,7 +222,7 @@ pub fn assemble(
     let poller = Poller::new().map_err(failed)?;
     deferred_close::make_room(config.guests.len());
     let mut sessions = Vec::new();
-    for (number, socket) in (0u32..).zip(sockets) {
+    for (number, socket) in GuestNumber::all().zip(sockets) {
         let grant = grant(config, &hardware, number);
         announce(number, &socket, &grant, &hardware);
         sessions.push(Session::new(number, socket, grant, &poller).map_err(refused)?);
@@ -255,19 +255,18 @@ fn device_at(hardware: &Hardware, place: (usize, usize)) -> Option<&Device> {
 }
 
 /// What guest `number` may use: the devices that are for it, numbered in order.
-fn grant(config: &Config, hardware: &Hardware, number: u32) -> Grant {
+fn grant(config: &Config, hardware: &Hardware, number: GuestNumber) -> Grant {
     let chip_selects: Vec<(usize, usize)> = config
         .devices
         .iter()
         .zip(&hardware.places)
-        .filter(|(device, _)| device.guests >> number & 1 != 0)
+        .filter(|(device, _)| number.is_in(device.guests))
         .map(|(_, place)| *place)
         .collect();
     let limits = chip_selects
         .iter()
         .filter_map(|&place| device_at(hardware, place).map(|device| &device.limits));
-    let index = usize::try_from(number).unwrap_or(usize::MAX);
-    let policy = config.hold_policies.get(index).copied();
+    let policy = config.hold_policies.get(number.index()).copied();
     let policy = policy.unwrap_or(HoldPolicy::Queued);
     Grant {
         config: wire::Config::new(limits),
@@ -279,7 +278,7 @@ fn grant(config: &Config, hardware: &Hardware, number: u32) -> Grant {
     }
 }
 
-fn announce(number: u32, socket: &Socket, grant: &Grant, hardware: &Hardware) {
+fn announce(number: GuestNumber, socket: &Socket, grant: &Grant, hardware: &Hardware) {
     let mut names = String::new();
     for (chip_select, &place) in grant.chip_selects.iter().enumerate() {
         if let Some(device) = device_at(hardware, place) {

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use self::device::{DeviceOption, check_devices, check_guests, device, guests, not_a_list};
 use self::sockets::Sockets;
-use crate::config::{Config, HoldPolicy, LogLevel, SeccompMode, TransferConfig, digits};
+use crate::config::{
+    Config, GuestNumber, HoldPolicy, LogLevel, SeccompMode, TransferConfig, digits,
+};
 use crate::error::{ExitCode, Fatal};
 use crate::start::environment::Environment;
 
@@ -357,8 +359,8 @@ impl Options {
         for (guests, policy, shown) in self.holds {
             let option = format!("option '--cs-hold': '{shown}' is for");
             let guests = check_guests(guests, count, &option)?;
-            for (guest, slot) in hold_policies.iter_mut().enumerate() {
-                if guests >> guest & 1 != 0 {
+            for (guest, slot) in GuestNumber::all().zip(&mut hold_policies) {
+                if guest.is_in(guests) {
                     *slot = policy;
                 }
             }

@@ -20,7 +20,7 @@ use vhost::vhost_user::{
 };
 use vm_memory::GuestAddress;
 
-use crate::config::MAX_REGIONS;
+use crate::config::{GuestNumber, MAX_REGIONS};
 use crate::error::SessionError;
 use crate::os::epoll::{Poller, Registered, Token};
 use crate::os::file_kind;
@@ -58,7 +58,7 @@ pub struct Guest {
 /// The handler of one connection's messages.
 #[derive(Debug)]
 pub struct Backend {
-    number: u32,
+    number: GuestNumber,
     config: Config,
     poller: Poller,
     guest: RefCell<Guest>,
@@ -67,7 +67,7 @@ pub struct Backend {
 impl Backend {
     /// The handler for a new connection of guest `number`, which may have `max_memory_len` bytes of
     /// memory.
-    pub fn new(number: u32, config: Config, max_memory_len: u64, poller: Poller) -> Self {
+    pub fn new(number: GuestNumber, config: Config, max_memory_len: u64, poller: Poller) -> Self {
         let guest = Guest {
             memory: Memory::new(max_memory_len),
             vring: Vring::default(),

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::EventLoop;
+use crate::config::GuestNumber;
 use crate::error::SessionError;
 use crate::os::deferred_close;
 use crate::serve::session::Session;
@@ -33,7 +34,7 @@ impl EventLoop {
     }
 
     /// A session may have a deadline that it did not have.
-    pub(super) fn note_deadline(&mut self, number: usize) {
+    pub(super) fn note_deadline(&mut self, number: GuestNumber) {
         if !self.timed.contains(&number) {
             self.timed.push(number);
         }
@@ -54,8 +55,8 @@ impl EventLoop {
         self.sd_notify.alive(now);
     }
 
-    fn expire_session(&mut self, number: usize, now: Instant) {
-        let Some(session) = self.sessions.get_mut(number) else {
+    fn expire_session(&mut self, number: GuestNumber, now: Instant) {
+        let Some(session) = self.sessions.get_mut(number.index()) else {
             return;
         };
         if session.listen_at.take_if(|at| *at <= now).is_some() {
@@ -70,7 +71,11 @@ impl EventLoop {
     /// too late: that request gets its turn first.
     fn expire_holds(&mut self) {
         for bus in &mut self.shared.buses {
-            let has_request = |guest| self.sessions.get(guest).is_some_and(Session::has_request);
+            let has_request = |guest: GuestNumber| {
+                self.sessions
+                    .get(guest.index())
+                    .is_some_and(Session::has_request)
+            };
             if let Some(guest) = bus.expire(&mut self.shared.now, has_request) {
                 self.turns.queue(guest, false, self.shared.now);
             }
@@ -87,7 +92,7 @@ impl EventLoop {
             return;
         }
         self.collect_at = None;
-        for (number, session) in self.sessions.iter_mut().enumerate() {
+        for (number, session) in GuestNumber::all().zip(&mut self.sessions) {
             if session.take_held_up() {
                 self.turns.queue(number, true, self.shared.now);
             }
@@ -96,8 +101,8 @@ impl EventLoop {
 }
 
 /// When a session's front-end has been silent for too long, or its socket is to listen again.
-fn deadline(sessions: &[Session], number: usize) -> Option<Instant> {
-    let session = sessions.get(number)?;
+fn deadline(sessions: &[Session], number: GuestNumber) -> Option<Instant> {
+    let session = sessions.get(number.index())?;
     session
         .deadline()
         .into_iter()

@@ -22,7 +22,13 @@ fn connected() -> (EventLoop, UnixStream) {
     };
     deferred_close::make_room(1);
     let (front_end, ours) = UnixStream::pair().unwrap();
-    let session = Session::new(0, Socket::Connected(ours, 3), grant, &poller).unwrap();
+    let session = Session::new(
+        GuestNumber::default(),
+        Socket::Connected(ours, 3),
+        grant,
+        &poller,
+    )
+    .unwrap();
     let (signals, _) = UnixStream::pair().unwrap();
     let shared = Shared::new(Vec::new(), poller, crate::os::mounts::Mounts::default());
     let sd_notify = SdNotify::connect(&ServiceConfig::default());
@@ -35,7 +41,9 @@ fn connected() -> (EventLoop, UnixStream) {
 fn turn_goes_by_a_clock_that_was_read_after_its_messages() {
     let (mut event_loop, mut front_end) = connected();
     front_end.write_all(&[1, 0, 0]).unwrap();
-    event_loop.turns.queue(0, true, event_loop.shared.now);
+    event_loop
+        .turns
+        .queue(GuestNumber::default(), true, event_loop.shared.now);
     let taken = event_loop.turns.take().unwrap();
     event_loop.turn(taken);
     // A second after the look at the half message.

@@ -99,7 +99,7 @@ fn loopback() -> Device {
 }
 
 impl Player {
-    fn new(number: u32, policy: HoldPolicy, limits: &Limits, poller: &Poller) -> Self {
+    fn new(number: GuestNumber, policy: HoldPolicy, limits: &Limits, poller: &Poller) -> Self {
         // Each signal arms the write time-out, whose tick ends a process without this handler.
         write_timeout::install().unwrap();
         let grant = Grant {
@@ -132,7 +132,7 @@ impl Player {
         assert!(vring.is_running());
         drop(guest);
         Self {
-            requestq: Requestq::new(usize::try_from(number).unwrap(), grant),
+            requestq: Requestq::new(number, grant),
             backend,
             call,
             offered: 0,
@@ -209,7 +209,8 @@ impl Rig {
     fn new(policy: HoldPolicy) -> Self {
         let poller = Poller::new().unwrap();
         let limits = loopback().limits;
-        let players = [0, 1].map(|number| Player::new(number, policy, &limits, &poller));
+        let guests = [0, 1].map(|number| GuestNumber::new(number).unwrap());
+        let players = guests.map(|number| Player::new(number, policy, &limits, &poller));
         let buses = vec![
             Bus::new(vec![loopback(), loopback()], None, 2),
             Bus::new(vec![loopback()], None, 2),
@@ -228,7 +229,7 @@ impl Rig {
             .turn(&mut player.backend.guest(), &mut self.shared)
             .unwrap();
         for bus in &mut self.shared.buses {
-            bus.clear_reservation(number);
+            bus.clear_reservation(player.requestq.number);
         }
         turn
     }
@@ -323,7 +324,7 @@ fn requestq_ring_that_stops_keeps_the_hold_delay_of_a_queued_hold() {
     assert_eq!(released, Some(rig.shared.now + MS));
     rig.shared.now += MS;
     rig.expire();
-    assert_eq!(rig.shared.buses[0].next_waiter(), Some(1));
+    assert_eq!(rig.shared.buses[0].next_waiter(), GuestNumber::new(1));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::{Name, bad, usage};
-use crate::config::{DeviceConfig, DevicePath, MAX_GUESTS, digits};
+use crate::config::{DeviceConfig, DevicePath, GuestNumber, MAX_GUESTS, digits};
 use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
@@ -165,8 +165,8 @@ pub(super) fn check_devices(devices: &[DeviceConfig], count: usize) -> Result<()
         );
         return Err(usage(why));
     }
-    for guest in 0..count {
-        if !devices.iter().any(|device| device.guests >> guest & 1 != 0) {
+    for guest in GuestNumber::all().take(count) {
+        if !devices.iter().any(|device| guest.is_in(device.guests)) {
             return Err(usage(format!(
                 "option '--device': no device for guest {guest}"
             )));

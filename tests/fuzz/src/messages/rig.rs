@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhost_device_spi::config::AccessConfig;
+use vhost_device_spi::config::{AccessConfig, GuestNumber};
 use vhost_device_spi::error::SessionError;
 use vhost_device_spi::os::epoll::Token;
 use vhost_device_spi::os::handed_in::Socket;
@@ -61,7 +61,13 @@ impl Rig {
             _directory: directory,
             _file: file,
             path,
-            session: Session::new(0, Socket::Listening(listener), grant, &shared.poller).unwrap(),
+            session: Session::new(
+                GuestNumber::default(),
+                Socket::Listening(listener),
+                grant,
+                &shared.poller,
+            )
+            .unwrap(),
             shared,
             is_connected: false,
             due: false,
@@ -143,7 +149,7 @@ impl Rig {
         }
         self.due = false;
         for bus in &mut self.shared.buses {
-            bus.clear_reservation(0);
+            bus.clear_reservation(GuestNumber::default());
             bus.expire(&mut Instant::now(), |_| false);
             self.due |= bus.next_waiter().is_some();
         }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use vhost_device_spi::config::HoldPolicy;
+use vhost_device_spi::config::{GuestNumber, HoldPolicy};
 use vhost_device_spi::error::SessionError;
 use vhost_device_spi::serve::grant::Shared;
 use vhost_device_spi::serve::requestq::{Requestq, Turn};
@@ -89,7 +89,12 @@ impl Rig {
         let limits: Vec<Limits> = devices.map(|device| device.limits).collect();
         let config = Config::new(limits.iter());
         let shared = devices::shared(buses);
-        let backend = Backend::new(0, config, 1 << 40, shared.poller.clone());
+        let backend = Backend::new(
+            GuestNumber::default(),
+            config,
+            1 << 40,
+            shared.poller.clone(),
+        );
         let (first, second) = (fds::memfd(CUT), fds::memfd(CUT));
         let regions = [first, second.try_clone().unwrap()];
         for (number, file) in regions.into_iter().enumerate() {
@@ -98,7 +103,7 @@ impl Rig {
         Self {
             setup: Setup::default(),
             backend,
-            requestq: Requestq::new(0, devices::grant(config)),
+            requestq: Requestq::new(GuestNumber::default(), devices::grant(config)),
             shared,
             limits,
             second,
@@ -253,7 +258,7 @@ impl Rig {
             .turn(&mut self.backend.guest(), &mut self.shared)
             .unwrap();
         for bus in &mut self.shared.buses {
-            bus.clear_reservation(0);
+            bus.clear_reservation(GuestNumber::default());
         }
         self.check_turn(next, turn);
         self.flags_moved |= flags != self.le16(self.setup.avail);
