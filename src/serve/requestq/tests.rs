@@ -419,3 +419,22 @@ fn requestq_refused_request_leaves_its_wait_to_no_other() {
     let tally = format!("{:?}", rig.players[0].requestq.tally());
     assert!(!tally.contains("longest_wait: 5ms"), "{tally}");
 }
+
+#[test]
+fn requestq_hold_goes_on_for_a_queued_request_until_others_have_waited_too_long() {
+    let mut rig = Rig::new(HoldPolicy::Spec);
+    rig.players[0].offer(KEEP);
+    rig.run(0);
+    rig.players[1].offer(USUAL);
+    assert_eq!(rig.turn(1), Turn::Idle);
+    let ended_at = rig.shared.now;
+    // Its time-out is over, but it has a request: it is to have a turn, and the other waits.
+    rig.shared.now = ended_at + 100 * MS;
+    let (bus, now) = (&mut rig.shared.buses[0], &mut rig.shared.now);
+    assert_eq!(bus.expire(now, |_| true), GuestNumber::new(0));
+    assert_eq!(bus.next_waiter(), None);
+    // Requests that are refused, one after the other, do not keep it for ever.
+    *now = ended_at + 10_000 * MS;
+    assert_eq!(bus.expire(now, |_| true), None);
+    assert_eq!(bus.next_waiter(), GuestNumber::new(1));
+}
