@@ -268,22 +268,31 @@ fn process_signals_that_mean_nothing_to_it_change_nothing() {
 
 #[test]
 fn process_told_to_end_finishes_a_short_transfer() {
-    let (host, mut daemon, mut guest) = plugged();
-    let gate = host.gate_message(DEV, 1);
-    let tx = pattern(SHORT);
-    let request = guest.request(Head::default(), &tx, SHORT);
-    guest.queue(&request);
-    guest.kick();
-    gate.reached();
-    daemon.signal(libc::SIGTERM);
-    std::thread::sleep(Duration::from_millis(50));
-    gate.release();
-    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
-    let sent: Vec<_> = host.messages(DEV).iter().flat_map(|m| m.tx()).collect();
-    assert!(sent == tx, "{} bytes of {} were sent", sent.len(), tx.len());
-    assert_eq!(guest.memory.read(request.result_gpa, 1), [TRANS_OK]);
-    assert_eq!(guest.ring.device_idx(&guest.memory), 1);
-    assert!(!host.selected(DEV));
+    sys::on_time(|| {
+        let (host, mut daemon, mut guest) = plugged();
+        let gate = host.gate_message(DEV, 1);
+        let tx = pattern(SHORT);
+        let request = guest.request(Head::default(), &tx, SHORT);
+        guest.queue(&request);
+        guest.kick();
+        gate.reached();
+        let told = Instant::now();
+        daemon.signal(libc::SIGTERM);
+        std::thread::sleep(Duration::from_millis(50));
+        gate.release();
+        assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+        assert_eq!(guest.ring.device_idx(&guest.memory), 1);
+        assert!(!host.selected(DEV));
+        let sent: Vec<_> = host.messages(DEV).iter().flat_map(|m| m.tx()).collect();
+        let result = guest.memory.read(request.result_gpa, 1);
+        // A second after it was told it ends whatever is on the wire.
+        if result != [TRANS_OK] {
+            sys::within(told.elapsed(), Duration::from_secs(1))?;
+        }
+        assert!(sent == tx, "{} bytes of {} were sent", sent.len(), tx.len());
+        assert_eq!(result, [TRANS_OK]);
+        Ok(())
+    });
 }
 
 #[test]

@@ -276,6 +276,21 @@ fn cli_socket_path_too_long_is_refused_with_the_path() {
 }
 
 #[test]
+fn socket_path_of_107_bytes_is_served() {
+    let (host, dir) = (Host::with_devices(1), dir());
+    let path = dir
+        .path()
+        .join("x".repeat(107 - dir.path().as_os_str().len() - 1));
+    let path = path.to_str().unwrap().to_owned();
+    let arg = format!("--socket={path}");
+    let setup = Setup::new(&host).no_sockets().arg(arg);
+    let daemon = setup.device("/dev/spidev0.0").launch();
+    daemon.wait_line(&["guest=0", "listening"]);
+    Plug::default().connect_to(Path::new(&path)).assert_served();
+    daemon.stop();
+}
+
+#[test]
 fn cli_socket_path_too_long_with_its_last_number_only_leaves_nothing() {
     let dir = dir();
     let room = 107 - dir.path().as_os_str().len() - 1;
