@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// `tests/syscalls` has `strace` in front of the daemon, which some of these tests must spare.
-fn traced() -> bool {
+pub(super) fn traced() -> bool {
     std::env::var_os("SYSCALL_TRACES").is_some()
 }
 
