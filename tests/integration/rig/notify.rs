@@ -169,7 +169,9 @@ fn install(socket: RawFd) -> io::Result<()> {
 fn serve(listener: &OwnedFd, host: &Host) {
     // Until a call is received here, a signal ends it with EINTR, which it never does to the real driver's: taken at
     // once, the moment in which that can happen is a few microseconds. Only root may have it; others go without.
-    let first = libc::sched_param { sched_priority: 1 };
+    // SAFETY: all-zero bytes are a valid `sched_param`, which has more fields with musl.
+    let mut first: libc::sched_param = unsafe { std::mem::zeroed() };
+    first.sched_priority = 1;
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &first) };
     // SYNC_WAKE_UP: caller and answerer take turns; the scheduler may keep them on one core. Not there before 6.6.
     unsafe { libc::ioctl(listener.as_raw_fd(), ioc(1, 4, 8) as _, 1u64) };
