@@ -174,14 +174,12 @@ pub enum SessionError {
     Message(u32, &'static str),
     /// It sent fds that do not belong there.
     Fds(&'static str),
-    /// It sent an fd that was left open, since its close could wait for ever.
-    LeftOpen,
+    /// It sent fds, so many, that were left open, since their close could wait for ever.
+    LeftOpen(u32),
     /// The kernel does not take what it brought, to close it: too many files are in flight.
     Uncollected,
     /// Silent for a second in the middle of a message.
     Silent,
-    /// It does not read its replies.
-    RepliesUnread,
     /// It filled its call or err eventfd and made it blocking.
     CallBlocked,
     /// What it gave as call or err cannot be written to.
@@ -221,14 +219,13 @@ impl fmt::Display for SessionError {
             Self::Shutdown => write!(f, "the daemon ends"),
             Self::Message(code, why) => write!(f, "message {code} {why}"),
             Self::Fds(why) => write!(f, "fds {why}"),
-            Self::LeftOpen => write!(
+            Self::LeftOpen(_) => write!(
                 f,
                 "fd of a file whose close may wait (FUSE, a network or unknown file system): left open; \
                  guest memory must be a memfd or a file on tmpfs or hugetlbfs"
             ),
             Self::Uncollected => write!(f, "too many files of the daemon's user are in flight"),
             Self::Silent => write!(f, "front-end was silent in the middle of a message"),
-            Self::RepliesUnread => write!(f, "front-end does not read its replies"),
             Self::CallBlocked => write!(f, "call or err eventfd is full and blocking"),
             Self::NotNotified(error) => write!(f, "call or err cannot be written to: {error}"),
             Self::Truncated => write!(f, "guest memory was truncated"),

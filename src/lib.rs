@@ -19,8 +19,9 @@
 //! # Trust
 //!
 //! Nobody's input is believed: [`threats`] says who is trusted with what, which attacks were tried,
-//! and what is not defended. Messages pass the [`vhost_user::gate`] before the `vhost` crate reads
-//! them and calls [`vhost_user::backend`]; shared memory passes [`virtqueue::memory`], and
+//! and what is not defended. The [`vhost_user::reader`] receives messages and classifies their fds;
+//! [`vhost_user::handler`] gives them to the `vhost` crate, which calls [`vhost_user::backend`], or
+//! with their fds to [`vhost_user::with_fds`]; shared memory passes [`virtqueue::memory`], and
 //! [`virtqueue::sigbus`] catches what its owner takes away later; what a front-end leaves behind
 //! goes to [`os::deferred_close`]; requests pass [`spi::request`] and [`spi::wire`]. What goes wrong
 //! has one of the types in [`error`]. Before the first byte from a front-end is read,
@@ -61,6 +62,9 @@
 //! INDIRECT_DESC and IN_ORDER, and the protocol features MQ, REPLY_ACK, CONFIG, RESET_DEVICE and
 //! CONFIGURE_MEM_SLOTS (32 of them). Memory is shared as memfd, tmpfs or hugetlbfs.
 //!
+//! A front-end may send as many messages as it likes before it reads a reply: each reply is sent when
+//! there is room, and until then no further message is received. A message that is malformed, unknown
+//! or refused ends the connection; if it asked for an acknowledgement, it is answered first.
 //! SET_CONFIG is acknowledged and changes nothing. A GET_CONFIG of no bytes, of more
 //! than 4,084 (the room in a message of 4,096), or beyond offset 4,096 ends the connection. All guests
 //! together may have half of the address space, in equal shares: on x86_64, 64 TiB for one guest or
@@ -143,18 +147,14 @@ pub mod os {
         reason = "UNSAFETY: system calls that have no safe name elsewhere"
     )]
     pub mod ffi;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: fcntl, statx and fstatfs as std does not make them"
-    )]
     pub mod file_kind;
     pub mod handed_in;
     pub mod listener;
     pub mod log;
     pub mod mounts;
-    pub mod poll;
     pub mod sd_notify;
     pub mod signals;
+    pub mod socket;
     #[allow(
         unsafe_code,
         reason = "UNSAFETY: a function that is called before the standard library's start"
@@ -199,11 +199,10 @@ pub mod threats;
 /// What a front-end says: reading its messages, and what each of them does.
 pub mod vhost_user {
     pub mod backend;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: recvmsg with MSG_PEEK, which std has no name for"
-    )]
-    pub mod gate;
+    pub mod handler;
+    pub mod message;
+    pub mod reader;
+    pub mod with_fds;
 }
 /// What a driver writes: guest memory, SIGBUS, vring, descriptor chain.
 pub mod virtqueue {

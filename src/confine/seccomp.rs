@@ -89,8 +89,6 @@ const OWN_PID: Test = any_of(0, Value::Process);
 /// Bits of an ioctl's number that hold the size of its argument.
 const SIZE_BITS: u32 = 0x3fff << 16;
 const NOT_EXECUTABLE: Test = masked(2, 4, 0); // PROT_EXEC
-const FIONREAD: u32 = 0x541b;
-const SIOCOUTQ: u32 = 0x5411;
 #[cfg(debug_assertions)]
 const F_GETFD: u32 = 1;
 const F_GETFL: u32 = 3;
@@ -98,14 +96,13 @@ const F_GET_SEALS: u32 = 1034;
 const AT_EMPTY_PATH: u32 = 0x1000;
 const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
 const SOCK_CLOEXEC: u32 = 0o2_000_000;
-const FIONBIO: u32 = 0x5421;
 /// `SOCK_STREAM | SOCK_CLOEXEC`
 const PAIR_TYPE: u32 = 0o2_000_001;
 const AF_UNIX: u32 = 1;
 const SHUT_RDWR: u32 = 2;
 const SOL_SOCKET: u32 = 1;
 const SO_DOMAIN: u32 = 39;
-const SO_PEEK_OFF: u32 = 42;
+const SO_OOBINLINE: u32 = 10;
 const MSG_NOSIGNAL: u32 = 0x4000;
 const CLOCK_MONOTONIC: u32 = 1;
 const ITIMER_REAL: u32 = 0;
@@ -114,8 +111,10 @@ const SIGBUS: u32 = 7;
 const SIGSEGV: u32 = 11;
 const SIGINFO_LEN: u32 = 128;
 const MOUNTS_LEN: u32 = 4096;
-/// `MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC`
-const PEEK_FLAGS: u32 = 0x4000_0042;
+/// `MSG_DONTWAIT | MSG_CMSG_CLOEXEC`
+const RECEIVE_FLAGS: u32 = 0x4000_0040;
+/// `MSG_DONTWAIT | MSG_NOSIGNAL`
+const SEND_FLAGS: u32 = 0x4040;
 
 macro_rules! rules {
     ($(
@@ -155,14 +154,12 @@ rules! {
 
     // A front-end's connection and messages.
     SYS_accept4         [is(3, SOCK_CLOEXEC)]                           "os::listener::accept";
-    SYS_ioctl           [is(1, FIONBIO)]                                "os::listener::accept";
+    SYS_setsockopt      [is(1, SOL_SOCKET), is(2, SO_OOBINLINE)]        "os::socket::receive_urgent_inline";
     SYS_epoll_ctl       []                                              "os::epoll::add";
-    SYS_recvmsg         [is(2, PEEK_FLAGS)]                             "vhost_user::gate::peek";
-    SYS_recvmsg         [is(2, 0)]                                      "serve::session::handle";
-    SYS_ioctl           [is(1, FIONREAD)]                               "vhost_user::gate::count";
-    SYS_ioctl           [is(1, SIOCOUTQ)]                               "vhost_user::gate::count";
-    SYS_setsockopt      [is(1, SOL_SOCKET), is(2, SO_PEEK_OFF)]         "vhost_user::gate::set_peek_offset";
-    SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "serve::session::handle";
+    SYS_recvmsg         [is(2, RECEIVE_FLAGS)]                          "os::ffi::receive";
+    SYS_sendto          [is(3, SEND_FLAGS)]                             "os::ffi::send";
+    SYS_recvmsg         [is(2, 0)]                                      "vhost_user::handler::hand_over";
+    SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "vhost_user::handler::hand_over";
     SYS_shutdown        [is(1, SHUT_RDWR)]                              "os::ffi::shut_down";
     SYS_socketpair      [is(0, AF_UNIX), is(1, PAIR_TYPE), is(2, 0)]    "os::deferred_close::collect";
     SYS_close           []                                              "os::deferred_close::collect";
@@ -177,7 +174,7 @@ rules! {
     SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::is_there"
         unseen "only for a file on overlay and the like", "memory_in_a_plain_file_is_refused_and_its_socket_serves_on";
     SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::ffi::socket_option";
-    SYS_getpeername     []                                              "os::file_kind::is_socketpair";
+    SYS_getpeername     []                                              "os::ffi::has_unnamed_peer";
     SYS_mmap            [NOT_EXECUTABLE]                                "virtqueue::memory::add";
     SYS_munmap          []                                              "virtqueue::memory::remove";
 
@@ -189,7 +186,7 @@ rules! {
     #[cfg(target_env = "musl")]
     SYS_madvise         []                                              "serve::session::accept";
 
-    // Room on stderr, and urgent bytes on a connection.
+    // Room on stderr.
     SYS_ppoll           [is(1, 1)]                                      "os::ffi::is_ready";
 
     // The end.

@@ -28,14 +28,15 @@ use crate::os::log;
 const FDS: u64 = 8;
 /// Fds of a guest that is not connected: its socket, and the directory of that.
 const FDS_OF_SOCKET: u64 = 2;
-/// Fds of a guest that is served, beside its regions: connection, kick, call, err, and what may have
-/// to be left open.
-const FDS_OF_GUEST: u64 = 24;
-/// Fds that one message can bring or need, for one guest at a time: a table of regions, in the
-/// daemon's hands and in those of the `vhost` crate, and two pairs of sockets.
-const FDS_OF_MESSAGE: u64 = 68;
-/// With fewer, no guest of a usual front-end can be served: connection, kick, call, err; eight
-/// regions, which is what vhost-user takes for granted, held twice; two pairs of sockets.
+/// Fds of a guest that is served, beside its regions: connection, a pair of sockets, kick, call, err;
+/// and what may have to be left open, which is 15 and all that a further message brings.
+const FDS_OF_GUEST: u64 = 6 + 15 + 253;
+/// Fds that one message can bring or need, for one guest at a time: all that a receipt brings beside
+/// a table of regions, what waits for the kernel to close it, and a pair of sockets for that.
+const FDS_OF_MESSAGE: u64 = 253 + 32 + 32 + 2;
+/// With fewer, no guest of a usual front-end can be served: connection, a pair of sockets, kick, call,
+/// err; eight regions, which is what vhost-user takes for granted, when they replace eight others;
+/// and a pair of sockets to have these closed.
 const FDS_TO_SERVE: u64 = 24;
 
 /// Closes all fds but stdio that came with the process, and but those that are closed on execution:

@@ -2,125 +2,155 @@
 //!
 //! Closing a file for the last time may take long: it frees a dead guest's memory, 0.1 s for each
 //! GiB that is populated (unmapping what was touched here takes as long for that part, and is done
-//! here), and a hostile front-end can make it wait for ever (a pipe whose lock it
-//! holds, a network socket that lingers, anything that a locked epoll set watches). Here nobody
-//! else would be served meanwhile. So nothing of a front-end's is closed where it is given up: it
-//! is thrown away, and collected at the end of the message or of the connection.
+//! here), and a hostile front-end can make it wait for ever (a pipe whose lock it holds, a network
+//! socket that lingers, anything that a locked epoll set watches). Nobody else would be served
+//! meanwhile. So no fd of a front-end is closed where it is given up: its close is deferred to the
+//! end of the message or of the connection.
 //!
-//! Then the files go into a pair of Unix sockets, together with its own receiving end. With both
+//! Then the fds go into a pair of Unix sockets, together with its own receiving end. With both
 //! ends closed nobody can receive them any more; the kernel's garbage collector for such sockets
 //! finds that (Linux `net/unix/garbage.c`) and makes the last close in a worker of its own. Before
-//! Linux 6.9 it does so in whoever closes, which is what would happen without this.
+//! Linux 6.9 the collector runs in the process that closes, which then waits as it would without.
 //!
 //! The kernel counts such files for each user, and refuses more than the process may have open
 //! (`ETOOMANYREFS`): a front-end of the same user can bring that about. Then memory is closed here,
 //! which takes long but comes to an end; all else stays open until the kernel takes it, and
-//! the messages of a session that has much of it wait.
+//! the messages of a guest that has much of it wait.
 //!
-//! This cannot help where every close waits, not the last one alone: see `gate`.
+//! This cannot help where every close waits, not the last one alone: see [`FrontendFile::classify`].
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::os::file_kind;
+use crate::config::GuestNumber;
+use crate::os::file_kind::{self, FileKind};
+use crate::os::mounts::Mounts;
 
-/// Most files that are collected at once: with the receiver, fewer than the 253 of one message.
+/// Most fds that are handed to the kernel at once: with the receiver, fewer than the 253 of one
+/// message.
 const BATCH: usize = 128;
 
-/// Most things of a guest that wait at the same time: those that make its messages wait, and a
-/// connection with all regions, the files of a message and three eventfds.
-const THINGS: usize = 192;
+/// Most fds of a guest that wait at the same time: those that make its messages wait (32), and a
+/// connection with all regions (32), the fds of a message (32, and 253 of the one that is too much),
+/// three eventfds and two sockets.
+const ROOM: usize = 354;
 
-/// Something that a front-end brought.
-struct Thing {
-    /// The number of its guest.
-    owner: usize,
+/// An fd whose close is deferred.
+#[derive(Debug)]
+struct DeferredFd {
+    guest: GuestNumber,
     /// Its last close comes to an end, whatever the front-end does.
-    ends: bool,
-    file: Box<dyn AsRawFd>,
+    close_is_bounded: bool,
+    fd: OwnedFd,
 }
 
-thread_local! {
-    static LEFT: RefCell<Vec<Thing>> = const { RefCell::new(Vec::new()) };
-    static OWNER: Cell<usize> = const { Cell::new(0) };
-    static TOUCHED: Cell<bool> = const { Cell::new(false) };
+#[derive(Debug, Default)]
+struct Queue {
+    fds: RefCell<Vec<DeferredFd>>,
+    is_touched: Cell<bool>,
 }
 
-/// Makes the room that the things of `guests` guests can need: to grow, it would need a system call
-/// that the filter does not allow (`mremap`).
-pub fn make_room(guests: usize) {
-    LEFT.with_borrow_mut(|left| left.reserve(guests.saturating_mul(THINGS)));
-}
+/// The deferred fds of all guests. A clone is another handle of the same.
+#[derive(Debug, Clone, Default)]
+pub struct DeferredClose(Rc<Queue>);
 
-/// What is thrown away from now on is guest `number`'s.
-pub fn set_owner(number: usize) {
-    OWNER.set(number);
-}
+impl DeferredClose {
+    /// With the room that `guests` guests can need: to grow later, it would need a system call that
+    /// the filter does not allow (`mremap`).
+    pub fn new(guests: usize) -> Self {
+        let fds = Vec::with_capacity(guests.saturating_mul(ROOM));
+        Self(Rc::new(Queue {
+            fds: RefCell::new(fds),
+            is_touched: Cell::new(false),
+        }))
+    }
 
-/// Gives up `thing` without closing it.
-pub fn throw_away(thing: impl AsRawFd + 'static) {
-    push(Box::new(thing), false);
-}
+    /// Where the fds of guest `guest` go.
+    pub fn of_guest(&self, guest: GuestNumber) -> Closer {
+        let queue = Rc::clone(&self.0);
+        Closer { guest, queue }
+    }
 
-/// As [`throw_away`], for a file that is memory.
-pub fn throw_away_memory(file: File) {
-    push(Box::new(file), true);
-}
+    /// Whether a close was deferred since the last call; a plain load where none was.
+    pub fn take_touched(&self) -> bool {
+        self.0.is_touched.get() && self.0.is_touched.replace(false)
+    }
 
-/// As the one or the other, for a file that may be memory.
-pub fn throw_away_fd(fd: OwnedFd) {
-    if file_kind::is_memory(&fd) {
-        throw_away_memory(fd.into());
-    } else {
-        throw_away(fd);
+    /// Hands what is deferred to the kernel. Returns whether it took everything; if not, it is to
+    /// be tried again.
+    pub fn collect(&self) -> bool {
+        loop {
+            let mut batch: Vec<DeferredFd> = {
+                let mut fds = self.0.fds.borrow_mut();
+                let len = fds.len().min(BATCH);
+                fds.drain(..len).collect()
+            };
+            if batch.is_empty() {
+                return true;
+            }
+            let fds: Vec<RawFd> = batch
+                .iter()
+                .map(|deferred| deferred.fd.as_raw_fd())
+                .collect();
+            match Garbage::new(&fds) {
+                Ok(garbage) => {
+                    drop(batch);
+                    drop(garbage);
+                }
+                Err(_) => {
+                    batch.retain(|deferred| !deferred.close_is_bounded);
+                    self.0.fds.borrow_mut().append(&mut batch);
+                    self.0.is_touched.set(true);
+                    return false;
+                }
+            }
+        }
     }
 }
 
-fn push(file: Box<dyn AsRawFd>, ends: bool) {
-    let owner = OWNER.get();
-    TOUCHED.set(true);
-    LEFT.with_borrow_mut(|left| left.push(Thing { owner, ends, file }));
+/// Defers closes for one guest.
+#[derive(Debug, Clone, Default)]
+pub struct Closer {
+    guest: GuestNumber,
+    queue: Rc<Queue>,
 }
 
-/// How many things of guest `number` the kernel did not take yet.
-pub fn left_by(number: usize) -> usize {
-    LEFT.with_borrow(|left| left.iter().filter(|thing| thing.owner == number).count())
-}
+impl Closer {
+    /// Gives up `fd` without closing it.
+    pub fn defer_close(&self, fd: impl Into<OwnedFd>) {
+        self.push(fd.into(), false);
+    }
 
-/// Whether anything was thrown away since the last call; a plain load where nothing was.
-pub fn take_touched() -> bool {
-    TOUCHED.get() && TOUCHED.replace(false)
-}
+    /// As [`Closer::defer_close`], for a file that is memory: closing it is bounded.
+    pub fn defer_close_of_memory(&self, file: File) {
+        self.push(file.into(), true);
+    }
 
-/// Hands what was thrown away to the kernel. Returns whether it took everything; if not, it is to
-/// be tried again.
-pub fn collect() -> bool {
-    loop {
-        let mut batch: Vec<Thing> = LEFT.with_borrow_mut(|left| {
-            let len = left.len().min(BATCH);
-            left.drain(..len).collect()
+    fn push(&self, fd: OwnedFd, close_is_bounded: bool) {
+        let guest = self.guest;
+        self.queue.is_touched.set(true);
+        self.queue.fds.borrow_mut().push(DeferredFd {
+            guest,
+            close_is_bounded,
+            fd,
         });
-        if batch.is_empty() {
-            return true;
-        }
-        let fds: Vec<RawFd> = batch.iter().map(|thing| thing.file.as_raw_fd()).collect();
-        match Garbage::new(&fds) {
-            Ok(garbage) => {
-                drop(batch);
-                drop(garbage);
-            }
-            Err(_) => {
-                batch.retain(|thing| !thing.ends);
-                LEFT.with_borrow_mut(|left| left.append(&mut batch));
-                TOUCHED.set(true);
-                return false;
-            }
-        }
+    }
+
+    /// How many fds of the guest the kernel has not taken yet.
+    pub fn pending(&self) -> usize {
+        let fds = self.queue.fds.borrow();
+        fds.iter().filter(|fd| fd.guest == self.guest).count()
+    }
+
+    /// As [`DeferredClose::collect`].
+    pub fn collect(&self) -> bool {
+        DeferredClose(Rc::clone(&self.queue)).collect()
     }
 }
 
@@ -149,14 +179,48 @@ impl Garbage {
     }
 }
 
-/// A front-end's file, thrown away where it is dropped.
+/// A front-end's file. Where it is dropped, its close is deferred.
 #[derive(Debug)]
-pub struct Foreign(Option<File>);
+pub struct FrontendFile {
+    /// `None` only while it is taken apart.
+    file: Option<File>,
+    kind: FileKind,
+    closer: Closer,
+}
 
-impl Foreign {
-    /// Takes over `file`.
-    pub fn new(file: File) -> Self {
-        Self(Some(file))
+impl FrontendFile {
+    /// A file of a kind that is known.
+    pub fn new(file: impl Into<OwnedFd>, kind: FileKind, closer: &Closer) -> Self {
+        Self {
+            file: Some(file.into().into()),
+            kind,
+            closer: closer.clone(),
+        }
+    }
+
+    /// Finds out, once, of what kind `fd` is. `None` if closing it may wait, for ever even: then it
+    /// is left open, which puts the wait off to the end of the process.
+    pub fn classify(fd: OwnedFd, mounts: &Mounts, closer: &Closer) -> Option<Self> {
+        match file_kind::of(&fd, mounts) {
+            Some(kind) => Some(Self::new(fd, kind, closer)),
+            None => {
+                std::mem::forget(fd);
+                None
+            }
+        }
+    }
+
+    /// What kind of file it is.
+    pub fn kind(&self) -> FileKind {
+        self.kind
+    }
+
+    /// The file and where its close is to be deferred, if it is memory.
+    pub fn into_memory(mut self) -> Option<(File, Closer)> {
+        if self.kind != FileKind::Memory {
+            return None;
+        }
+        self.file.take().map(|file| (file, self.closer.clone()))
     }
 
     /// Writes once, even if that is interrupted.
@@ -164,30 +228,31 @@ impl Foreign {
     /// # Errors
     /// The kernel's.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.0 {
+        match &self.file {
             Some(file) => (&*file).write(bytes),
             None => Ok(0),
         }
     }
 }
 
-impl AsRawFd for Foreign {
+impl AsRawFd for FrontendFile {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+        self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 }
 
-impl Drop for Foreign {
+impl Drop for FrontendFile {
     fn drop(&mut self) {
-        self.0.take().into_iter().for_each(throw_away);
+        let bounded = self.kind == FileKind::Memory;
+        let file = self.file.take().into_iter();
+        file.for_each(|file| self.closer.push(file.into(), bounded));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
-    use std::os::fd::OwnedFd;
+    use std::io::Read;
 
     #[test]
     fn garbage_is_closed_by_the_kernel() {
@@ -203,30 +268,37 @@ mod tests {
     }
 
     #[test]
-    fn foreign_file_is_kept_until_it_is_collected() {
+    fn frontend_file_dropped_is_open_until_it_is_collected() {
         let (ours, mut other) = UnixStream::pair().unwrap();
-        set_owner(7);
-        drop(Foreign::new(File::from(OwnedFd::from(ours))));
-        assert_eq!((left_by(7), left_by(0)), (1, 0));
+        let deferred = DeferredClose::default();
+        let (seven, zero) = (GuestNumber::new(7).unwrap(), GuestNumber::default());
+        let closer = deferred.of_guest(seven);
+        drop(FrontendFile::new(ours, FileKind::SocketEnd, &closer));
+        assert_eq!(
+            (closer.pending(), deferred.of_guest(zero).pending()),
+            (1, 0)
+        );
+        assert!(deferred.take_touched() && !deferred.take_touched());
         other.set_nonblocking(true).unwrap();
         assert!(other.read(&mut [0]).is_err(), "closed too early");
         other.set_nonblocking(false).unwrap();
-        assert!(collect());
-        assert_eq!(left_by(7), 0);
+        assert!(deferred.collect());
+        assert_eq!(closer.pending(), 0);
         assert_eq!(other.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]
     fn collect_more_than_one_message_takes_all() {
+        let closer = Closer::default();
         let pairs: Vec<_> = (0..3 * BATCH / 2)
             .map(|_| UnixStream::pair().unwrap())
             .collect();
         for (ours, mut other) in pairs {
-            throw_away(ours);
+            closer.defer_close(ours);
             other.write_all(b"x").unwrap();
-            throw_away(other);
+            closer.defer_close(other);
         }
-        assert!(collect());
-        assert_eq!(left_by(OWNER.get()), 0);
+        assert!(closer.collect());
+        assert_eq!(closer.pending(), 0);
     }
 }

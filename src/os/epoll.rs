@@ -1,6 +1,5 @@
 //! The one epoll set, and who an event is for.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
@@ -8,7 +7,12 @@ use std::rc::Rc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::config::GuestNumber;
-use crate::os::deferred_close::Foreign;
+use crate::os::deferred_close::FrontendFile;
+
+/// One event for each time that there is more to read, and one for the end.
+const EDGES: EventSet = EventSet::IN
+    .union(EventSet::READ_HANG_UP)
+    .union(EventSet::EDGE_TRIGGERED);
 
 /// Who an event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +85,7 @@ impl Poller {
     /// # Errors
     /// The kernel's.
     pub fn add_edge(&self, fd: RawFd, token: Token) -> io::Result<()> {
-        let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        self.add(fd, token, events)
+        self.add(fd, token, EDGES)
     }
 
     /// Adds `fd` for reading: events until all was read.
@@ -111,15 +114,27 @@ impl Poller {
         } else {
             EventSet::empty()
         };
-        let event = EpollEvent::new(events, token.encode());
-        // It can only fail for an fd that is not in the set.
-        let _ = self.0.ctl(ControlOperation::Modify, fd, event);
+        self.modify(fd, token, events);
     }
 
     /// Has `fd`, which was added with [`Poller::add_listener`], give an event when another
     /// connection waits, once for each, and when it is shut down.
     pub fn await_next(&self, fd: RawFd, token: Token) {
-        let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.modify(fd, token, EDGES);
+    }
+
+    /// Has `fd`, which was added with [`Poller::add_edge`], give an event when there is room to write
+    /// to it, too, or not any more. If there is room already the event comes at once.
+    pub fn await_room(&self, fd: RawFd, token: Token, awaits: bool) {
+        let room = if awaits {
+            EventSet::OUT
+        } else {
+            EventSet::empty()
+        };
+        self.modify(fd, token, EDGES | room);
+    }
+
+    fn modify(&self, fd: RawFd, token: Token, events: EventSet) {
         let event = EpollEvent::new(events, token.encode());
         // It can only fail for an fd that is not in the set.
         let _ = self.0.ctl(ControlOperation::Modify, fd, event);
@@ -144,7 +159,7 @@ impl Poller {
 #[derive(Debug)]
 pub struct Registered {
     poller: Poller,
-    file: Foreign,
+    file: FrontendFile,
 }
 
 impl Registered {
@@ -152,11 +167,11 @@ impl Registered {
     ///
     /// # Errors
     /// The kernel's; it refuses files that cannot be polled.
-    pub fn new(poller: &Poller, file: File, token: Token) -> io::Result<Self> {
+    pub fn new(poller: &Poller, file: FrontendFile, token: Token) -> io::Result<Self> {
         poller.add_edge(file.as_raw_fd(), token)?;
         Ok(Self {
             poller: poller.clone(),
-            file: Foreign::new(file),
+            file,
         })
     }
 }

@@ -240,6 +240,90 @@ pub fn socket_option(fd: RawFd, option: c_int) -> io::Result<c_int> {
     checked(result.into()).map(|_| value)
 }
 
+/// Sets `option`, an int of the level `SOL_SOCKET`.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_socket_option(fd: RawFd, option: c_int, value: c_int) -> io::Result<()> {
+    let len = size_of_val(&value).try_into().unwrap_or_default();
+    let (level, from) = (libc::SOL_SOCKET, (&raw const value).cast());
+    // SAFETY: `value` has `len` bytes.
+    checked(unsafe { libc::setsockopt(fd, level, option, from, len) }.into()).map(drop)
+}
+
+/// Whether the Unix socket `fd` is connected to one without a name.
+pub fn has_unnamed_peer(fd: RawFd) -> bool {
+    let mut family: libc::sa_family_t = 0;
+    let whole: libc::socklen_t = size_of_val(&family).try_into().unwrap_or_default();
+    let (mut len, to) = (whole, (&raw mut family).cast());
+    // SAFETY: there is room for `len` bytes of the address, which begins with its family; then `len`
+    // is how many it has.
+    let result = unsafe { libc::getpeername(fd, to, &raw mut len) };
+    result == 0 && len == whole
+}
+
+/// Sends what the socket `fd` has room for of `bytes`, without waiting; gives how many bytes that is.
+///
+/// # Errors
+/// The kernel's.
+pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the bytes are as many as are said.
+    let len = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+}
+
+/// Receives bytes on the socket `fd`, without waiting, and at most [`MAX_FDS`] fds that come with
+/// them, close-on-exec. Gives how many bytes there are, and whether the kernel dropped fds.
+///
+/// # Errors
+/// The kernel's.
+#[allow(clippy::useless_conversion, reason = "msg_controllen is a u32 in musl")]
+pub fn receive(fd: RawFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<(usize, bool)> {
+    let mut control = [0; CONTROL_LEN];
+    let mut part = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: all-zero bytes are a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control).try_into().unwrap_or_default();
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: `message` points to one part and a control buffer, both alive and as long as it says.
+    let len = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
+    let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: recvmsg made these fds, and nothing else knows them.
+    fds.extend(fds_in(&control).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    Ok((len, message.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
+/// Most fds that one receipt can bring: `SCM_MAX_FD` of Linux.
+pub const MAX_FDS: usize = 253;
+/// `struct cmsghdr` of both C libraries: a length (of 8 bytes, or 4 and padding), level, type.
+const CMSGHDR_LEN: usize = 16;
+/// A cmsghdr and the fds, in u32; an odd number of fds is padded.
+const CONTROL_LEN: usize = CMSGHDR_LEN / 4 + MAX_FDS + 1;
+const _: () = assert!(size_of::<libc::cmsghdr>() == CMSGHDR_LEN);
+
+/// The fds in a control buffer that recvmsg filled: `struct cmsghdr` (a length, of which the lower
+/// half is enough, level, type), and as many ints as the length says. Where there are none the
+/// length is 0. Only sockets to which the kernel adds nothing else are received from (`handed_in`).
+fn fds_in(control: &[u32; CONTROL_LEN]) -> impl Iterator<Item = RawFd> {
+    let [len, _, level, kind, fds @ ..] = control;
+    let ours = [*level, *kind].map(u32::cast_signed) == [libc::SOL_SOCKET, libc::SCM_RIGHTS];
+    let bytes = usize::try_from(*len).unwrap_or(0);
+    let bytes = if ours {
+        bytes.saturating_sub(CMSGHDR_LEN)
+    } else {
+        0
+    };
+    let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
+    fds.iter().take(count).map(|fd| fd.cast_signed())
+}
+
 // Signals and timers.
 
 /// A file from which the signals of `set` are read, without waiting.

@@ -20,9 +20,6 @@ const UNWANTED: [(&str, libc::c_int); 3] = [
     ("SO_PASSSEC", 34),
     ("SO_PASSPIDFD", 76),
 ];
-/// Bytes of a send buffer that the longest reply fits in, beside those that may be unread (`gate`).
-const MIN_SNDBUF: libc::c_int = 64 * 1024;
-
 /// What a guest's front-ends come through.
 #[derive(Debug)]
 pub enum Socket {
@@ -88,12 +85,6 @@ fn judge(file: File, fd: RawFd) -> Result<Socket, String> {
         }
     }
     let listens = get(libc::SO_ACCEPTCONN)? != 0;
-    if !listens && get(libc::SO_PEEK_OFF)? >= 0 {
-        return Err("has SO_PEEK_OFF set".to_owned());
-    }
-    if !listens && get(libc::SO_SNDBUF)? < MIN_SNDBUF {
-        return Err("has a send buffer of less than 64 KiB".to_owned());
-    }
     let fails = |error: std::io::Error| format!("cannot be used: {error}");
     let socket = OwnedFd::from(file);
     if listens {

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::config::{AccessConfig, Group, LogLevel, digits};
 use crate::error::{ExitCode, Fatal};
-use crate::os::deferred_close;
+use crate::os::deferred_close::Closer;
 use crate::os::ffi;
 use crate::os::log;
 
@@ -181,22 +181,20 @@ impl Listener {
 
     /// Listens no more. Those who wait at a socket of ours see that now; those who wait at one that
     /// was handed in are whoever's it is, who may have it served by the next daemon.
-    pub fn stop(self) {
+    pub fn stop(self, closer: &Closer) {
         if self.is_ours {
             ffi::shut_down(self.as_raw_fd());
         }
         // Those who wait may have sent files already.
-        deferred_close::throw_away(self);
+        closer.defer_close(self.socket);
     }
 
-    /// The next connection, if one waits. Reading from it never waits, whatever the gate believes:
-    /// an urgent byte is counted by `FIONREAD`, but not read.
+    /// The next connection, if one waits.
     ///
     /// # Errors
     /// The kernel's; `WouldBlock` if none waits.
     pub fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.socket.accept()?;
-        stream.set_nonblocking(true)?;
         Ok(stream)
     }
 }

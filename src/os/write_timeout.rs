@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::error::SessionError;
-use crate::os::deferred_close::Foreign;
+use crate::os::deferred_close::FrontendFile;
 use crate::os::ffi::set_interval_timer;
 
 /// Milliseconds between ticks: the longest that the first write can block.
@@ -77,7 +77,7 @@ pub fn arm() -> Armed {
 ///
 /// # Errors
 /// It blocked, or what the front-end gave cannot be written to.
-pub fn signal(eventfd: &Foreign) -> Result<(), SessionError> {
+pub fn signal(eventfd: &FrontendFile) -> Result<(), SessionError> {
     let _armed = arm();
     let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {
         return Ok(());

@@ -154,15 +154,7 @@ impl EventLoop {
             }
             Token::Listener(guest) => self.accept(guest),
             Token::Kick(guest) => self.turns.queue(guest, false, self.shared.now),
-            Token::Connection(guest) => {
-                let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
-                if let Some(session) = self.sessions.get_mut(guest.index())
-                    && events.intersects(gone)
-                {
-                    session.set_hung_up();
-                }
-                self.turns.queue(guest, true, self.shared.now);
-            }
+            Token::Connection(guest) => self.turns.queue(guest, true, self.shared.now),
         }
     }
 
@@ -227,7 +219,7 @@ impl EventLoop {
         let session = self.sessions.get_mut(number.index())?;
         let mut turn = Ok(Turn::Again);
         if taken.control {
-            turn = session.control(&mut self.shared);
+            turn = session.handle_messages(&mut self.shared);
             // Messages may take long: gigabytes may have been unmapped.
             self.shared.now = Instant::now();
             self.note_deadline(number);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{GuestNumber, HoldPolicy};
 use crate::error::ParamError;
+use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::mounts::Mounts;
 use crate::spi::bus::Bus;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub poller: Poller,
     /// The file systems of the host.
     pub mounts: Mounts,
+    /// The fds of front-ends whose close is deferred.
+    pub deferred: DeferredClose,
     /// The clock, as last read: after a wait for events, messages, an ioctl, and each turn.
     pub now: Instant,
     /// The same when that turn became due.
@@ -54,7 +57,7 @@ pub struct Shared {
 
 impl Shared {
     /// What guests of these controllers share.
-    pub fn new(buses: Vec<Bus>, poller: Poller, mounts: Mounts) -> Self {
+    pub fn new(buses: Vec<Bus>, poller: Poller, mounts: Mounts, deferred: DeferredClose) -> Self {
         let now = Instant::now();
         Self {
             buses,
@@ -62,6 +65,7 @@ impl Shared {
             store: Box::default(),
             poller,
             mounts,
+            deferred,
             now,
             due_since: now,
         }

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::{GuestNumber, LogLevel};
 use crate::error::SessionError;
-use crate::os::deferred_close;
+use crate::os::deferred_close::{Closer, DeferredClose};
 use crate::os::epoll::{Poller, Token};
-use crate::os::ffi::shut_down;
 use crate::os::handed_in::Socket;
 use crate::os::listener::Listener;
 use crate::os::log::{self, Quoted};
@@ -24,7 +23,7 @@ use crate::serve::counters::{Connections, Counted};
 use crate::serve::grant::{Grant, Shared};
 use crate::serve::requestq::{Requestq, Turn};
 use crate::vhost_user::backend::Backend;
-use crate::vhost_user::gate::{self, Queued, Request};
+use crate::vhost_user::message::Request;
 
 mod connection;
 mod offences;
@@ -32,10 +31,8 @@ mod offences;
 use self::connection::Connection;
 use self::offences::Offences;
 
-/// How long a front-end may be silent in the middle of a message.
-const SILENCE: Duration = Duration::from_secs(1);
-/// Things of a guest that may wait for the kernel to take them before its messages wait as well.
-const MAX_LEFT: usize = 32;
+/// Fds of a guest that may wait for the kernel to close them before its messages wait as well.
+const MAX_DEFERRED: usize = 32;
 /// How long a socket rests where the host lacks something.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Messages handled before others get their turn.
@@ -44,6 +41,8 @@ const MESSAGES_PER_TURN: u32 = 16;
 /// One guest's socket and what is behind it.
 pub struct Session {
     number: GuestNumber,
+    /// Where the fds of its front-ends go.
+    closer: Closer,
     listener: Option<Listener>,
     /// There will be no other front-end: this one was handed in, or the socket was shut down.
     is_single: bool,
@@ -51,7 +50,7 @@ pub struct Session {
     /// Its front-ends so far.
     connections: Connections,
     requestq: Requestq,
-    /// Its messages wait for the kernel to take what was thrown away.
+    /// Its messages wait for the kernel to close what was deferred.
     held_up: bool,
     offences: Offences,
     /// When the socket, which rests, is to listen again.
@@ -68,9 +67,11 @@ impl Session {
         socket: Socket,
         grant: Grant,
         poller: &Poller,
+        deferred: &DeferredClose,
     ) -> Result<Self, SessionError> {
         let mut session = Self {
             number,
+            closer: deferred.of_guest(number),
             listener: None,
             is_single: false,
             connection: None,
@@ -119,7 +120,7 @@ impl Session {
             return Ok(false);
         }
         // What the last ones brought is still ours.
-        if deferred_close::left_by(self.number.index()) > MAX_LEFT {
+        if self.closer.pending() > MAX_DEFERRED {
             return Err(SessionError::Uncollected);
         }
         let accepted = listener.accept();
@@ -142,17 +143,12 @@ impl Session {
     }
 
     fn connect(&mut self, stream: UnixStream, poller: &Poller) -> Result<(), SessionError> {
-        deferred_close::set_owner(self.number.index());
-        let token = Token::Connection(self.number);
-        if let Err(error) = poller.add_edge(stream.as_raw_fd(), token) {
-            shut_down(stream.as_raw_fd());
-            deferred_close::throw_away(stream);
-            return Err(SessionError::Host(error));
-        }
         let grant = &self.requestq.grant;
         let max_memory_len = grant.max_memory_len;
         let backend = Backend::new(self.number, grant.config, max_memory_len, poller.clone());
-        self.connection = Some(Connection::new(stream, backend));
+        let token = Token::Connection(self.number);
+        let connection = Connection::new(stream, backend, token, poller, &self.closer)?;
+        self.connection = Some(connection);
         self.connections.begun = self.connections.begun.wrapping_add(1);
         Ok(())
     }
@@ -186,55 +182,32 @@ impl Session {
 
     /// Stops listening for good.
     pub fn stop_listening(&mut self, poller: &Poller) {
-        deferred_close::set_owner(self.number.index());
         self.listen_at = None;
         if let Some(listener) = self.listener.take() {
             poller.remove(listener.as_raw_fd());
-            listener.stop();
+            listener.stop(&self.closer);
         }
     }
 
-    /// When a message must be complete.
+    /// When more of a message must have come.
     pub fn deadline(&self) -> Option<Instant> {
         self.connection.as_ref()?.deadline
     }
 
-    /// The front-end closed its end: what it sent before is still handled.
-    pub fn set_hung_up(&mut self) {
-        if let Some(connection) = &mut self.connection {
-            connection.hung_up = true;
-        }
-    }
-
-    /// Handles the messages that are queued.
+    /// Receives and handles messages.
     ///
     /// # Errors
     /// The connection must end.
-    pub fn control(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
-        deferred_close::set_owner(self.number.index());
+    pub fn handle_messages(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
         for _ in 0..MESSAGES_PER_TURN {
-            if deferred_close::left_by(self.number.index()) > MAX_LEFT {
+            if self.closer.pending() > MAX_DEFERRED {
                 self.held_up = true;
                 return Ok(Turn::Again);
             }
             let Some(connection) = &mut self.connection else {
                 return Ok(Turn::Idle);
             };
-            // Those of a message that had to wait: it is still queued, so that no close is the last.
-            connection.held.clear();
-            let fd = connection.handler.as_raw_fd();
-            let request = match gate::inspect(fd, &mut connection.held, &shared.mounts)? {
-                Queued::Nothing if !connection.hung_up => return Ok(Turn::Again),
-                Queued::Part if !connection.hung_up => {
-                    let deadline = Instant::now().checked_add(SILENCE);
-                    connection.deadline = connection.deadline.or(deadline);
-                    return Ok(Turn::Again);
-                }
-                Queued::Nothing | Queued::Part => return Err(SessionError::Disconnected),
-                Queued::Message(request) => request,
-            };
-            connection.deadline = None;
-            if !self.make_way(request, shared)? {
+            if !connection.receive(&shared.mounts, shared.now)? || !self.quiesce(shared)? {
                 return Ok(Turn::Again);
             }
             self.handle()?;
@@ -242,63 +215,56 @@ impl Session {
         Ok(Turn::Control)
     }
 
-    /// Settles what a message means for the request on the way, before it is handled; `false` if
-    /// the message must wait for that to come to its end.
-    ///
-    /// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets it finish if it is
-    /// short, and so does memory that changes, which is no reason to release chip select either.
-    /// Whatever else changes the ring ends it. A ring that is enabled or a region that is added
-    /// takes nothing away, so it goes on.
-    fn make_way(&mut self, request: Request, shared: &mut Shared) -> Result<bool, SessionError> {
-        let Some(connection) = &self.connection else {
-            return Ok(true);
-        };
-        let mut guest = connection.backend.guest();
-        let fd = connection.handler.as_raw_fd();
-        match request {
-            Request::SetVringEnable if gate::enables(fd) => Ok(true),
-            Request::SetMemTable | Request::RemMemReg => self.requestq.pause(&mut guest, shared),
-            Request::GetVringBase | Request::SetVringEnable | Request::ResetOwner => {
-                self.requestq.stop(&mut guest, shared)
-            }
-            Request::SetVringNum
-            | Request::SetVringAddr
-            | Request::SetVringBase
-            | Request::SetFeatures
-            | Request::ResetDevice => {
-                self.requestq.abort(&mut guest, shared)?;
-                Ok(true)
-            }
-            Request::GetFeatures
-            | Request::SetOwner
-            | Request::SetVringKick
-            | Request::SetVringCall
-            | Request::SetVringErr
-            | Request::GetProtocolFeatures
-            | Request::SetProtocolFeatures
-            | Request::GetQueueNum
-            | Request::GetConfig
-            | Request::SetConfig
-            | Request::GetMaxMemSlots
-            | Request::AddMemReg => Ok(true),
+    /// Brings the request on the way to where the message that is whole can be handled; `false` if
+    /// the message must wait for its end.
+    fn quiesce(&mut self, shared: &mut Shared) -> Result<bool, SessionError> {
+        let message = self.connection.as_mut().and_then(Connection::message);
+        match message.map(|message| (message.request, message.enables_ring())) {
+            Some((request, false)) => self.quiesce_for(request, shared),
+            // A ring that is enabled goes on.
+            Some((_, true)) | None => Ok(true),
         }
     }
 
-    fn handle(&mut self) -> Result<(), SessionError> {
-        let Some(connection) = &mut self.connection else {
-            return Ok(());
+    /// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets the request on the
+    /// way finish if it is short, and so does memory that changes, which is no reason to release
+    /// chip select either. Whatever else changes the ring ends it. A region that is added takes
+    /// nothing away, so it goes on.
+    fn quiesce_for(&mut self, request: Request, shared: &mut Shared) -> Result<bool, SessionError> {
+        let Some(connection) = &self.connection else {
+            return Ok(true);
         };
-        connection
-            .handler
-            .handle_request()
-            .map_err(SessionError::of_vhost)?;
-        // Those that an accepted message should not have had were closed by the `vhost` crate:
-        // these are the last.
-        connection
-            .held
-            .drain(..)
-            .for_each(deferred_close::throw_away_fd);
-        deferred_close::collect();
+        let mut guest = connection.backend().guest();
+        if matches!(request, Request::SET_MEM_TABLE | Request::REM_MEM_REG) {
+            return self.requestq.pause(&mut guest, shared);
+        }
+        if matches!(
+            request,
+            Request::GET_VRING_BASE | Request::SET_VRING_ENABLE | Request::RESET_OWNER
+        ) {
+            return self.requestq.stop(&mut guest, shared);
+        }
+        if matches!(
+            request,
+            Request::SET_VRING_NUM
+                | Request::SET_VRING_ADDR
+                | Request::SET_VRING_BASE
+                | Request::SET_FEATURES
+                | Request::RESET_DEVICE
+        ) {
+            self.requestq.abort(&mut guest, shared)?;
+        }
+        Ok(true)
+    }
+
+    fn handle(&mut self) -> Result<(), SessionError> {
+        if let Some(connection) = &mut self.connection {
+            connection.handle()?;
+        }
+        // So that the next message finds room for what it brings.
+        if self.closer.pending() > 0 {
+            self.closer.collect();
+        }
         Ok(())
     }
 
@@ -308,12 +274,14 @@ impl Session {
     /// The connection must end.
     pub fn turn(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
         match &self.connection {
-            Some(connection) => self.requestq.turn(&mut connection.backend.guest(), shared),
+            Some(connection) => self
+                .requestq
+                .turn(&mut connection.backend().guest(), shared),
             None => Ok(Turn::Idle),
         }
     }
 
-    /// Whether messages waited for the kernel to take what was thrown away.
+    /// Whether messages waited for the kernel to close what was deferred.
     pub fn take_held_up(&mut self) -> bool {
         std::mem::take(&mut self.held_up)
     }
@@ -321,7 +289,7 @@ impl Session {
     /// Whether the guest's memory was truncated.
     pub fn is_truncated(&self) -> bool {
         let connection = self.connection.as_ref();
-        connection.is_some_and(|connection| connection.backend.guest().memory.is_truncated())
+        connection.is_some_and(|connection| connection.backend().guest().memory.is_truncated())
     }
 
     /// Tells the driver what was completed since the last time.
@@ -332,7 +300,7 @@ impl Session {
         let Some(connection) = &self.connection else {
             return Ok(());
         };
-        let mut guest = connection.backend.guest();
+        let mut guest = connection.backend().guest();
         let guest = &mut *guest;
         guest.vring.notify(&guest.memory)
     }
@@ -343,14 +311,16 @@ impl Session {
         self.requestq.stop_accepting();
         if let Some(connection) = &self.connection {
             // An eventfd that blocks has done so for the last time.
-            let _ = self.requestq.stop(&mut connection.backend.guest(), shared);
+            let _ = self
+                .requestq
+                .stop(&mut connection.backend().guest(), shared);
         }
     }
 
     /// Whether a turn would take a request off the ring.
     pub fn has_request(&self) -> bool {
         let connection = self.connection.as_ref();
-        connection.is_some_and(|c| self.requestq.has_request(&c.backend.guest()))
+        connection.is_some_and(|c| self.requestq.has_request(&c.backend().guest()))
     }
 
     /// Whether a request is on the way.
@@ -376,20 +346,22 @@ impl Session {
     /// Ends the connection, if there is one, because of `error`, and listens again, at once or after
     /// a rest. Returns whether there was one.
     pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> bool {
-        deferred_close::set_owner(self.number.index());
         self.log_end(error);
         self.listen_at = self
-            .rest(error)
-            .and_then(|rest| Instant::now().checked_add(rest));
+            .back_off(error, shared.now)
+            .and_then(|rest| shared.now.checked_add(rest));
         self.listen(&shared.poller, self.listen_at.is_none());
         let Some(connection) = self.connection.take() else {
             return false;
         };
         // It ends anyway: an eventfd that blocks has done so for the last time.
-        let _ = self.requestq.abort(&mut connection.backend.guest(), shared);
-        connection.end(&shared.poller);
-        let is_left_open = matches!(error, SessionError::LeftOpen);
-        if is_left_open && self.offences.note_left_open(Instant::now()) {
+        let _ = self
+            .requestq
+            .abort(&mut connection.backend().guest(), shared);
+        connection.end(&self.closer);
+        if let SessionError::LeftOpen(count) = error
+            && self.offences.note_left_open(*count, shared.now)
+        {
             self.give_up_listening("too many fds had to be left open", &shared.poller);
         }
         true
@@ -409,22 +381,21 @@ impl Session {
     }
 
     /// How long the socket rests after a connection ended with `error`.
-    fn rest(&mut self, error: &SessionError) -> Option<Duration> {
+    fn back_off(&mut self, error: &SessionError, now: Instant) -> Option<Duration> {
         match error {
             SessionError::CallBlocked => {
                 // Each such connection costs all guests a tick of the watchdog.
                 write_timeout::shorten();
-                Some(self.offences.note_blocked(Instant::now()))
+                Some(self.offences.note_blocked(now))
             }
             SessionError::Host(_) | SessionError::Uncollected => Some(PAUSE),
             SessionError::Disconnected
             | SessionError::Shutdown
             | SessionError::Message(..)
             | SessionError::Fds(_)
-            | SessionError::LeftOpen
+            | SessionError::LeftOpen(_)
             | SessionError::NotNotified(_)
             | SessionError::Silent
-            | SessionError::RepliesUnread
             | SessionError::Truncated
             | SessionError::Vhost(_) => None,
         }

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::config::{Config, DeviceConfig, DevicePath, GuestNumber, HoldPolicy, LogLevel, Source};
 use crate::confine::emergency_cleanup;
 use crate::error::{ExitCode, Fatal, SessionError};
-use crate::os::deferred_close;
+use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::handed_in::Socket;
 use crate::os::listener::{Access, Listener, SocketFile};
@@ -220,14 +220,14 @@ pub fn assemble(
     signals: File,
 ) -> Result<EventLoop, Fatal> {
     let poller = Poller::new().map_err(failed)?;
-    deferred_close::make_room(config.guests.len());
+    let deferred = DeferredClose::new(config.guests.len());
     let mut sessions = Vec::new();
     for (number, socket) in GuestNumber::all().zip(sockets) {
         let grant = grant(config, &hardware, number);
         announce(number, &socket, &grant, &hardware);
-        sessions.push(Session::new(number, socket, grant, &poller).map_err(refused)?);
+        sessions.push(Session::new(number, socket, grant, &poller, &deferred).map_err(refused)?);
     }
-    let shared = Shared::new(hardware.buses, poller, Mounts::read());
+    let shared = Shared::new(hardware.buses, poller, Mounts::read(), deferred);
     EventLoop::new(
         sessions,
         shared,

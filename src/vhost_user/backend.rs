@@ -1,14 +1,15 @@
 //! The vhost-user requests: what each does to one guest's memory and vring.
 //!
-//! The `vhost` crate decodes messages and calls one method each; every method checks the index,
-//! then the state, then acts. A refusal is answered where REPLY_ACK was asked, and ends the
-//! connection. What a message means for a transfer in progress was settled before (`session`).
+//! The `vhost` crate decodes messages and calls one method each, but for those that bring fds
+//! (`with_fds`); every method checks the index, then the state, then acts. A refusal is answered
+//! where REPLY_ACK was asked, and ends the connection. What a message means for a transfer in
+//! progress was settled before (`session`).
 //!
 //! Must not: touch the connection or a device.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -22,9 +23,7 @@ use vm_memory::GuestAddress;
 
 use crate::config::{GuestNumber, MAX_REGIONS};
 use crate::error::SessionError;
-use crate::os::epoll::{Poller, Registered, Token};
-use crate::os::file_kind;
-use crate::os::write_timeout;
+use crate::os::epoll::{Poller, Registered};
 use crate::spi::wire::Config;
 use crate::virtqueue::memory::{Memory, RegionDescription, UserAddress};
 use crate::virtqueue::vring::{RingAddresses, Vring};
@@ -52,16 +51,18 @@ pub struct Guest {
     pub memory: Memory,
     /// Its one vring, `requestq`.
     pub vring: Vring,
-    kick: Option<Registered>,
+    pub(super) kick: Option<Registered>,
 }
 
 /// The handler of one connection's messages.
 #[derive(Debug)]
 pub struct Backend {
-    number: GuestNumber,
+    pub(super) number: GuestNumber,
     config: Config,
-    poller: Poller,
+    pub(super) poller: Poller,
     guest: RefCell<Guest>,
+    /// The protocol features that the front-end acknowledged.
+    acked: Cell<u64>,
 }
 
 impl Backend {
@@ -78,12 +79,23 @@ impl Backend {
             config,
             poller,
             guest: RefCell::new(guest),
+            acked: Cell::new(0),
         }
     }
 
     /// The guest, for as long as no message is handled.
     pub fn guest(&self) -> RefMut<'_, Guest> {
         self.guest.borrow_mut()
+    }
+
+    /// Whether the front-end acknowledged a protocol feature.
+    pub(super) fn has_acked(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.acked.get() & feature.bits() != 0
+    }
+
+    /// Whether messages that ask for it are acknowledged.
+    pub(super) fn acknowledges(&self) -> bool {
+        self.has_acked(VhostUserProtocolFeatures::REPLY_ACK)
     }
 
     /// Gives up all that the front-end brought.
@@ -96,7 +108,7 @@ impl Backend {
 
     /// Changes the guest, then lets its ring run or not according to its new state. A ring that
     /// should run and cannot is broken, and the message that shows it is refused.
-    fn change<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
         let mut guest = self.guest.borrow_mut();
         let result = change(&mut guest)?;
         let Guest { memory, vring, .. } = &mut *guest;
@@ -109,7 +121,10 @@ impl Backend {
 
     /// As [`Backend::change`], for a message that adds or removes one of several regions: a ring
     /// that is outside of memory meanwhile waits for the next.
-    fn change_region<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
+    pub(super) fn change_region<T>(
+        &self,
+        change: impl FnOnce(&mut Guest) -> Result<T>,
+    ) -> Result<T> {
         let mut guest = self.guest.borrow_mut();
         let result = change(&mut guest)?;
         let Guest { memory, vring, .. } = &mut *guest;
@@ -118,7 +133,7 @@ impl Backend {
     }
 
     /// As [`Backend::change`], for a message about ring `index`: there is one.
-    fn change_ring<T>(
+    pub(super) fn change_ring<T>(
         &self,
         index: u32,
         change: impl FnOnce(&mut Guest) -> Result<T>,
@@ -139,7 +154,8 @@ fn describe(region: &VhostUserMemoryRegion) -> RegionDescription {
     }
 }
 
-fn refused(error: impl std::fmt::Display) -> Error {
+/// Why a message is refused, for the log.
+pub(super) fn refused(error: impl std::fmt::Display) -> Error {
     Error::ReqHandlerError(io::Error::other(error.to_string()))
 }
 
@@ -156,49 +172,16 @@ fn accepted(accepted: bool) -> Result<()> {
     }
 }
 
-/// Refuses what is no eventfd: anonymous inodes have no file type, and of those only an eventfd
-/// takes a write of zero.
-fn check_eventfd(file: &File) -> Result<()> {
-    if file_type(file)? != 0 {
-        return Err(NO_EVENTFD);
-    }
-    let mut writer = file;
-    // Of a counter at its very end even the zero has to wait.
-    let _armed = write_timeout::arm();
-    match writer.write(&0u64.to_ne_bytes()) {
-        Ok(8) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::Interrupted => Err(Error::ReqHandlerError(error)),
-        Ok(_) | Err(_) => Err(NO_EVENTFD),
-    }
-}
-
-/// As [`check_eventfd`], but for what we write to: user-mode Linux gives one end of a socketpair.
-/// It is not tried, since its reader would take that for a signal. A pipe is refused: whoever holds
-/// its lock would hold up our write, and no signal ends that.
-fn check_signal(file: Option<File>) -> Result<Option<File>> {
-    let Some(mut file) = file else {
-        return Ok(None);
-    };
-    if file_type(&file)? == libc::S_IFSOCK {
-        let accepted;
-        (accepted, file) = file_kind::is_socketpair(file);
-        return if accepted {
-            Ok(Some(file))
-        } else {
-            Err(NO_EVENTFD)
-        };
-    }
-    check_eventfd(&file)?;
-    Ok(Some(file))
-}
-
-fn file_type(file: &File) -> Result<u32> {
-    let (kind, _) = file_kind::file_type(file).map_err(Error::ReqHandlerError)?;
-    Ok(kind)
-}
-
-const NO_EVENTFD: Error = Error::InvalidOperation("not an eventfd");
 const NOT_OFFERED: Error = Error::InvalidOperation("not offered");
+
+/// Methods of messages that never come.
+macro_rules! refuse {
+    ($(fn $name:ident($($argument:ty),*) -> $result:ty;)*) => {$(
+        fn $name(&self, $(_: $argument),*) -> Result<$result> {
+            Err(NOT_OFFERED)
+        }
+    )*};
+}
 
 impl VhostUserBackendReqHandler for Backend {
     fn set_owner(&self) -> Result<()> {
@@ -239,37 +222,8 @@ impl VhostUserBackendReqHandler for Backend {
         })
     }
 
-    fn set_mem_table(
-        &self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy: Option<bool>,
-    ) -> Result<Option<Vec<u64>>> {
-        self.change(|guest| {
-            // First, so that no guest ever maps more than its share. What is refused ends the
-            // connection, so that the old table is not missed.
-            guest.memory.clear();
-            for (region, file) in regions.iter().zip(files) {
-                guest.memory.add(describe(region), file).map_err(refused)?;
-            }
-            Ok(None)
-        })
-    }
-
     fn get_max_mem_slots(&self) -> Result<u64> {
         u64::try_from(MAX_REGIONS).map_err(refused)
-    }
-
-    fn add_mem_region(
-        &self,
-        region: &VhostUserSingleMemoryRegion,
-        file: File,
-        _postcopy: Option<bool>,
-    ) -> Result<Option<u64>> {
-        self.change_region(|guest| {
-            guest.memory.add(describe(region), file).map_err(refused)?;
-            Ok(None)
-        })
     }
 
     fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
@@ -319,34 +273,6 @@ impl VhostUserBackendReqHandler for Backend {
         })
     }
 
-    fn set_vring_kick(&self, index: u8, file: Option<File>) -> Result<()> {
-        self.change_ring(index.into(), |guest| {
-            let absent = file.is_none();
-            guest.kick = None;
-            if let Some(file) = file {
-                check_eventfd(&file)?;
-                let kick = Registered::new(&self.poller, file, Token::Kick(self.number));
-                guest.kick = Some(kick.map_err(Error::ReqHandlerError)?);
-            }
-            guest.vring.start(absent);
-            Ok(())
-        })
-    }
-
-    fn set_vring_call(&self, index: u8, file: Option<File>) -> Result<()> {
-        self.change_ring(index.into(), |guest| {
-            guest.vring.set_call(check_signal(file)?);
-            Ok(())
-        })
-    }
-
-    fn set_vring_err(&self, index: u8, file: Option<File>) -> Result<()> {
-        self.change_ring(index.into(), |guest| {
-            guest.vring.set_err(check_signal(file)?);
-            Ok(())
-        })
-    }
-
     fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
         self.change_ring(index, |guest| {
             guest.vring.set_enabled(enable);
@@ -359,6 +285,7 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn set_protocol_features(&self, features: u64) -> Result<()> {
+        self.acked.set(features);
         accepted(features & !PROTOCOL_FEATURES.bits() == 0)
     }
 
@@ -373,42 +300,25 @@ impl VhostUserBackendReqHandler for Backend {
         Ok(())
     }
 
-    // The gate lets none of the messages behind these methods through.
-
-    fn set_gpu_socket(&self, _gpu_backend: GpuBackend) -> Result<()> {
-        Err(NOT_OFFERED)
-    }
-
-    fn get_shared_object(&self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        Err(NOT_OFFERED)
-    }
-
-    fn get_inflight_fd(&self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(NOT_OFFERED)
-    }
-
-    fn set_inflight_fd(&self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        Err(NOT_OFFERED)
-    }
-
-    fn set_device_state_fd(
-        &self,
-        _direction: VhostTransferStateDirection,
-        _phase: VhostTransferStatePhase,
-        _file: File,
-    ) -> Result<Option<File>> {
-        Err(NOT_OFFERED)
-    }
-
-    fn check_device_state(&self) -> Result<()> {
-        Err(NOT_OFFERED)
-    }
-
-    fn get_shmem_config(&self) -> Result<VhostUserShMemConfig> {
-        Err(NOT_OFFERED)
-    }
-
-    fn set_log_base(&self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        Err(NOT_OFFERED)
+    refuse! {
+        // Those that bring fds do not come this way (`with_fds`).
+        fn set_mem_table(&[VhostUserMemoryRegion], Vec<File>, Option<bool>) -> Option<Vec<u64>>;
+        fn add_mem_region(&VhostUserSingleMemoryRegion, File, Option<bool>) -> Option<u64>;
+        fn set_vring_kick(u8, Option<File>) -> ();
+        fn set_vring_call(u8, Option<File>) -> ();
+        fn set_vring_err(u8, Option<File>) -> ();
+        // Nor do these come at all: `message` does not let them through.
+        fn set_gpu_socket(GpuBackend) -> ();
+        fn get_shared_object(VhostUserSharedMsg) -> File;
+        fn get_inflight_fd(&VhostUserInflight) -> (VhostUserInflight, File);
+        fn set_inflight_fd(&VhostUserInflight, File) -> ();
+        fn set_device_state_fd(
+            VhostTransferStateDirection,
+            VhostTransferStatePhase,
+            File
+        ) -> Option<File>;
+        fn check_device_state() -> ();
+        fn get_shmem_config() -> VhostUserShMemConfig;
+        fn set_log_base(&VhostUserLog, File) -> ();
     }
 }

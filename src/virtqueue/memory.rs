@@ -19,7 +19,7 @@ use vm_memory::{
 };
 
 use crate::config::MAX_REGIONS;
-use crate::os::deferred_close::throw_away_memory;
+use crate::os::deferred_close::{Closer, FrontendFile};
 use crate::os::file_kind;
 use crate::virtqueue::sigbus::Watch;
 
@@ -106,6 +106,7 @@ pub struct Region {
     description: RegionDescription,
     mapping: MmapRegion,
     watch: Watch,
+    closer: Closer,
 }
 
 impl GuestMemoryRegion for Region {
@@ -132,16 +133,33 @@ impl GuestMemoryRegion for Region {
 impl GuestMemoryRegionBytes for Region {}
 
 impl Region {
-    /// Unmaps it, then throws away its file, of which it was the last to hold a part.
-    fn throw_away(self) {
+    /// Unmaps it, then defers the close of its file, of which it was the last to hold a part.
+    fn remove(self) {
         let file = self
             .mapping
             .file_offset()
             .map(|file| Arc::clone(file.arc()));
+        let closer = self.closer.clone();
         drop(self);
-        let file = file.and_then(Arc::into_inner);
-        file.into_iter().for_each(throw_away_memory);
+        file.into_iter().for_each(|file| close(file, &closer));
     }
+}
+
+/// Defers the close of a file that nothing else holds.
+fn close(file: Arc<File>, closer: &Closer) {
+    let file = Arc::into_inner(file).into_iter();
+    file.for_each(|file| closer.defer_close_of_memory(file));
+}
+
+/// Maps `region` of `file`, and has the handler of SIGBUS know it.
+fn map(region: &RegionDescription, file: &Arc<File>) -> Result<(MmapRegion, Watch), MemoryError> {
+    let page_len = check_file(region, file)?;
+    let len = usize::try_from(region.len).map_err(|_| MemoryError::Shape)?;
+    let part = FileOffset::from_arc(Arc::clone(file), region.file_offset);
+    let mapping = MmapRegion::from_file(part, len)
+        .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
+    let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::TooMany)?;
+    Ok((mapping, watch))
 }
 
 /// The region table of one guest.
@@ -191,7 +209,7 @@ impl Memory {
 
     /// Removes all regions.
     pub fn clear(&mut self) {
-        self.regions.drain(..).for_each(Region::throw_away);
+        self.regions.drain(..).for_each(Region::remove);
     }
 
     /// Adds one region backed by `file`.
@@ -199,13 +217,23 @@ impl Memory {
     /// # Errors
     /// A region that is malformed, overlaps, is not backed by memory, or cannot be mapped; the
     /// table is then as before.
-    pub fn add(&mut self, region: RegionDescription, file: File) -> Result<(), MemoryError> {
+    pub fn add(
+        &mut self,
+        region: RegionDescription,
+        file: FrontendFile,
+    ) -> Result<(), MemoryError> {
         self.check(&region)?;
-        let page_len = check_file(&region, &file)?;
-        let len = usize::try_from(region.len).map_err(|_| MemoryError::Shape)?;
-        let mapping = MmapRegion::from_file(FileOffset::new(file, region.file_offset), len)
-            .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
-        let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::TooMany)?;
+        // Nothing else may be asked of a file of a FUSE server that does not answer.
+        let (file, closer) = file.into_memory().ok_or(MemoryError::NotMemory)?;
+        let file = Arc::new(file);
+        let mapped = map(&region, &file);
+        let (mapping, watch) = match mapped {
+            Ok(mapped) => mapped,
+            Err(error) => {
+                close(file, &closer);
+                return Err(error);
+            }
+        };
         let index = self.upper_bound(region.guest.0);
         let description = region;
         self.regions.insert(
@@ -214,6 +242,7 @@ impl Memory {
                 description,
                 mapping,
                 watch,
+                closer,
             },
         );
         Ok(())
@@ -238,7 +267,7 @@ impl Memory {
             .map(|known| &known.description)
             .position(|r| r.guest == region.guest && r.user == region.user && r.len == region.len)
             .ok_or(MemoryError::Unknown)?;
-        self.regions.remove(index).throw_away();
+        self.regions.remove(index).remove();
         Ok(())
     }
 
@@ -335,13 +364,9 @@ impl Memory {
     }
 }
 
-/// Checks that `file` is memory, has pages of which the region is made, and is long enough. Returns
-/// the length of its pages, if they are huge ones.
+/// Checks that `file`, which is memory, has pages of which the region is made, and is long enough.
+/// Returns the length of its pages, if they are huge ones.
 fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, MemoryError> {
-    // Nothing else may be asked of a file of a FUSE server that does not answer.
-    if !file_kind::is_memory(file) {
-        return Err(MemoryError::NotMemory);
-    }
     // A part of a huge page could be mapped, but neither unmapped nor, after SIGBUS, replaced.
     let page_len = file_kind::huge_page_len(file).map_err(MemoryError::Host)?;
     let numbers = [region.len, region.file_offset];
@@ -360,18 +385,27 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, 
 #[allow(unsafe_code, reason = "memfd_create, which std has no name for")]
 pub(crate) mod tests {
     use super::*;
+    use crate::os::file_kind::FileKind;
     use std::os::fd::FromRawFd;
 
     const MIB: u64 = 1 << 20;
 
-    pub(crate) fn memfd(len: u64) -> File {
+    fn file(name: &std::ffi::CStr, flags: u32, len: u64) -> File {
         // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"memory".as_ptr(), 0) };
-        assert!(fd >= 0);
+        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+        assert!(fd >= 0, "{name:?}: {}", io::Error::last_os_error());
         // SAFETY: memfd_create gave this fd to us alone.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(len).unwrap();
         file
+    }
+
+    fn received(file: File, kind: FileKind) -> FrontendFile {
+        FrontendFile::new(file, kind, &Closer::default())
+    }
+
+    pub(crate) fn memfd(len: u64) -> FrontendFile {
+        received(file(c"memory", 0, len), FileKind::Memory)
     }
 
     pub(crate) fn region(guest: u64, user: u64, len: u64) -> RegionDescription {
@@ -479,20 +513,31 @@ pub(crate) mod tests {
     #[test]
     fn add_file_outside_memory_is_refused() {
         let file = File::open("/proc/version").unwrap();
+        let file = received(file, FileKind::Unwanted);
         let error = Memory::new(1 << 40)
             .add(region(0, 0, 4096), file)
             .unwrap_err();
         assert!(matches!(error, MemoryError::NotMemory));
     }
 
+    /// Its close is deferred, whether it was mapped or not.
+    #[test]
+    fn add_file_that_is_too_short_leaves_its_close_to_the_kernel() {
+        let closer = Closer::default();
+        let given = |len| FrontendFile::new(file(c"memory", 0, len), FileKind::Memory, &closer);
+        let mut memory = Memory::new(1 << 40);
+        memory.add(region(0, 0, 8192), given(4096)).unwrap_err();
+        assert_eq!(closer.pending(), 1);
+        memory.add(region(0, 0, 8192), given(8192)).unwrap();
+        assert_eq!(closer.pending(), 1);
+        memory.clear();
+        assert_eq!(closer.pending(), 2);
+    }
+
     #[test]
     fn add_part_of_a_huge_page_is_refused() {
-        // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB) };
-        assert!(fd >= 0, "no hugetlbfs: {}", io::Error::last_os_error());
-        // SAFETY: memfd_create gave this fd to us alone.
-        let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(1 << 30).unwrap();
+        let file = file(c"huge", libc::MFD_HUGETLB, 1 << 30);
+        let file = received(file, FileKind::Memory);
         let error = Memory::new(1 << 40)
             .add(region(0, 0, 4096), file)
             .unwrap_err();
@@ -508,14 +553,11 @@ pub(crate) mod tests {
             ),
             (libc::F_SEAL_WRITE, false),
         ] {
-            // SAFETY: the name is a C string.
-            let fd = unsafe { libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING) };
-            assert!(fd >= 0);
-            // SAFETY: memfd_create gave this fd to us alone.
-            let file = unsafe { File::from_raw_fd(fd) };
-            file.set_len(MIB).unwrap();
+            let file = file(c"sealed", libc::MFD_ALLOW_SEALING, MIB);
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
             // SAFETY: no pointers.
             assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) }, 0);
+            let file = received(file, FileKind::Memory);
             let added = Memory::new(1 << 40).add(region(0, 0, MIB), file);
             assert_eq!(added.is_ok(), taken, "{seals:#x}: {added:?}");
         }

@@ -15,14 +15,13 @@
 //! Called by `backend` for each message about the ring, by `requestq` for each request.
 
 use std::fmt;
-use std::fs::File;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::error::{RingError, SessionError};
-use crate::os::deferred_close::Foreign;
+use crate::os::deferred_close::FrontendFile;
 use crate::os::write_timeout::signal;
 use crate::virtqueue::chain::Chain;
 use crate::virtqueue::memory::{Memory, UserAddress};
@@ -158,8 +157,8 @@ pub struct Vring {
     completed: bool,
     /// The driver is to be notified, and was not yet.
     owed: bool,
-    call: Option<Foreign>,
-    err: Option<Foreign>,
+    call: Option<FrontendFile>,
+    err: Option<FrontendFile>,
 }
 
 impl Default for Vring {
@@ -262,13 +261,13 @@ impl Vring {
     }
 
     /// Sets or removes the eventfd that notifies the driver.
-    pub fn set_call(&mut self, call: Option<File>) {
-        self.call = call.map(Foreign::new);
+    pub fn set_call(&mut self, call: Option<FrontendFile>) {
+        self.call = call;
     }
 
     /// Sets or removes the eventfd that reports a broken ring.
-    pub fn set_err(&mut self, err: Option<File>) {
-        self.err = err.map(Foreign::new);
+    pub fn set_err(&mut self, err: Option<FrontendFile>) {
+        self.err = err;
     }
 
     /// Whether chains may be taken and completed.
@@ -480,10 +479,11 @@ fn outside_memory(_: virtio_queue::Error) -> RingError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::os::deferred_close::Closer;
+    use crate::os::file_kind::FileKind;
     use crate::os::write_timeout;
     use crate::virtqueue::memory::tests::flat_memory;
     use std::io::Read;
-    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     const SIZE: u16 = 4;
@@ -516,8 +516,9 @@ mod tests {
             };
             assert!(rig.vring.set_size(SIZE.into()));
             rig.set_addresses(DESC, AVAIL, USED);
-            let device_end = File::from(OwnedFd::from(device_end));
-            rig.vring.set_call(Some(device_end));
+            let kind = FileKind::SocketEnd;
+            let call = FrontendFile::new(device_end, kind, &Closer::default());
+            rig.vring.set_call(Some(call));
             rig
         }
 

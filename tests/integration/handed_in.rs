@@ -223,22 +223,6 @@ fn handed_in_socket_whose_messages_would_not_be_understood_is_refused() {
     }
 }
 
-#[test]
-fn handed_in_front_end_with_little_room_for_answers_is_refused() {
-    let (theirs, _ours) = UnixStream::pair().unwrap();
-    // The kernel makes it the least that it allows.
-    set(theirs.as_raw_fd(), libc::SO_SNDBUF);
-    let words = "has a send buffer of less than 64 KiB";
-    assert_refused_for(theirs.as_raw_fd(), words);
-}
-
-#[test]
-fn handed_in_front_end_that_is_looked_at_further_behind_is_refused() {
-    let (theirs, _ours) = UnixStream::pair().unwrap();
-    set(theirs.as_raw_fd(), libc::SO_PEEK_OFF);
-    assert_refused_for(theirs.as_raw_fd(), "has SO_PEEK_OFF set");
-}
-
 /// Sets an option of a socket to 1.
 fn set(socket: RawFd, option: i32) {
     let one = 1i32;

@@ -26,6 +26,7 @@ mod life;
 mod linux;
 mod log;
 mod loopback;
+mod messages;
 mod mix;
 mod neighbours;
 mod options;

@@ -73,16 +73,17 @@ refused! {
     SYS_ioctl           [OTHER, SPI_IOC_MESSAGE_1]                  "a message to another file";
     SYS_ioctl           [OTHER, SPI_IOC_WR_MODE32]                  "the mode of another file";
     SYS_ioctl           [DEVICE, SPI_IOC_WR_MAX_SPEED_HZ]           "the speed of a device";
+    SYS_ioctl           [DEVICE, TIOCSTI]                           "input for a terminal";
 
     SYS_setitimer       [libc::ITIMER_VIRTUAL]                      "a timer of CPU time";
     SYS_timerfd_settime [3, libc::TFD_TIMER_ABSTIME]                "a timer of absolute time";
     SYS_clock_gettime   [libc::CLOCK_REALTIME]                      "the time of day";
 
     SYS_accept4         [3, 0, 0, 0]                                "a connection that programs inherit";
-    SYS_ioctl           [3, TIOCSTI]                                "input for a terminal";
     SYS_recvmsg         [3, 0, libc::MSG_OOB]                       "an urgent byte";
     SYS_sendmsg         [3, 0, 0]                                   "a message that may end in SIGPIPE";
-    SYS_setsockopt      [3, TCP, libc::SO_PEEK_OFF]                 "an option of TCP";
+    SYS_setsockopt      [3, TCP, libc::SO_OOBINLINE]                "an option of TCP";
+    SYS_sendto          [3, 0, 0, 0]                                "bytes that may end in SIGPIPE";
     SYS_setsockopt      [3, libc::SOL_SOCKET, libc::SO_SNDBUF]      "the size of a buffer";
     SYS_getsockopt      [3, TCP, libc::SO_DOMAIN]                   "an option of TCP, read";
     SYS_getsockopt      [3, libc::SOL_SOCKET, libc::SO_PEERCRED]    "another option, read";

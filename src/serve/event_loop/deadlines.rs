@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use super::EventLoop;
 use crate::config::GuestNumber;
 use crate::error::SessionError;
-use crate::os::deferred_close;
 use crate::serve::session::Session;
 use crate::spi::bus::Bus;
 
@@ -82,12 +81,12 @@ impl EventLoop {
         }
     }
 
-    /// Hands the fds that were given up to the kernel, now or a little later.
+    /// Hands the fds whose close was deferred to the kernel, now or a little later.
     pub(super) fn collect(&mut self) {
-        if !deferred_close::take_touched() {
+        if !self.shared.deferred.take_touched() {
             return;
         }
-        if !deferred_close::collect() {
+        if !self.shared.deferred.collect() {
             self.collect_at = self.shared.now.checked_add(RETRY);
             return;
         }

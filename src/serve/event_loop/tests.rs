@@ -1,8 +1,9 @@
 use super::*;
 use crate::config::{HoldPolicy, ServiceConfig};
-use crate::os::deferred_close;
+use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::handed_in::Socket;
+use crate::os::mounts::Mounts;
 use crate::serve::grant::Grant;
 use crate::spi::wire::Config;
 use std::io::Write;
@@ -20,17 +21,18 @@ fn connected() -> (EventLoop, UnixStream) {
         hold_timeout: Duration::ZERO,
         poll: Duration::ZERO,
     };
-    deferred_close::make_room(1);
+    let deferred = DeferredClose::new(1);
     let (front_end, ours) = UnixStream::pair().unwrap();
     let session = Session::new(
         GuestNumber::default(),
         Socket::Connected(ours, 3),
         grant,
         &poller,
+        &deferred,
     )
     .unwrap();
     let (signals, _) = UnixStream::pair().unwrap();
-    let shared = Shared::new(Vec::new(), poller, crate::os::mounts::Mounts::default());
+    let shared = Shared::new(Vec::new(), poller, Mounts::default(), deferred);
     let sd_notify = SdNotify::connect(&ServiceConfig::default());
     let signals = OwnedFd::from(signals).into();
     let event_loop = EventLoop::new(vec![session], shared, signals, sd_notify).unwrap();

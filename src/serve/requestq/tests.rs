@@ -2,12 +2,14 @@
 //! second. Time is only what a test makes of it.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use super::*;
 use crate::config::{DeviceConfig, DevicePath, TransferConfig};
+use crate::os::deferred_close::{Closer, DeferredClose, FrontendFile};
 use crate::os::epoll::Poller;
+use crate::os::file_kind::FileKind;
+use crate::os::mounts::Mounts;
 use crate::os::write_timeout;
 use crate::spi::device::Device;
 use crate::spi::wire::{Config, Limits};
@@ -124,7 +126,8 @@ impl Player {
             used: UserAddress(USED),
         };
         let _ = vring.set_addresses(addresses, &guest_ref.memory);
-        vring.set_call(Some(OwnedFd::from(device_end).into()));
+        let signal = FrontendFile::new(device_end, FileKind::SocketEnd, &Closer::default());
+        vring.set_call(Some(signal));
         vring.set_features(false, false, true);
         vring.set_enabled(true);
         vring.start(false);
@@ -216,7 +219,7 @@ impl Rig {
             Bus::new(vec![loopback()], None, 2),
         ];
         Self {
-            shared: Shared::new(buses, poller, crate::os::mounts::Mounts::default()),
+            shared: Shared::new(buses, poller, Mounts::default(), DeferredClose::default()),
             players,
         }
     }

@@ -1,62 +1,158 @@
 //! The connection of a front-end: what lasts as long as it does, and its end.
+//!
+//! A message is received, waits for what it must wait for, is handled, and answered; until the
+//! front-end has taken the answer no further message is received. So a front-end that does not read
+//! waits for itself, however small anybody's buffers are.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use vhost::vhost_user::BackendReqHandler;
-
-use crate::os::deferred_close;
-use crate::os::epoll::Poller;
+use crate::error::SessionError;
+use crate::os::deferred_close::Closer;
+use crate::os::epoll::{Poller, Token};
 use crate::os::ffi::shut_down;
+use crate::os::mounts::Mounts;
+use crate::os::socket;
 use crate::vhost_user::backend::Backend;
-use crate::vhost_user::gate;
+use crate::vhost_user::handler::Handler;
+use crate::vhost_user::reader::{Message, Progress, Reader};
+
+/// How long a front-end may be silent in the middle of a message.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A front-end that is connected.
 pub(super) struct Connection {
-    pub(super) handler: BackendReqHandler<Backend>,
-    pub(super) backend: Arc<Backend>,
-    /// Duplicates of the fds that came with the message that is being handled.
-    pub(super) held: Vec<OwnedFd>,
-    /// When the rest of a message must be there.
+    stream: UnixStream,
+    reader: Box<Reader>,
+    handler: Handler,
+    poller: Poller,
+    token: Token,
+    /// When more of a message must be there, if part of one is.
     pub(super) deadline: Option<Instant>,
-    pub(super) hung_up: bool,
+    /// A reply waits for room: the poller tells of it.
+    awaits_room: bool,
 }
 
 impl Connection {
-    /// A new one, whose messages `backend` will handle.
-    pub(super) fn new(stream: UnixStream, backend: Backend) -> Self {
-        #[expect(
-            clippy::arc_with_non_send_sync,
-            reason = "the vhost crate asks for an Arc"
-        )]
-        let backend = Arc::new(backend);
-        Self {
-            handler: BackendReqHandler::from_stream(stream, Arc::clone(&backend)),
-            backend,
-            held: Vec::new(),
-            deadline: None,
-            hung_up: false,
+    /// A new one, whose messages change `backend`.
+    ///
+    /// # Errors
+    /// The host refused it. Then the front-end sees its end.
+    pub(super) fn new(
+        stream: UnixStream,
+        backend: Backend,
+        token: Token,
+        poller: &Poller,
+        closer: &Closer,
+    ) -> Result<Self, SessionError> {
+        let fd = stream.as_raw_fd();
+        let handler = socket::receive_urgent_inline(fd)
+            .and_then(|()| poller.add_edge(fd, token))
+            .and_then(|()| Handler::new(backend));
+        match handler {
+            Ok(handler) => Ok(Self {
+                stream,
+                reader: Reader::new(closer.clone()),
+                handler,
+                poller: poller.clone(),
+                token,
+                deadline: None,
+                awaits_room: false,
+            }),
+            Err(error) => {
+                poller.remove(fd);
+                shut_down(fd);
+                closer.defer_close(stream);
+                Err(SessionError::Host(error))
+            }
         }
+    }
+
+    /// What its messages change.
+    pub(super) fn backend(&self) -> &Backend {
+        &self.handler.backend
+    }
+
+    fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// Receives what there is of the next message, unless an answer must go out first. Returns
+    /// whether a message is whole.
+    ///
+    /// # Errors
+    /// The front-end left, or the connection must end.
+    pub(super) fn receive(&mut self, mounts: &Mounts, now: Instant) -> Result<bool, SessionError> {
+        if !self.send_reply()? {
+            return Ok(false);
+        }
+        let len = self.reader.received_len();
+        match self.reader.receive(self.fd(), mounts) {
+            Ok(Progress::Whole) => {
+                self.deadline = None;
+                Ok(true)
+            }
+            Ok(Progress::Part) => {
+                if self.reader.received_len() > len {
+                    self.deadline = now.checked_add(SILENCE);
+                }
+                Ok(false)
+            }
+            Ok(Progress::Nothing) => Ok(false),
+            Err(error) => {
+                let header = self.reader.header();
+                header
+                    .into_iter()
+                    .for_each(|header| self.handler.refuse(header));
+                // The one that matters is reported.
+                let _ = self.send_reply();
+                Err(error)
+            }
+        }
+    }
+
+    /// The message that is whole.
+    pub(super) fn message(&mut self) -> Option<Message<'_>> {
+        self.reader.message()
+    }
+
+    /// Handles the message that is whole, and sends what the front-end takes of the answer.
+    ///
+    /// # Errors
+    /// The connection must end.
+    pub(super) fn handle(&mut self) -> Result<(), SessionError> {
+        let message = self.reader.message();
+        let handled = message.map_or(Ok(()), |message| self.handler.handle(message));
+        self.reader.finish();
+        let sent = self.send_reply();
+        handled.and(sent.map(drop))
+    }
+
+    /// Sends what the front-end takes of an answer; returns whether none is left.
+    fn send_reply(&mut self) -> Result<bool, SessionError> {
+        let sent = self.handler.send_reply(self.fd())?;
+        if sent == self.awaits_room {
+            self.awaits_room = !sent;
+            self.poller
+                .await_room(self.fd(), self.token, self.awaits_room);
+        }
+        Ok(sent)
     }
 
     /// Closes it, without waiting for what that may mean for what the front-end brought or still
     /// has queued.
-    pub(super) fn end(self, poller: &Poller) {
-        let fd = self.handler.as_raw_fd();
+    pub(super) fn end(self, closer: &Closer) {
         // The last close, which would remove it, is not ours.
-        poller.remove(fd);
+        self.poller.remove(self.fd());
         // The front-end sees the end now, whenever the kernel gets to it.
-        shut_down(fd);
-        self.backend.clear();
-        // With nothing in its queue, which takes nothing any more, its close is quick.
-        if !gate::is_drained(fd) {
-            deferred_close::throw_away(self.handler);
+        shut_down(self.fd());
+        self.backend().clear();
+        if !self.reader.is_drained() {
+            closer.defer_close(self.stream);
         }
-        self.held
-            .into_iter()
-            .for_each(deferred_close::throw_away_fd);
-        deferred_close::collect();
+        // What came with a message that is not whole.
+        drop(self.reader);
+        closer.collect();
     }
 }

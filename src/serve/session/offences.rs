@@ -26,8 +26,8 @@ pub(super) struct Offences {
 }
 
 impl Offences {
-    /// An fd was left open. Returns whether the socket is to stop listening for good.
-    pub(super) fn note_left_open(&mut self, now: Instant) -> bool {
+    /// `count` fds were left open. Returns whether the socket is to stop listening for good.
+    pub(super) fn note_left_open(&mut self, count: u32, now: Instant) -> bool {
         let since = *self.left_open_since.get_or_insert(now);
         let past = now.saturating_duration_since(since);
         let days = past.as_secs().checked_div(DAY.as_secs()).unwrap_or(0);
@@ -40,7 +40,7 @@ impl Offences {
             since.checked_add(DAY.saturating_mul(days))
         };
         self.left_open_since = since;
-        self.left_open = self.left_open.saturating_add(1);
+        self.left_open = self.left_open.saturating_add(count);
         self.left_open > MAX_LEFT_OPEN
     }
 
@@ -63,7 +63,7 @@ mod tests {
     fn offences_of_a_stray_file_each_day_never_end_the_socket() {
         let (mut offences, start) = (Offences::default(), Instant::now());
         for day in 0..1000 {
-            assert!(!offences.note_left_open(start + DAY * day), "day {day}");
+            assert!(!offences.note_left_open(1, start + DAY * day), "day {day}");
         }
     }
 
@@ -71,20 +71,27 @@ mod tests {
     fn offences_of_17_files_within_a_day_end_the_socket() {
         let (mut offences, start) = (Offences::default(), Instant::now());
         // One of long ago is forgotten.
-        assert!(!offences.note_left_open(start));
+        assert!(!offences.note_left_open(1, start));
         let later = start + DAY * 3;
         for n in 0..16 {
             let now = later + Duration::from_secs(n);
-            assert!(!offences.note_left_open(now), "{n}");
+            assert!(!offences.note_left_open(1, now), "{n}");
         }
-        assert!(offences.note_left_open(later + Duration::from_secs(16)));
+        assert!(offences.note_left_open(1, later + Duration::from_secs(16)));
+    }
+
+    #[test]
+    fn offences_of_one_message_with_17_files_end_the_socket() {
+        let (mut offences, now) = (Offences::default(), Instant::now());
+        assert!(!offences.note_left_open(16, now));
+        assert!(Offences::default().note_left_open(17, now));
     }
 
     #[test]
     fn offences_more_often_than_forgotten_end_the_socket() {
         let (mut offences, start) = (Offences::default(), Instant::now());
         // Two each day: one of them is forgotten until the next.
-        let ended = (0..40u32).find(|n| offences.note_left_open(start + DAY / 2 * *n));
+        let ended = (0..40u32).find(|n| offences.note_left_open(1, start + DAY / 2 * *n));
         assert_eq!(ended, Some(31));
     }
 

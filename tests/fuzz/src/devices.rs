@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vhost_device_spi::config::{DeviceConfig, DevicePath, HoldPolicy, TransferConfig};
+use vhost_device_spi::os::deferred_close::DeferredClose;
 use vhost_device_spi::os::epoll::Poller;
 use vhost_device_spi::os::mounts::Mounts;
 use vhost_device_spi::serve::grant::{Grant, Shared};
@@ -40,7 +41,8 @@ pub fn grant(config: Config) -> Grant {
 
 /// What a loop over `buses` shares.
 pub fn shared(buses: Vec<Bus>) -> Shared {
-    Shared::new(buses, Poller::new().unwrap(), Mounts::read())
+    let deferred = DeferredClose::new(1);
+    Shared::new(buses, Poller::new().unwrap(), Mounts::read(), deferred)
 }
 
 fn device() -> Device {

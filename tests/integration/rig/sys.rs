@@ -140,7 +140,7 @@ pub fn send_flagged(sock: RawFd, bytes: &[u8], fds: &[RawFd], flags: i32) -> io:
         iov_base: bytes.as_ptr() as *mut _,
         iov_len: bytes.len(),
     };
-    let mut control = [0u64; 64];
+    let mut control = [0u64; 130];
     let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
     msg.msg_iov = &mut iov;
     msg.msg_iovlen = 1;

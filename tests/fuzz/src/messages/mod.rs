@@ -1,4 +1,4 @@
-//! Messages with fds, through the daemon's own `Session`: its gate, the `vhost` crate, its handlers.
+//! Messages with fds, through the daemon's own `Session`: its reader, the `vhost` crate, its handlers.
 //!
 //! The input plays the front-end: it connects to the real socket, sends what it likes in pieces,
 //! makes requests, truncates memory, and leaves. Between its acts the session is driven as the

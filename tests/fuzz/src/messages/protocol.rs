@@ -9,7 +9,7 @@ const HEADER_LEN: usize = 12;
 const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
-/// As the daemon's gate has it.
+/// As the daemon has it.
 const MAX_BODY_LEN: usize = 4096;
 
 const GET_FEATURES: u32 = 1;
@@ -244,9 +244,9 @@ fn next_message(stream: &[u8]) -> Option<([u32; 3], usize)> {
 /// What was sent, as far as it must have been read.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// Of each whole message: the request, and whether it must be answered and may be.
+    /// Of each message: the request, and whether it must be answered and may be.
     messages: Vec<(u32, bool, bool)>,
-    /// A header that must end the connection comes behind them.
+    /// The last of them has a header that must end the connection.
     ends: bool,
 }
 
@@ -257,10 +257,14 @@ impl Asked {
         while let Some(([code, flags, size], end)) = next_message(stream) {
             let known = SERVED.contains(&code) && flags & !NEED_REPLY == VERSION;
             if !known || usize::try_from(size).unwrap() > MAX_BODY_LEN {
+                // It may be refused by an answer.
+                asked.messages.push((code, false, flags & NEED_REPLY != 0));
                 asked.ends = true;
                 break;
             }
             let Some(rest) = stream.get(end..) else {
+                // For the fds that came with its header it may be refused already.
+                asked.messages.push((code, false, flags & NEED_REPLY != 0));
                 break;
             };
             let must = ANSWERED.contains(&code);

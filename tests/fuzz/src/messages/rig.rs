@@ -15,7 +15,7 @@ use vhost_device_spi::serve::session::Session;
 use vhost_device_spi::spi::bus::Bus;
 use vhost_device_spi::spi::wire::Config;
 use vhost_device_spi::virtqueue::sigbus;
-use vmm_sys_util::epoll::{EpollEvent, EventSet};
+use vmm_sys_util::epoll::EpollEvent;
 
 use super::front::Front;
 use crate::devices;
@@ -66,6 +66,7 @@ impl Rig {
                 Socket::Listening(listener),
                 grant,
                 &shared.poller,
+                &shared.deferred,
             )
             .unwrap(),
             shared,
@@ -98,6 +99,11 @@ impl Rig {
         let mut waits = WAITS;
         for _ in 0..TURNS {
             self.look();
+            if !(self.due || self.control) && !front.is_deaf {
+                // What it takes now may have been waited for.
+                front.listen();
+                self.look();
+            }
             if !(self.due || self.control) {
                 return self.check(front, waits > 0);
             }
@@ -124,13 +130,7 @@ impl Rig {
                     self.is_connected |= accepted;
                     self.control |= accepted;
                 }
-                Token::Connection(_) => {
-                    let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
-                    if event.event_set().intersects(gone) {
-                        self.session.set_hung_up();
-                    }
-                    self.control = true;
-                }
+                Token::Connection(_) => self.control = true,
                 Token::Kick(_) => self.due = true,
                 Token::Signal | Token::Timer => panic!("nobody registered that"),
             }
@@ -141,7 +141,7 @@ impl Rig {
     fn turn(&mut self) -> Option<Instant> {
         let mut turn = Ok(Turn::Again);
         if std::mem::take(&mut self.control) {
-            turn = self.session.control(&mut self.shared);
+            turn = self.session.handle_messages(&mut self.shared);
         }
         let more = matches!(turn, Ok(Turn::Control));
         if turn.is_ok() {
@@ -180,9 +180,10 @@ impl Rig {
     fn close(&mut self, error: &SessionError) {
         self.session.close(error, &mut self.shared);
         self.is_connected = false;
-        if matches!(error, SessionError::LeftOpen) {
-            self.left_open += 1;
-            self.left_open_ever += 1;
+        if let SessionError::LeftOpen(count) = error {
+            let count = usize::try_from(*count).unwrap();
+            self.left_open += count;
+            self.left_open_ever += count;
         }
         // The pause behind an eventfd that blocked is the loop's to keep.
         if self.session.listen_at.take().is_some() {

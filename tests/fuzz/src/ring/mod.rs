@@ -10,10 +10,8 @@ pub mod guest;
 mod rig;
 
 use std::cell::RefCell;
-use std::mem::ManuallyDrop;
 use std::time::{Duration, Instant};
 
-use vhost_device_spi::os::deferred_close;
 use vhost_device_spi::serve::requestq::Turn;
 
 use crate::input::Input;
@@ -35,8 +33,7 @@ const TURNS: u32 = 2000;
 const WAIT: Duration = Duration::from_millis(5);
 
 thread_local! {
-    // Never dropped: at the end of the thread there may be no place any more for what it throws away.
-    static RIG: RefCell<ManuallyDrop<Rig>> = RefCell::new(ManuallyDrop::new(Rig::new()));
+    static RIG: RefCell<Rig> = RefCell::new(Rig::new());
 }
 
 /// Lives through what `bytes` describe.
@@ -52,9 +49,8 @@ pub fn run(bytes: &[u8]) {
         pass(rig, TURNS, &mut turns);
         rig.abort();
         rig.notify();
+        rig.collect();
     });
-    // As the loop does: what was replaced is closed now.
-    deferred_close::collect();
 }
 
 fn operate(rig: &mut Rig, input: &mut Input, turns: &mut u32) {

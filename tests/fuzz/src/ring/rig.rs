@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use vhost_device_spi::config::{GuestNumber, HoldPolicy};
 use vhost_device_spi::error::SessionError;
+use vhost_device_spi::os::deferred_close::{Closer, FrontendFile};
+use vhost_device_spi::os::file_kind::FileKind;
 use vhost_device_spi::serve::grant::Shared;
 use vhost_device_spi::serve::requestq::{Requestq, Turn};
 use vhost_device_spi::spi::bus::Bus;
@@ -97,9 +99,11 @@ impl Rig {
             1 << 40,
             shared.poller.clone(),
         );
+        let closer = shared.deferred.of_guest(GuestNumber::default());
         let (first, second) = (fds::memfd(CUT), fds::memfd(CUT));
         let regions = [first, second.try_clone().unwrap()];
         for (number, file) in regions.into_iter().enumerate() {
+            let file = FrontendFile::new(file, FileKind::Memory, &closer);
             backend.guest().memory.add(describe(number), file).unwrap();
         }
         Self {
@@ -152,9 +156,20 @@ impl Rig {
         self.unnotified = false;
         self.ran_out = 0;
         self.flags_moved = false;
+        let closer = self.closer();
         let call = (flags & 16 != 0).then(|| self.call.try_clone().unwrap());
+        let call = call.map(|file| FrontendFile::new(file, FileKind::Anonymous, &closer));
         self.backend.guest().vring.set_call(call);
         self.restart(input);
+    }
+
+    fn closer(&self) -> Closer {
+        self.shared.deferred.of_guest(GuestNumber::default())
+    }
+
+    /// As the loop does: what was replaced is closed now.
+    pub fn collect(&self) {
+        self.shared.deferred.collect();
     }
 
     fn fill(&mut self) {
@@ -235,12 +250,14 @@ impl Rig {
     /// Removes the second region, or gives it back.
     pub fn change_memory(&mut self) {
         self.abort();
+        let closer = self.closer();
         let mut guest = self.backend.guest();
         let guest = &mut *guest;
         if self.has_second {
             guest.memory.remove(&describe(1)).unwrap();
         } else {
             let file = self.second.try_clone().unwrap();
+            let file = FrontendFile::new(file, FileKind::Memory, &closer);
             guest.memory.add(describe(1), file).unwrap();
         }
         self.has_second = !self.has_second;

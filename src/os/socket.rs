@@ -1,0 +1,117 @@
+//! Receiving and sending on a connected Unix socket, without ever waiting.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use crate::os::ffi;
+
+pub use crate::os::ffi::MAX_FDS;
+
+/// What a receipt brought, beside fds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// Nothing is there yet.
+    Nothing,
+    /// So many bytes.
+    Bytes(usize),
+    /// The peer is gone, and all that it sent was received.
+    End,
+}
+
+/// Receives bytes on the socket `fd`, and the fds that come with them into `fds`, close-on-exec.
+///
+/// A receipt ends after the piece that fds came with: these belong to the bytes received.
+///
+/// # Errors
+/// The kernel's; `StorageFull` if the process had no room for a further fd: the kernel has then
+/// closed some. It closes none for want of room here, since no receipt brings more than [`MAX_FDS`].
+pub fn receive(fd: RawFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
+    match ffi::receive(fd, bytes, fds) {
+        Ok((_, true)) => Err(io::ErrorKind::StorageFull.into()),
+        Ok((0, false)) => Ok(Received::End),
+        Ok((len, false)) => Ok(Received::Bytes(len)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINTR) => Ok(Received::Nothing),
+            // It left without reading all of our answers.
+            Some(libc::ECONNRESET) => Ok(Received::End),
+            Some(_) | None => Err(error),
+        },
+    }
+}
+
+/// Sends what the socket `fd` has room for of `bytes`; returns how many bytes that is, which may
+/// be none.
+///
+/// # Errors
+/// The kernel's; `BrokenPipe` if the peer is gone.
+pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    let sent = ffi::send(fd, bytes);
+    sent.or_else(|error| match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EINTR) => Ok(0),
+        Some(_) | None => Err(error),
+    })
+}
+
+/// Makes an urgent byte on the socket `fd` a byte like any other. Else the kernel would drop it while
+/// others are received, and close the fds that came with it, here.
+///
+/// # Errors
+/// The kernel's.
+pub fn receive_urgent_inline(fd: RawFd) -> io::Result<()> {
+    ffi::set_socket_option(fd, libc::SO_OOBINLINE, 1)
+}
+
+#[cfg(test)]
+#[allow(unsafe_code, reason = "UNSAFETY: MSG_OOB, which std has no name for")]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+    #[test]
+    fn receive_takes_as_many_fds_as_a_message_can_carry() {
+        let (front, back) = UnixStream::pair().unwrap();
+        // The file table of this process has room for one message at a time.
+        let given = vec![front.as_raw_fd(); MAX_FDS];
+        front.send_with_fds(&[&[1u8][..]], &given).unwrap();
+        let (mut bytes, mut fds) = ([0; 2], Vec::new());
+        let received = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap();
+        assert_eq!((received, fds.len()), (Received::Bytes(1), MAX_FDS));
+        let received = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap();
+        assert_eq!(received, Received::Nothing);
+        drop((front, fds));
+        let received = receive(back.as_raw_fd(), &mut bytes, &mut Vec::new()).unwrap();
+        assert_eq!(received, Received::End);
+    }
+
+    #[test]
+    fn urgent_byte_inline_comes_in_its_place_with_its_fds() {
+        let (front, back) = UnixStream::pair().unwrap();
+        receive_urgent_inline(back.as_raw_fd()).unwrap();
+        assert_eq!(send(front.as_raw_fd(), &[1]).unwrap(), 1);
+        let (fd, byte) = (front.as_raw_fd(), [2u8]);
+        // SAFETY: one readable byte.
+        let sent = unsafe { libc::send(fd, byte.as_ptr().cast(), 1, libc::MSG_OOB) };
+        assert_eq!(sent, 1, "this kernel has no urgent bytes on Unix sockets");
+        assert_eq!(send(front.as_raw_fd(), &[3]).unwrap(), 1);
+        let mut all = Vec::new();
+        let (mut bytes, mut fds) = ([0; 4], Vec::new());
+        while let Received::Bytes(len) = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap() {
+            all.extend_from_slice(&bytes[..len]);
+        }
+        assert_eq!(all, [1, 2, 3]);
+    }
+
+    /// The least that Linux lets a send buffer have holds a longest message, which the `vhost` crate
+    /// would otherwise wait to send.
+    #[test]
+    fn send_of_a_longest_message_fits_in_the_smallest_buffer() {
+        let (front, back) = UnixStream::pair().unwrap();
+        let fd = front.as_raw_fd();
+        ffi::set_socket_option(fd, libc::SO_SNDBUF, 1).unwrap();
+        assert_eq!(send(fd, &[0; 4108]).unwrap(), 4108);
+        assert_eq!(send(fd, &[0; 4108]).unwrap(), 0, "it is the smallest");
+        drop(back);
+    }
+}

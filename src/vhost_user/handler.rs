@@ -1,0 +1,271 @@
+//! Gives whole messages to their handlers, and keeps the reply until the front-end takes it.
+//!
+//! The `vhost` crate decodes and answers every message that cannot bring fds. It reads in a loop
+//! that does not wait, but tries again, and so do its writes. So it never has the front-end's
+//! socket, but one end of a private pair: a whole message is put into the other end, which its loop
+//! finds complete, and the reply is taken out, for which the pair always has room.
+//!
+//! Messages that bring fds are decoded in [`with_fds`](super::with_fds), since handing fds on would
+//! make them files in flight: the kernel limits these for each user, so that whoever runs as the
+//! daemon's user could keep every guest from sharing memory. So the crate never has an fd that it
+//! could close.
+//!
+//! Must not: know the front-end's socket but to send on it.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use vhost::vhost_user::BackendReqHandler;
+
+use crate::error::SessionError;
+use crate::os::socket::{self, Received};
+use crate::vhost_user::backend::Backend;
+use crate::vhost_user::message::{Header, MAX_LEN, Request, brings_fds};
+use crate::vhost_user::reader::Message;
+
+/// A reply, as far as the front-end has not taken it.
+#[derive(Debug)]
+struct Reply {
+    bytes: [u8; MAX_LEN],
+    sent: usize,
+    len: usize,
+}
+
+impl Reply {
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes
+            .iter_mut()
+            .zip(bytes)
+            .for_each(|(to, from)| *to = *from);
+        (self.sent, self.len) = (0, bytes.len());
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sent == self.len
+    }
+}
+
+/// Handles the messages of one connection.
+pub struct Handler {
+    /// The `vhost` crate, with its end of the pair.
+    crate_end: BackendReqHandler<Backend>,
+    our_end: UnixStream,
+    /// What the messages change.
+    pub backend: Arc<Backend>,
+    reply: Box<Reply>,
+}
+
+impl Handler {
+    /// For a new connection, whose messages change `backend`.
+    ///
+    /// # Errors
+    /// The host has no sockets for the pair.
+    pub fn new(backend: Backend) -> io::Result<Self> {
+        #[expect(
+            clippy::arc_with_non_send_sync,
+            reason = "the vhost crate asks for an Arc"
+        )]
+        let backend = Arc::new(backend);
+        let (crate_end, our_end) = UnixStream::pair()?;
+        Ok(Self {
+            crate_end: BackendReqHandler::from_stream(crate_end, Arc::clone(&backend)),
+            our_end,
+            backend,
+            reply: Box::new(Reply {
+                bytes: [0; MAX_LEN],
+                sent: 0,
+                len: 0,
+            }),
+        })
+    }
+
+    /// Handles a whole message; then there may be a reply to send.
+    ///
+    /// # Errors
+    /// It was refused: the connection must end, after the reply.
+    pub fn handle(&mut self, mut message: Message<'_>) -> Result<(), SessionError> {
+        let (header, request) = (message.header, message.request);
+        // vhost-user, REM_MEM_REG: a back-end may accept one fd, of which it makes no use.
+        let spare_fds = usize::from(request == Request::REM_MEM_REG);
+        let handled = if brings_fds(request) {
+            let handled = self.backend.handle_with_fds(&mut message);
+            handled.map_err(SessionError::of_vhost)
+        } else if message.files.len() > spare_fds {
+            Err(SessionError::Fds("came with a message that has none"))
+        } else {
+            self.hand_over(message.bytes)
+        };
+        let must_ack = handled.is_err() || self.backend.acknowledges();
+        if must_ack && self.reply.is_empty() && header.needs_ack() {
+            self.reply.put(&header.ack(handled.is_ok()));
+        }
+        handled
+    }
+
+    /// Gives a message to the `vhost` crate, which calls a method of [`Backend`], and takes its reply.
+    fn hand_over(&mut self, message: &[u8]) -> Result<(), SessionError> {
+        let pair = self.our_end.as_raw_fd();
+        let len = socket::send(pair, message).map_err(SessionError::Host)?;
+        if len < message.len() {
+            // Its loop would wait for the rest.
+            return Err(SessionError::Host(io::ErrorKind::WriteZero.into()));
+        }
+        let handled = self.crate_end.handle_request();
+        let received = socket::receive(pair, &mut self.reply.bytes, &mut Vec::new());
+        if let Received::Bytes(len) = received.map_err(SessionError::Host)? {
+            (self.reply.sent, self.reply.len) = (0, len);
+        }
+        handled.map_err(SessionError::of_vhost)
+    }
+
+    /// Refuses a message that is not handed on, if the front-end waits for an answer.
+    pub fn refuse(&mut self, header: Header) {
+        if header.needs_ack() {
+            self.reply.put(&header.ack(false));
+        }
+    }
+
+    /// Sends what the front-end takes of the reply on its socket `stream`. Returns whether it took
+    /// all of it.
+    ///
+    /// # Errors
+    /// It left.
+    pub fn send_reply(&mut self, stream: RawFd) -> Result<bool, SessionError> {
+        let Reply { bytes, sent, len } = &mut *self.reply;
+        if sent < len {
+            let left = bytes.get(*sent..*len).unwrap_or_default();
+            let taken = socket::send(stream, left).map_err(|_| SessionError::Disconnected)?;
+            *sent = sent.saturating_add(taken);
+        }
+        Ok(self.reply.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::GuestNumber;
+    use crate::os::deferred_close::Closer;
+    use crate::os::epoll::Poller;
+    use crate::os::mounts::Mounts;
+    use crate::spi::wire::Config;
+    use crate::vhost_user::reader::{Progress, Reader};
+    use std::io::{Read, Write};
+
+    /// A handler with a reader, and their front-end.
+    struct Rig {
+        front: UnixStream,
+        back: UnixStream,
+        reader: Box<Reader>,
+        handler: Handler,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (front, back) = UnixStream::pair().unwrap();
+            front.set_nonblocking(true).unwrap();
+            let poller = Poller::new().unwrap();
+            let backend = Backend::new(GuestNumber::default(), Config::default(), 1 << 40, poller);
+            Self {
+                front,
+                back,
+                reader: Reader::new(Closer::default()),
+                handler: Handler::new(backend).unwrap(),
+            }
+        }
+
+        /// Has a message handled, with the flag that asks for an acknowledgement.
+        fn handle(&mut self, code: u32, body: &[u8]) -> Result<(), SessionError> {
+            let size = u32::try_from(body.len()).unwrap();
+            let header = [code, 9, size].map(u32::to_le_bytes);
+            self.front.write_all(header.as_flattened()).unwrap();
+            self.front.write_all(body).unwrap();
+            let back = self.back.as_raw_fd();
+            let progress = self.reader.receive(back, &Mounts::default()).unwrap();
+            assert_eq!(progress, Progress::Whole);
+            let handled = self.handler.handle(self.reader.message().unwrap());
+            self.reader.finish();
+            handled
+        }
+
+        /// What was answered: the request, and the value where it has one.
+        fn answer(&mut self) -> Option<(u32, u64)> {
+            self.handler.send_reply(self.back.as_raw_fd()).unwrap();
+            let mut bytes = [0; 64];
+            let len = self.front.read(&mut bytes).ok()?;
+            let code = u32::from_le_bytes(bytes[..4].try_into().unwrap());
+            assert_eq!(bytes[4..12], [5, 0, 0, 0, 8, 0, 0, 0]);
+            assert_eq!(len, 20);
+            Some((code, u64::from_le_bytes(bytes[12..20].try_into().unwrap())))
+        }
+
+        fn negotiate(&mut self) {
+            self.handle(1, &[]).unwrap();
+            assert_eq!(self.answer().unwrap().0, 1);
+            self.handle(16, &u64::to_le_bytes(1 << 3)).unwrap();
+            assert_eq!(self.answer(), Some((16, 0)));
+        }
+    }
+
+    const NO_FD: [u8; 8] = [0, 1, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn handle_acknowledges_if_that_was_negotiated() {
+        let mut rig = Rig::new();
+        rig.handle(3, &[]).unwrap();
+        assert_eq!(rig.answer(), None);
+        rig.handle(13, &NO_FD).unwrap();
+        assert_eq!(rig.answer(), None);
+        rig.negotiate();
+        // By the crate, and by us.
+        for (code, body) in [(3, &[][..]), (13, &NO_FD)] {
+            rig.handle(code, body).unwrap();
+            assert_eq!(rig.answer(), Some((code, 0)));
+        }
+    }
+
+    #[test]
+    fn handle_answers_what_it_refuses_whoever_refused_it() {
+        for (code, body) in [
+            (3, &[0; 8][..]), // SET_OWNER has no body
+            (8, &[0; 4]),     // SET_VRING_NUM: half
+            (8, &[1; 8]),     // of another ring
+            (5, &[0; 8]),     // SET_MEM_TABLE without a region
+            (5, &[0; 12]),    // not whole fields
+            (37, &[0; 40]),   // ADD_MEM_REG without a file
+            (12, &[0; 8]),    // SET_VRING_KICK without a file
+            (12, &[0; 16]),   // of two fields
+            (34, &[0; 0]),    // RESET_DEVICE, which was not negotiated
+        ] {
+            let mut rig = Rig::new();
+            rig.negotiate();
+            rig.handle(code, body).unwrap_err();
+            assert_eq!(rig.answer(), Some((code, 1)), "message {code}");
+        }
+    }
+
+    #[test]
+    fn reply_is_sent_as_the_front_end_takes_it() {
+        let mut rig = Rig::new();
+        rig.back.set_nonblocking(true).unwrap();
+        while rig.back.write(&[0; 4096]).is_ok_and(|len| len > 0) {}
+        while rig.back.write(&[0]).is_ok_and(|len| len > 0) {}
+        rig.handle(1, &[]).unwrap();
+        let back = rig.back.as_raw_fd();
+        assert!(!rig.handler.send_reply(back).unwrap());
+        assert!(!rig.handler.send_reply(back).unwrap());
+        let mut skipped = [0; 4096];
+        let mut last = Vec::new();
+        while let Ok(len @ 1..) = rig.front.read(&mut skipped) {
+            last.extend_from_slice(&skipped[..len]);
+        }
+        assert!(last.iter().all(|byte| *byte == 0));
+        assert!(rig.handler.send_reply(back).unwrap());
+        assert_eq!(rig.answer().unwrap().0, 1);
+        drop(rig.front);
+        let gone = rig.handler.send_reply(back);
+        assert!(gone.unwrap(), "nothing is left to send");
+    }
+}

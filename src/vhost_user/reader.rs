@@ -1,0 +1,375 @@
+//! The one reader of a front-end's messages: receives bytes and fds once, and says when a message is
+//! whole.
+//!
+//! Nothing here waits. What has come of a message stays in storage of a fixed size, made once for
+//! each connection, until the rest has come. There is room for all fds that a receipt can bring, so
+//! that the kernel never closes one: that could be a last close, which may wait for ever. Each fd is
+//! classified as it comes, and from then on it is a [`FrontendFile`], whose close is deferred. One
+//! whose every close may wait is left open, and ends the connection.
+//!
+//! Never more is received than the message that is being received, so that its fds are told from
+//! those of the next: the kernel hands out fds with the first byte of the piece that they came with.
+//!
+//! Must not: know what a message does.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use crate::error::SessionError;
+use crate::os::deferred_close::{Closer, FrontendFile};
+use crate::os::mounts::Mounts;
+use crate::os::socket::{self, Received};
+use crate::vhost_user::message::{HEADER_LEN, Header, MAX_FDS, MAX_LEN, Request};
+
+/// Room for the fds of a message, and of the receipt that brings too many.
+const ROOM: usize = MAX_FDS + socket::MAX_FDS;
+
+/// How much of a message there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing.
+    Nothing,
+    /// Part of one.
+    Part,
+    /// All of one; [`Reader::message`] has it until [`Reader::finish`].
+    Whole,
+}
+
+/// A whole message, as far as it is the same for all requests.
+#[derive(Debug)]
+pub struct Message<'a> {
+    /// What it asks.
+    pub request: Request,
+    /// Its header.
+    pub header: Header,
+    /// Header and body.
+    pub bytes: &'a [u8],
+    /// The body alone.
+    pub body: &'a [u8],
+    /// What came with it, which the handler may take out.
+    pub files: &'a mut Vec<FrontendFile>,
+}
+
+impl Message<'_> {
+    /// Whether it is a SET_VRING_ENABLE that enables its ring: after the ring's index, 1.
+    pub fn enables_ring(&self) -> bool {
+        self.request == Request::SET_VRING_ENABLE && self.body.get(4..) == Some(&[1, 0, 0, 0])
+    }
+}
+
+/// Receives the messages of one connection.
+#[derive(Debug)]
+pub struct Reader {
+    bytes: [u8; MAX_LEN],
+    /// How many of them were received.
+    len: usize,
+    files: Vec<FrontendFile>,
+    /// Fds that were received and not classified yet.
+    fds: Vec<OwnedFd>,
+    closer: Closer,
+    /// The peer is gone, and nothing of its is left in the socket.
+    is_drained: bool,
+}
+
+impl Reader {
+    /// For a new connection, whose fds go to `closer`.
+    pub fn new(closer: Closer) -> Box<Self> {
+        Box::new(Self {
+            bytes: [0; MAX_LEN],
+            len: 0,
+            files: Vec::with_capacity(ROOM),
+            fds: Vec::with_capacity(socket::MAX_FDS),
+            closer,
+            is_drained: false,
+        })
+    }
+
+    /// Receives on the socket `stream` until a message is whole or nothing more is there.
+    ///
+    /// # Errors
+    /// The front-end left, or what it sends must end the connection.
+    pub fn receive(&mut self, stream: RawFd, mounts: &Mounts) -> Result<Progress, SessionError> {
+        loop {
+            let whole_len = self.whole_len()?;
+            if self.len == whole_len {
+                return Ok(Progress::Whole);
+            }
+            // A part that ends before the message does: what comes after it is the next one's.
+            let room = self.bytes.get_mut(self.len..whole_len);
+            let received = socket::receive(stream, room.unwrap_or_default(), &mut self.fds);
+            if let Ok(Received::Bytes(len)) = received {
+                self.len = self.len.saturating_add(len);
+            }
+            // Whatever else is wrong: each of them is an fd of the process now.
+            self.classify(mounts)?;
+            match received.map_err(lack)? {
+                Received::Nothing if self.len == 0 => return Ok(Progress::Nothing),
+                Received::Nothing => return Ok(Progress::Part),
+                Received::End => {
+                    self.is_drained = true;
+                    return Err(SessionError::Disconnected);
+                }
+                Received::Bytes(_) => (),
+            }
+        }
+    }
+
+    /// How long the message is, as far as that is known: its header comes first.
+    fn whole_len(&self) -> Result<usize, SessionError> {
+        let Some(header) = self.header() else {
+            return Ok(HEADER_LEN);
+        };
+        let (_, body_len) = header.check()?;
+        Ok(HEADER_LEN.saturating_add(body_len))
+    }
+
+    /// Finds out what the fds are that were just received.
+    fn classify(&mut self, mounts: &Mounts) -> Result<(), SessionError> {
+        let mut left_open = 0u32;
+        for fd in self.fds.drain(..) {
+            match FrontendFile::classify(fd, mounts, &self.closer) {
+                Some(file) => self.files.push(file),
+                None => left_open = left_open.saturating_add(1),
+            }
+        }
+        if left_open > 0 {
+            return Err(SessionError::LeftOpen(left_open));
+        }
+        if self.files.len() > MAX_FDS {
+            return Err(SessionError::Fds("are more than 32 with a message"));
+        }
+        Ok(())
+    }
+
+    /// The header of the message that is being received, once it is there.
+    pub fn header(&self) -> Option<Header> {
+        Header::parse(self.bytes.get(..self.len)?)
+    }
+
+    /// The message, if it is whole.
+    pub fn message(&mut self) -> Option<Message<'_>> {
+        let header = self.header()?;
+        let (request, body_len) = header.check().ok()?;
+        let bytes = self.bytes.get(..self.len)?;
+        let body = bytes.get(HEADER_LEN..)?;
+        (body.len() == body_len).then_some(Message {
+            request,
+            header,
+            bytes,
+            body,
+            files: &mut self.files,
+        })
+    }
+
+    /// The message was handled. What it brought and nobody took is given up.
+    pub fn finish(&mut self) {
+        self.len = 0;
+        self.files.clear();
+    }
+
+    /// How many bytes of the message were received.
+    pub fn received_len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is left in the socket, and nothing can come: its close is quick.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained
+    }
+}
+
+fn lack(error: io::Error) -> SessionError {
+    if error.kind() == io::ErrorKind::StorageFull {
+        SessionError::Fds("are more than the process may have")
+    } else {
+        SessionError::Host(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+    const KICK: u32 = 12;
+    const SET_MEM_TABLE: u32 = 5;
+
+    fn encode(code: u32, body: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(body.len()).unwrap();
+        let header = [code, 1, size].map(u32::to_le_bytes);
+        [header.as_flattened(), body].concat()
+    }
+
+    /// A front-end, and the reader of what it sends.
+    struct Rig {
+        front: UnixStream,
+        back: UnixStream,
+        closer: Closer,
+        reader: Box<Reader>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (front, back) = UnixStream::pair().unwrap();
+            socket::receive_urgent_inline(back.as_raw_fd()).unwrap();
+            let closer = Closer::default();
+            let reader = Reader::new(closer.clone());
+            Self {
+                front,
+                back,
+                closer,
+                reader,
+            }
+        }
+
+        fn send(&self, bytes: &[u8], fd_count: usize) {
+            let fds = vec![self.front.as_raw_fd(); fd_count];
+            let sent = self.front.send_with_fds(&[bytes], &fds).unwrap();
+            assert_eq!(sent, bytes.len());
+        }
+
+        fn receive(&mut self) -> Result<Progress, SessionError> {
+            self.reader
+                .receive(self.back.as_raw_fd(), &Mounts::default())
+        }
+
+        /// Request, length of the body and count of fds of the message, which is then handled.
+        fn take(&mut self) -> (Request, usize, usize) {
+            assert_eq!(self.receive().unwrap(), Progress::Whole);
+            let message = self.reader.message().unwrap();
+            let seen = (message.request, message.body.len(), message.files.len());
+            self.reader.finish();
+            seen
+        }
+    }
+
+    #[test]
+    fn receive_byte_by_byte_is_whole_at_the_last() {
+        let mut rig = Rig::new();
+        let message = encode(2, &[0; 8]);
+        for _ in 0..2 {
+            let (last, first) = message.split_last().unwrap();
+            assert_eq!(rig.receive().unwrap(), Progress::Nothing);
+            for byte in first {
+                rig.front.write_all(&[*byte]).unwrap();
+                assert_eq!(rig.receive().unwrap(), Progress::Part);
+                assert!(rig.reader.message().is_none());
+            }
+            rig.front.write_all(&[*last]).unwrap();
+            assert_eq!(rig.take(), (Request::SET_FEATURES, 8, 0));
+        }
+    }
+
+    #[test]
+    fn receive_stops_at_the_end_of_the_message() {
+        let mut rig = Rig::new();
+        let two = [encode(1, &[]), encode(24, &[7; 20])].concat();
+        rig.front.write_all(&two).unwrap();
+        assert_eq!(rig.receive().unwrap(), Progress::Whole);
+        // It stays until it was handled.
+        assert_eq!(rig.take(), (Request::GET_FEATURES, 0, 0));
+        assert_eq!(rig.take(), (Request::GET_CONFIG, 20, 0));
+        assert_eq!(rig.receive().unwrap(), Progress::Nothing);
+    }
+
+    #[test]
+    fn receive_longest_message_and_no_longer() {
+        let mut rig = Rig::new();
+        rig.front.write_all(&encode(25, &[0; 4096])).unwrap();
+        assert_eq!(rig.take(), (Request::SET_CONFIG, 4096, 0));
+        rig.front.write_all(&encode(25, &[0; 4097])).unwrap();
+        assert!(matches!(rig.receive(), Err(SessionError::Message(25, _))));
+    }
+
+    #[test]
+    fn receive_32_fds_are_taken_and_33_are_too_many() {
+        for (count, taken) in [(32, true), (33, false), (socket::MAX_FDS, false)] {
+            let mut rig = Rig::new();
+            rig.send(&encode(SET_MEM_TABLE, &[0; 8]), count);
+            if taken {
+                assert_eq!(rig.take(), (Request::SET_MEM_TABLE, 8, count));
+            } else {
+                assert!(matches!(rig.receive(), Err(SessionError::Fds(_))));
+                rig.reader.finish();
+            }
+            // None of them was closed here.
+            assert_eq!(rig.closer.pending(), count);
+        }
+    }
+
+    #[test]
+    fn receive_fds_with_whatever_byte_of_the_message() {
+        let message = encode(KICK, &[0; 8]);
+        for cut in 1..message.len() {
+            for (first, second) in [(1, 0), (0, 1), (1, 1)] {
+                let mut rig = Rig::new();
+                let (front, back) = message.split_at(cut);
+                rig.send(front, first);
+                rig.send(back, second);
+                // Another one's.
+                rig.send(&message, 1);
+                assert_eq!(
+                    rig.take(),
+                    (Request::SET_VRING_KICK, 8, first + second),
+                    "{cut}"
+                );
+                assert_eq!(rig.take(), (Request::SET_VRING_KICK, 8, 1), "{cut}");
+            }
+        }
+        let mut rig = Rig::new();
+        message.iter().for_each(|byte| rig.send(&[*byte], 1));
+        assert_eq!(rig.take(), (Request::SET_VRING_KICK, 8, message.len()));
+    }
+
+    #[test]
+    fn receive_fds_of_many_bytes_are_too_many_at_33() {
+        let mut rig = Rig::new();
+        let message = encode(25, &[0; 100]);
+        message.iter().for_each(|byte| rig.send(&[*byte], 1));
+        assert!(matches!(rig.receive(), Err(SessionError::Fds(_))));
+        assert_eq!(rig.reader.files.len(), MAX_FDS + 1);
+    }
+
+    #[test]
+    fn receive_urgent_byte_is_one_of_the_stream_and_keeps_its_fd() {
+        let mut rig = Rig::new();
+        let message = encode(KICK, &[0; 8]);
+        rig.send(&message[..12], 0);
+        let (fd, byte) = (rig.front.as_raw_fd(), [0u8]);
+        #[allow(unsafe_code, reason = "UNSAFETY: MSG_OOB, which std has no name for")]
+        // SAFETY: one readable byte.
+        let sent = unsafe { libc::send(fd, byte.as_ptr().cast(), 1, libc::MSG_OOB) };
+        assert_eq!(sent, 1, "this kernel has no urgent bytes on Unix sockets");
+        rig.send(&message[13..], 1);
+        assert_eq!(rig.take(), (Request::SET_VRING_KICK, 8, 1));
+    }
+
+    #[test]
+    fn receive_file_whose_close_may_wait_leaves_it_open_and_classifies_the_rest() {
+        let mut rig = Rig::new();
+        let slow = File::open("/proc/version").unwrap();
+        let (fast, slow) = (rig.front.as_raw_fd(), slow.as_raw_fd());
+        let bytes = encode(SET_MEM_TABLE, &[0; 8]);
+        let sent = rig.front.send_with_fds(&[&bytes[..]], &[slow, fast, slow]);
+        assert_eq!(sent.unwrap(), bytes.len());
+        assert!(matches!(rig.receive(), Err(SessionError::LeftOpen(2))));
+        rig.reader.finish();
+        assert_eq!(rig.closer.pending(), 1);
+    }
+
+    #[test]
+    fn receive_end_comes_after_all_that_was_sent() {
+        let mut rig = Rig::new();
+        let bytes = [encode(1, &[]), vec![1, 0, 0]].concat();
+        rig.front.write_all(&bytes).unwrap();
+        rig.front.shutdown(std::net::Shutdown::Both).unwrap();
+        assert_eq!(rig.take(), (Request::GET_FEATURES, 0, 0));
+        assert!(!rig.reader.is_drained());
+        assert!(matches!(rig.receive(), Err(SessionError::Disconnected)));
+        assert!(rig.reader.is_drained());
+    }
+}
