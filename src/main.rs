@@ -8,15 +8,14 @@ use std::process::ExitCode;
 
 use vhost_device_spi::config::{Config, LogLevel, Source};
 use vhost_device_spi::confine::emergency_cleanup;
-use vhost_device_spi::confine::seccomp::{self, Pins};
+use vhost_device_spi::confine::seccomp::Pins;
 use vhost_device_spi::confine::stages;
 use vhost_device_spi::error::{self, Fatal};
-use vhost_device_spi::os::handed_in;
-use vhost_device_spi::os::handed_in::Socket;
+use vhost_device_spi::os::handed_in::{self, Socket};
 use vhost_device_spi::os::log;
 use vhost_device_spi::os::stdout;
 use vhost_device_spi::start::assemble;
-use vhost_device_spi::start::cli::{CAPABILITIES, Command, HELP};
+use vhost_device_spi::start::cli::Command;
 use vhost_device_spi::start::environment::Environment;
 
 #[cfg(panic = "abort")]
@@ -49,14 +48,8 @@ fn run() -> Result<(), Fatal> {
     let signals = assemble::prepare()?;
     match command? {
         Command::Run(config) => serve(&config, handed_in?, signals),
-        Command::Help => print(HELP),
-        Command::Version => print(concat!(
-            "vhost-device-spi ",
-            env!("CARGO_PKG_VERSION"),
-            "\n"
-        )),
-        Command::Syscalls => print(&(seccomp::names().join(" ") + "\n")),
-        Command::Capabilities => print(CAPABILITIES),
+        Command::Print(text) => stdout::print(&text)
+            .map_err(|error| Fatal::os(error::ExitCode::IoError, "stdout", &error)),
     }
 }
 
@@ -76,8 +69,4 @@ fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), F
     });
     emergency_cleanup::remove_sockets();
     served
-}
-
-fn print(text: &str) -> Result<(), Fatal> {
-    stdout::print(text).map_err(|error| Fatal::os(error::ExitCode::IoError, "stdout", &error))
 }

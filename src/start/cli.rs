@@ -9,104 +9,70 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use self::device::{DeviceOption, check_devices, check_guests, device, guests, not_a_list};
-use self::sockets::Sockets;
+use self::device::{check_devices, device, hold};
 use crate::config::{
-    Config, GuestNumber, HoldPolicy, LogLevel, SeccompMode, TransferConfig, digits,
+    AccessConfig, Config, HoldPolicy, LogLevel, SeccompMode, ServiceConfig, Source, TransferConfig,
+    digits,
 };
+use crate::confine::seccomp;
 use crate::error::{ExitCode, Fatal};
 use crate::start::environment::Environment;
 
 mod device;
 mod sockets;
 
-const MAX_HOLD_MS: u64 = 60_000;
-const MAX_POLL_US: u64 = 100_000;
-
-/// The text of `--help`.
-pub const HELP: &str = "\
-Usage: vhost-device-spi --socket-path=PATH --device=DEVICE [OPTION]...
-       vhost-device-spi --socket=PATH... --device=DEVICE [OPTION]...
-       vhost-device-spi --fd=FDNUM... --device=DEVICE [OPTION]...
-
-Gives virtual machines an SPI bus: a vhost-user back-end of the VIRTIO SPI
-controller. The manual page, vhost-device-spi(1), explains each option.
-
-Sockets, one for each guest: numbered (--socket-path), or any of the three
-others in the guests' order, or from a service manager (LISTEN_FDS):
-  -s, --socket-path=PATH      base path; each socket has its number added:
-                              PATH0, PATH1, ...
-  -c, --socket-count=INT      how many of them; 1 to 64 (default 1)
-      --socket=PATH           path of one guest's socket
-      --fd=FDNUM, --socket-fd=FDNUM
-                              one guest's socket, handed in as this fd:
-                              listening, or connected, for one front-end
-      --socket-mode=OCTAL     permissions of the sockets (default 600)
-      --socket-group=GROUP    group of the sockets: a name in /etc/group, or a
-                              number (default: the process's)
-
-Devices:
-  -l, --device=DEVICE         /dev/spidevX.Y or 'loopback'; the n-th is chip
-                              select n of the bus; may be given 16 times.
-                              Options follow it, separated by commas:
-    guests=LIST               only for these guests, such as 0-1 (default all)
-    max-speed-hz=N            highest clock (default: what the device reports)
-    min-speed-hz=N            lowest clock (default 0)
-    cs-high=on|off            guests may choose the polarity of chip select
-                              (default: the device's only)
-    loop=on|off               guests may loop the controller back (default on)
-    word-delay=on|off         the controller does word delays (default off)
-    cs-setup=on|off           the controller does setup delays (default off)
-    exclusive-bus=on|off      nobody else uses the controller (default off)
-
-Requests:
-      --cs-hold=[LIST:]POLICY
-                              what cs_change=0 means, for all guests or for
-                              those in LIST: queued (default), spec or
-                              write-read; may be repeated
-      --cs-hold-timeout-ms=N  how long chip select may be held after a
-                              transfer (default 100; write-read: 1)
-      --max-transfer-len=N    longest transfer in bytes (default 4194304)
-      --max-transfer-ms=N     longest transfer on the wire (default 10000)
-      --poll-us=N             how long to watch for the next request before
-                              sleeping (default 0)
-
-Operation:
-      --log-level=LEVEL       lines on stderr: off, error, warning (or warn),
-                              info (default); each with those before it
-      --seccomp=kill|log|none
-                              what happens to a system call that is not
-                              allowed (default kill)
-      --print-syscalls        print the system calls that it makes, for a
-                              service manager's filter
-      --print-capabilities    print what kind of back-end it is, as JSON,
-                              whatever else is given
-  -h, --help                  print this text
-  -V, --version               print the version
-
-Lists of guests look like 0, 0-2 or 0+3-5. SIGUSR1 prints the counters.
-";
-
-/// What `--print-capabilities` prints, by QEMU's conventions for back-ends.
-pub const CAPABILITIES: &str = "{\n  \"type\": \"spi\"\n}\n";
+const HELP: &str = include_str!("help.txt");
+const VERSION: &str = concat!("vhost-device-spi ", env!("CARGO_PKG_VERSION"), "\n");
+/// By QEMU's conventions for back-ends.
+const CAPABILITIES: &str = "{\n  \"type\": \"spi\"\n}\n";
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Command {
     /// Serve.
     Run(Config),
-    /// Print [`HELP`].
-    Help,
-    /// Print the version.
-    Version,
-    /// Print the names of the system calls that the daemon makes.
-    Syscalls,
-    /// Print [`CAPABILITIES`].
-    Capabilities,
+    /// Print this text.
+    Print(String),
 }
 
+/// How an option is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// With a value, once.
+    Once,
+    /// With a value, as often as wanted.
+    Repeated,
+    /// Alone.
+    Flag,
+}
+
+use Form::{Flag, Once, Repeated};
+
+/// Long form, short form, and how it is given.
+const OPTIONS: [(&str, Option<u8>, Form); 19] = [
+    ("socket-path", Some(b's'), Once),
+    ("socket-count", Some(b'c'), Once),
+    ("socket", None, Repeated),
+    ("fd", None, Repeated),
+    ("socket-fd", None, Repeated),
+    ("socket-mode", None, Once),
+    ("socket-group", None, Once),
+    ("device", Some(b'l'), Repeated),
+    ("cs-hold", None, Repeated),
+    ("cs-hold-timeout-ms", None, Once),
+    ("max-transfer-len", None, Once),
+    ("max-transfer-ms", None, Once),
+    ("poll-us", None, Once),
+    ("seccomp", None, Once),
+    ("log-level", None, Once),
+    ("print-syscalls", None, Flag),
+    ("print-capabilities", None, Flag),
+    ("help", Some(b'h'), Flag),
+    ("version", Some(b'V'), Flag),
+];
+
 impl Command {
-    /// Reads the arguments behind the program's name.
+    /// Reads the arguments after the program's name.
     ///
     /// # Errors
     /// One line that names the option or variable, the value and what is wrong with it.
@@ -116,20 +82,18 @@ impl Command {
     ) -> Result<Self, Fatal> {
         let arguments: Vec<OsString> = arguments.collect();
         // QEMU's conventions: everything else is ignored.
-        if arguments
-            .iter()
-            .any(|argument| argument == "--print-capabilities")
-        {
-            return Ok(Self::Capabilities);
+        if arguments.iter().any(|a| a == "--print-capabilities") {
+            return Ok(Self::Print(CAPABILITIES.to_owned()));
         }
         let mut options = Options::default();
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
-            match split(&argument, &mut arguments)? {
-                (Name::Help, _) => return Ok(Self::Help),
-                (Name::Version, _) => return Ok(Self::Version),
-                (Name::PrintSyscalls, _) => return Ok(Self::Syscalls),
-                (name, value) => options.set(name, value)?,
+            let (given, form) = split(&argument, &mut arguments)?;
+            match given.option {
+                "help" => return Ok(Self::Print(HELP.to_owned())),
+                "version" => return Ok(Self::Print(VERSION.to_owned())),
+                "print-syscalls" => return Ok(Self::Print(seccomp::names().join(" ") + "\n")),
+                _ => options.set(given, form)?,
             }
         }
         options.finish(environment).map(Self::Run)
@@ -147,71 +111,7 @@ pub(crate) fn parse_config<T: Into<OsString>>(
     let arguments = arguments.into_iter().map(Into::into);
     match Command::parse(arguments, &Environment::default())? {
         Command::Run(config) => Ok(config),
-        Command::Help | Command::Version | Command::Syscalls | Command::Capabilities => {
-            Err(usage("serves nobody"))
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Name {
-    SocketPath,
-    SocketCount,
-    Socket,
-    Fd,
-    SocketFd,
-    SocketMode,
-    SocketGroup,
-    Device,
-    CsHold,
-    CsHoldTimeout,
-    MaxTransferLen,
-    MaxTransferMs,
-    Poll,
-    Seccomp,
-    LogLevel,
-    PrintSyscalls,
-    PrintCapabilities,
-    Help,
-    Version,
-}
-
-/// Name, long form, short form.
-const OPTIONS: [(Name, &str, Option<u8>); 19] = [
-    (Name::SocketPath, "socket-path", Some(b's')),
-    (Name::SocketCount, "socket-count", Some(b'c')),
-    (Name::Socket, "socket", None),
-    (Name::Fd, "fd", None),
-    (Name::SocketFd, "socket-fd", None),
-    (Name::SocketMode, "socket-mode", None),
-    (Name::SocketGroup, "socket-group", None),
-    (Name::Device, "device", Some(b'l')),
-    (Name::CsHold, "cs-hold", None),
-    (Name::CsHoldTimeout, "cs-hold-timeout-ms", None),
-    (Name::MaxTransferLen, "max-transfer-len", None),
-    (Name::MaxTransferMs, "max-transfer-ms", None),
-    (Name::Poll, "poll-us", None),
-    (Name::Seccomp, "seccomp", None),
-    (Name::LogLevel, "log-level", None),
-    (Name::PrintSyscalls, "print-syscalls", None),
-    (Name::PrintCapabilities, "print-capabilities", None),
-    (Name::Help, "help", Some(b'h')),
-    (Name::Version, "version", Some(b'V')),
-];
-
-impl Name {
-    const fn takes_value(self) -> bool {
-        !matches!(
-            self,
-            Self::PrintSyscalls | Self::PrintCapabilities | Self::Help | Self::Version
-        )
-    }
-
-    fn long(self) -> &'static str {
-        OPTIONS
-            .iter()
-            .find(|option| option.0 == self)
-            .map_or("", |option| option.1)
+        Command::Print(_) => Err(usage("serves nobody")),
     }
 }
 
@@ -219,36 +119,36 @@ impl Name {
 fn split(
     argument: &OsStr,
     rest: &mut impl Iterator<Item = OsString>,
-) -> Result<(Name, OsString), Fatal> {
+) -> Result<(Given, Form), Fatal> {
     let bytes = argument.as_bytes();
     let shown = argument.display();
     let (option, attached) = if let Some(long) = bytes.strip_prefix(b"--") {
-        let (name, value) = match long.iter().position(|&b| b == b'=') {
-            Some(at) => (long.get(..at), long.get(at.saturating_add(1)..)),
-            None => (Some(long), None),
-        };
-        let option = OPTIONS.iter().find(|o| Some(o.1.as_bytes()) == name);
-        (option, value)
+        let (name, value) = cut(long, b'=');
+        (OPTIONS.iter().find(|o| o.0.as_bytes() == name), value)
     } else if let Some([short, value @ ..]) = bytes.strip_prefix(b"-") {
-        let option = OPTIONS.iter().find(|o| o.2 == Some(*short));
+        let option = OPTIONS.iter().find(|o| o.1 == Some(*short));
         // `-s=PATH` is `-sPATH`, as the sibling daemons' parser has it.
         let value = (!value.is_empty()).then(|| value.strip_prefix(b"=").unwrap_or(value));
         (option, value)
     } else {
         return Err(usage(format!("unexpected argument '{shown}'")));
     };
-    let Some(&(name, ..)) = option else {
-        return Err(unknown(argument));
+    let &(option, _, form) = option.ok_or_else(|| unknown(argument))?;
+    let value = match (form, attached) {
+        (Flag, None) => OsString::new(),
+        (Flag, Some(_)) => return Err(usage(format!("option '{shown}' takes no value"))),
+        (Once | Repeated, Some(value)) => OsString::from_vec(value.to_vec()),
+        (Once | Repeated, None) => rest
+            .next()
+            .ok_or_else(|| usage(format!("option '{shown}' needs a value")))?,
     };
-    match (name.takes_value(), attached) {
-        (true, Some(value)) => Ok((name, OsString::from_vec(value.to_vec()))),
-        (true, None) => match rest.next() {
-            Some(value) => Ok((name, value)),
-            None => Err(usage(format!("option '{shown}' needs a value"))),
-        },
-        (false, None) => Ok((name, OsString::new())),
-        (false, Some(_)) => Err(usage(format!("option '{shown}' takes no value"))),
-    }
+    Ok((Given { option, value }, form))
+}
+
+/// What is before and after the first `separator`, if there is one.
+fn cut(bytes: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
+    let mut parts = bytes.splitn(2, |&b| b == separator);
+    (parts.next().unwrap_or_default(), parts.next())
 }
 
 /// An option that there is not, and the one that was meant: the shortest of those that
@@ -259,7 +159,7 @@ fn unknown(argument: &OsStr) -> Fatal {
     let alike = |long: &str| long.bytes().zip(given).take_while(|(a, b)| a == *b).count();
     let meant = OPTIONS
         .iter()
-        .map(|(_, long, _)| (alike(long), Reverse(long.len()), long))
+        .map(|(long, ..)| (alike(long), Reverse(long.len()), long))
         .max()
         .filter(|(alike, ..)| *alike >= 3);
     let shown = argument.display();
@@ -269,117 +169,93 @@ fn unknown(argument: &OsStr) -> Fatal {
     })
 }
 
-#[derive(Debug, Default)]
+/// What was given so far.
 struct Options {
-    sockets: Sockets,
-    devices: Vec<DeviceOption>,
-    holds: Vec<(Option<u64>, HoldPolicy, String)>,
-    hold_timeout_ms: Option<u64>,
-    max_len: Option<u64>,
-    max_ms: Option<u64>,
-    poll_us: Option<u64>,
-    seccomp: Option<SeccompMode>,
-    log_level: Option<Option<LogLevel>>,
+    /// Long forms of the options that were given.
+    seen: Vec<&'static str>,
+    /// What paths of numbered sockets begin with.
+    base: Option<OsString>,
+    count: u64,
+    devices: Vec<Given>,
+    holds: Vec<Given>,
+    /// All else, with the defaults of what was not given.
+    config: Config,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            seen: Vec::new(),
+            base: None,
+            count: 1,
+            devices: Vec::new(),
+            holds: Vec::new(),
+            config: Config {
+                guests: Vec::new(),
+                access: AccessConfig {
+                    mode: 0o600,
+                    group: None,
+                },
+                service: ServiceConfig::default(),
+                devices: Vec::new(),
+                hold_policies: Vec::new(),
+                hold_timeout_ms: None,
+                transfers: TransferConfig {
+                    max_len: 4 << 20,
+                    max_ms: 10_000,
+                },
+                poll: Duration::ZERO,
+                seccomp: SeccompMode::Kill,
+                log_level: Some(LogLevel::Info),
+            },
+        }
+    }
 }
 
 impl Options {
-    fn set(&mut self, name: Name, value: OsString) -> Result<(), Fatal> {
-        match name {
-            Name::SocketPath => self.sockets.set_base(name, value),
-            Name::SocketCount => self.sockets.set_count(name, &value),
-            Name::Socket => self.sockets.add_path(name, value),
-            Name::Fd => self.sockets.add_fd(name, &value, "option '--fd'"),
-            Name::SocketFd => self.sockets.add_fd(name, &value, "option '--socket-fd'"),
-            Name::SocketMode => self.sockets.set_mode(name, &value),
-            Name::SocketGroup => self.sockets.set_group(name, value),
-            Name::Device => {
-                self.devices.push(device(&value)?);
-                Ok(())
+    fn set(&mut self, given: Given, form: Form) -> Result<(), Fatal> {
+        let config = &mut self.config;
+        match given.option {
+            "socket-path" => self.base = Some(given.path()?),
+            "socket-count" => self.count = given.number(1, 64)?,
+            "socket" => self.add_socket(&given, Source::Path(given.path()?.into()))?,
+            "fd" => self.add_socket(&given, Source::Fd(given.fd()?, "option '--fd'"))?,
+            "socket-fd" => {
+                self.add_socket(&given, Source::Fd(given.fd()?, "option '--socket-fd'"))?
             }
-            Name::CsHold => {
-                self.holds.push(hold(&value)?);
-                Ok(())
-            }
-            Name::CsHoldTimeout => {
-                let ms = number(name, &value, 1, MAX_HOLD_MS)?;
-                once(&mut self.hold_timeout_ms, name, ms)
-            }
-            Name::MaxTransferLen => {
-                let len = number(name, &value, 1, u64::from(u32::MAX))?;
-                once(&mut self.max_len, name, len)
-            }
-            Name::MaxTransferMs => {
-                let ms = number(name, &value, 1, 86_400_000)?;
-                once(&mut self.max_ms, name, ms)
-            }
-            Name::Poll => {
-                let us = number(name, &value, 0, MAX_POLL_US)?;
-                once(&mut self.poll_us, name, us)
-            }
-            Name::Seccomp => {
-                let mode = match value.as_bytes() {
-                    b"kill" => SeccompMode::Kill,
-                    b"log" => SeccompMode::Log,
-                    b"none" => SeccompMode::None,
-                    _ => return Err(bad(name, &value, "is none of kill, log and none")),
-                };
-                once(&mut self.seccomp, name, mode)
-            }
-            Name::LogLevel => {
-                let level = match value.as_bytes() {
-                    b"off" => None,
-                    b"error" => Some(LogLevel::Error),
-                    b"warning" | b"warn" => Some(LogLevel::Warning),
-                    b"info" => Some(LogLevel::Info),
-                    _ => {
-                        let why = "is none of off, error, warning (or warn) and info";
-                        return Err(bad(name, &value, why));
-                    }
-                };
-                once(&mut self.log_level, name, level)
-            }
-            Name::PrintSyscalls | Name::PrintCapabilities | Name::Help | Name::Version => Ok(()),
+            "socket-mode" => config.access.mode = given.mode()?,
+            "socket-group" => config.access.group = Some(given.group()?),
+            "device" => self.devices.push(given.clone()),
+            "cs-hold" => self.holds.push(given.clone()),
+            "cs-hold-timeout-ms" => config.hold_timeout_ms = Some(given.number(1, 60_000)?),
+            "max-transfer-len" => config.transfers.max_len = given.number(1, u32::MAX.into())?,
+            "max-transfer-ms" => config.transfers.max_ms = given.number(1, 86_400_000)?,
+            "poll-us" => config.poll = Duration::from_micros(given.number(0, 100_000)?),
+            "seccomp" => config.seccomp = given.seccomp()?,
+            "log-level" => config.log_level = given.log_level()?,
+            _ => return Err(unknown(given.option.as_ref())),
         }
+        if form == Once && self.seen.contains(&given.option) {
+            return Err(usage(format!("option '--{}' given twice", given.option)));
+        }
+        self.seen.push(given.option);
+        Ok(())
     }
 
-    fn finish(self, environment: &Environment) -> Result<Config, Fatal> {
-        let (sources, access) = self.sockets.finish(environment)?;
-        let count = sources.len();
-        if self.devices.is_empty() {
-            return Err(usage("option '--device' is missing"));
+    fn finish(mut self, environment: &Environment) -> Result<Config, Fatal> {
+        self.finish_sockets(environment.listen_fds()?)?;
+        let mut config = self.config;
+        let count = config.guests.len();
+        config.service = environment.service()?;
+        for given in &self.devices {
+            config.devices.push(device(given, count)?);
         }
-        let mut devices = Vec::new();
-        for DeviceOption { mut config, guests } in self.devices {
-            let option = format!("option '--device': '{}' is for", config.path);
-            config.guests = check_guests(guests, count, &option)?;
-            devices.push(config);
+        check_devices(&config.devices, count)?;
+        config.hold_policies = vec![HoldPolicy::Queued; count];
+        for given in &self.holds {
+            hold(given, &mut config.hold_policies)?;
         }
-        check_devices(&devices, count)?;
-        let mut hold_policies = vec![HoldPolicy::Queued; count];
-        for (guests, policy, shown) in self.holds {
-            let option = format!("option '--cs-hold': '{shown}' is for");
-            let guests = check_guests(guests, count, &option)?;
-            for (guest, slot) in GuestNumber::all().zip(&mut hold_policies) {
-                if guest.is_in(guests) {
-                    *slot = policy;
-                }
-            }
-        }
-        Ok(Config {
-            guests: sources,
-            access,
-            service: environment.service()?,
-            devices,
-            hold_policies,
-            hold_timeout_ms: self.hold_timeout_ms,
-            transfers: TransferConfig {
-                max_len: self.max_len.unwrap_or(4 << 20),
-                max_ms: self.max_ms.unwrap_or(10_000),
-            },
-            poll: Duration::from_micros(self.poll_us.unwrap_or(0)),
-            seccomp: self.seccomp.unwrap_or(SeccompMode::Kill),
-            log_level: self.log_level.unwrap_or(Some(LogLevel::Info)),
-        })
+        Ok(config)
     }
 }
 
@@ -388,62 +264,52 @@ fn usage(message: impl Into<String>) -> Fatal {
     Fatal::new(ExitCode::Usage, message)
 }
 
-#[cold]
-fn bad(name: Name, value: &OsStr, why: &str) -> Fatal {
-    usage(format!(
-        "option '--{}': '{}' {why}",
-        name.long(),
-        value.display()
-    ))
+/// An option with its value.
+#[derive(Debug, Clone)]
+struct Given {
+    /// Its long form.
+    option: &'static str,
+    value: OsString,
 }
 
-fn once<T>(slot: &mut Option<T>, name: Name, value: T) -> Result<(), Fatal> {
-    if slot.replace(value).is_some() {
-        return Err(usage(format!("option '--{}' given twice", name.long())));
+impl Given {
+    #[cold]
+    fn bad(&self, why: &str) -> Fatal {
+        let (option, value) = (self.option, self.value.display());
+        usage(format!("option '--{option}': '{value}' {why}"))
     }
-    Ok(())
-}
 
-fn number(name: Name, value: &OsStr, min: u64, max: u64) -> Result<u64, Fatal> {
-    let why = format!("is not a number from {min} to {max}");
-    digits(value)
-        .filter(|n| (min..=max).contains(n))
-        .ok_or_else(|| bad(name, value, &why))
-}
+    fn number(&self, min: u64, max: u64) -> Result<u64, Fatal> {
+        digits(&self.value)
+            .filter(|n| (min..=max).contains(n))
+            .ok_or_else(|| self.bad(&format!("is not a number from {min} to {max}")))
+    }
 
-fn hold(value: &OsStr) -> Result<(Option<u64>, HoldPolicy, String), Fatal> {
-    let bytes = value.as_bytes();
-    let (list, policy) = match bytes.iter().position(|&b| b == b':') {
-        Some(at) => (bytes.get(..at), bytes.get(at.saturating_add(1)..)),
-        None => (None, Some(bytes)),
-    };
-    let list = match list {
-        Some(list) => Some(guests(list).ok_or_else(|| {
-            let list = OsStr::from_bytes(list);
-            bad(Name::CsHold, value, &not_a_list(list, list))
-        })?),
-        None => None,
-    };
-    let policy = match policy {
-        Some(b"queued") => HoldPolicy::Queued,
-        Some(b"spec") => HoldPolicy::Spec,
-        Some(b"write-read") => HoldPolicy::WriteRead,
-        _ => {
-            return Err(bad(
-                Name::CsHold,
-                value,
-                "is none of queued, spec and write-read",
-            ));
+    fn seccomp(&self) -> Result<SeccompMode, Fatal> {
+        match self.value.as_bytes() {
+            b"kill" => Ok(SeccompMode::Kill),
+            b"log" => Ok(SeccompMode::Log),
+            b"none" => Ok(SeccompMode::None),
+            _ => Err(self.bad("is none of kill, log and none")),
         }
-    };
-    Ok((list, policy, value.display().to_string()))
+    }
+
+    fn log_level(&self) -> Result<Option<LogLevel>, Fatal> {
+        match self.value.as_bytes() {
+            b"off" => Ok(None),
+            b"error" => Ok(Some(LogLevel::Error)),
+            b"warning" | b"warn" => Ok(Some(LogLevel::Warning)),
+            b"info" => Ok(Some(LogLevel::Info)),
+            _ => Err(self.bad("is none of off, error, warning (or warn) and info")),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::device::guests;
     use super::*;
-    use crate::config::{DevicePath, Source};
-    use std::time::Duration;
+    use crate::config::DevicePath;
 
     fn parse(line: &[&str]) -> Result<Config, String> {
         parse_config(line).map_err(|fatal| {

@@ -138,7 +138,7 @@ fn in_parser() -> BTreeSet<String> {
     let (daemon, device) = (read("cli.rs"), read("cli/device.rs"));
     let table = daemon.split("const OPTIONS").nth(1).unwrap();
     let table = table.split("];").next().unwrap();
-    let rows = table.lines().filter(|line| line.contains("(Name::"));
+    let rows = table.lines().filter(|line| line.contains("(\""));
     let long = rows.map(|row| format!("--{}", row.split('"').nth(1).unwrap()));
     let arms = device.split("=> ").filter_map(|arm| {
         let literal = arm.rsplit_once("b\"")?.1.strip_suffix("\" ")?;

@@ -1,34 +1,27 @@
-//! `--device`: a device and its options, and whom they are for.
+//! `--device`: a device, its options and guests; and `--cs-hold`, which is for guests, too.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::{Name, bad, usage};
-use crate::config::{DeviceConfig, DevicePath, GuestNumber, MAX_GUESTS, digits};
+use super::{Given, cut, usage};
+use crate::config::{DeviceConfig, DevicePath, GuestNumber, HoldPolicy, MAX_GUESTS, digits};
 use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
-/// A device, and the guests that it is for as they were given: all, if they were not.
-#[derive(Debug)]
-pub(super) struct DeviceOption {
-    pub(super) config: DeviceConfig,
-    pub(super) guests: Option<u64>,
-}
+const COMMA: &str = "has a list of guests with a comma; write '+', as in 0+3-5";
+const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
 
-pub(super) fn device(value: &OsStr) -> Result<DeviceOption, Fatal> {
-    let mut parts = value
-        .as_bytes()
-        .split(|&b| b == b',')
-        .map(OsStr::from_bytes);
-    let path = match parts.next() {
-        None => return Err(bad(Name::Device, value, "is empty")),
-        Some(path) if path.is_empty() => return Err(bad(Name::Device, value, "names no device")),
-        Some(path) if path == "loopback" => DevicePath::Loopback,
-        Some(path) => DevicePath::Spidev(path.into()),
+/// A device and its options, where there are `count` guests.
+pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal> {
+    let mut parts = given.value.as_bytes().split(|&b| b == b',');
+    let path = match parts.next().unwrap_or_default() {
+        b"" => return Err(given.bad("names no device")),
+        b"loopback" => DevicePath::Loopback,
+        path => DevicePath::Spidev(OsStr::from_bytes(path).into()),
     };
-    let config = DeviceConfig {
+    let mut device = DeviceConfig {
         path,
-        guests: 0,
+        guests: guests_below(count),
         max_speed_hz: None,
         min_speed_hz: 0,
         cs_high: None,
@@ -37,92 +30,110 @@ pub(super) fn device(value: &OsStr) -> Result<DeviceOption, Fatal> {
         cs_setup: false,
         exclusive_bus: false,
     };
-    let mut device = DeviceOption {
-        config,
-        guests: None,
-    };
     let mut seen = Vec::new();
     for part in parts {
-        let name = part.as_bytes().split(|&b| b == b'=').next();
+        let (name, value) = cut(part, b'=');
+        let shown = OsStr::from_bytes(name).display();
         if seen.contains(&name) {
-            let name = OsStr::from_bytes(name.unwrap_or_default());
-            let why = format!("has '{}' twice", name.display());
-            return Err(bad(Name::Device, value, &why));
+            return Err(given.bad(&format!("has '{shown}' twice")));
+        }
+        // What follows a comma in a list.
+        if seen.contains(&&b"guests"[..]) && name.first().is_some_and(u8::is_ascii_digit) {
+            return Err(given.bad(COMMA));
+        }
+        if name == b"loopback" || name.starts_with(b"/") {
+            return Err(given.bad("names two devices; repeat the option for each"));
         }
         seen.push(name);
-        device_option(&mut device, part).map_err(|why| bad(Name::Device, value, &why))?;
+        set(
+            &mut device,
+            name,
+            OsStr::from_bytes(value.unwrap_or_default()),
+        )
+        .map_err(|why| {
+            let part = OsStr::from_bytes(part).display();
+            given.bad(&format!("has '{part}', which is {why}"))
+        })?;
     }
+    let what = format!("option '--device': '{}'", device.path);
+    check_guests(device.guests, count, &what)?;
     Ok(device)
 }
 
-/// Takes an option of a device, or says why it is of no use.
-fn device_option(device: &mut DeviceOption, option: &OsStr) -> Result<(), String> {
-    let bytes = option.as_bytes();
-    let at = bytes.iter().position(|&b| b == b'=');
-    let (name, value) = bytes.split_at(at.unwrap_or(bytes.len()));
-    let value = value.get(1..).unwrap_or_default();
-    let not = |what: &str| format!("has '{}', which is {what}", option.display());
-    let switch = || match value {
+/// Sets an option of a device, or says what it is instead.
+fn set(device: &mut DeviceConfig, name: &[u8], value: &OsStr) -> Result<(), &'static str> {
+    let switch = || match value.as_bytes() {
         b"on" => Ok(true),
         b"off" => Ok(false),
-        _ => Err(not("neither on nor off")),
+        _ => Err("neither on nor off"),
     };
     let hz = || {
-        let hz = digits(OsStr::from_bytes(value)).and_then(|hz| u32::try_from(hz).ok());
+        let hz = digits(value).and_then(|hz| u32::try_from(hz).ok());
         hz.filter(|&hz| hz > 0)
-            .ok_or_else(|| not("not a clock in Hz from 1 to 4294967295, in plain digits"))
+            .ok_or("not a clock in Hz from 1 to 4294967295, in plain digits")
     };
-    let config = &mut device.config;
     match name {
-        b"guests" => {
-            let list = guests(value).ok_or_else(|| not_a_list(option, OsStr::from_bytes(value)));
-            device.guests = Some(list?);
-        }
-        b"max-speed-hz" => config.max_speed_hz = Some(hz()?),
-        b"min-speed-hz" => config.min_speed_hz = hz()?,
-        b"cs-high" => config.cs_high = Some(switch()?),
-        b"loop" => config.loop_mode = Some(switch()?),
-        b"word-delay" => config.word_delay = switch()?,
-        b"cs-setup" => config.cs_setup = switch()?,
-        b"exclusive-bus" => config.exclusive_bus = switch()?,
-        b"loopback" | [b'/', ..] => {
-            return Err("names two devices; repeat the option for each".to_owned());
-        }
-        // What follows a comma in a list.
-        [b'0'..=b'9', ..] if device.guests.is_some() => return Err(COMMA.to_owned()),
+        b"guests" => device.guests = guests(value.as_bytes()).ok_or(NOT_A_LIST)?,
+        b"max-speed-hz" => device.max_speed_hz = Some(hz()?),
+        b"min-speed-hz" => device.min_speed_hz = hz()?,
+        b"cs-high" => device.cs_high = Some(switch()?),
+        b"loop" => device.loop_mode = Some(switch()?),
+        b"word-delay" => device.word_delay = switch()?,
+        b"cs-setup" => device.cs_setup = switch()?,
+        b"exclusive-bus" => device.exclusive_bus = switch()?,
         _ => {
-            return Err(not(
+            return Err(
                 "not an option of a device; those are guests, max-speed-hz, \
                  min-speed-hz, cs-high, loop, word-delay, cs-setup and exclusive-bus",
-            ));
+            );
         }
     }
     Ok(())
 }
 
-const COMMA: &str = "has a list of guests with a comma; write '+', as in 0+3-5";
-
-/// Why `list`, shown as `option`, is not one.
-#[cold]
-pub(super) fn not_a_list(option: &OsStr, list: &OsStr) -> String {
-    if list.as_bytes().contains(&b',') {
-        return COMMA.to_owned();
+/// Sets the policy of some guests, or of all.
+pub(super) fn hold(given: &Given, policies: &mut [HoldPolicy]) -> Result<(), Fatal> {
+    let bytes = given.value.as_bytes();
+    let (list, policy) = match cut(bytes, b':') {
+        (policy, None) => (None, policy),
+        (list, Some(policy)) => (Some(list), policy),
+    };
+    let policy = match policy {
+        b"queued" => HoldPolicy::Queued,
+        b"spec" => HoldPolicy::Spec,
+        b"write-read" => HoldPolicy::WriteRead,
+        _ => return Err(given.bad("is none of queued, spec and write-read")),
+    };
+    let guests = match list {
+        None => guests_below(policies.len()),
+        Some(list) => guests(list).ok_or_else(|| not_a_list(given, list))?,
+    };
+    let what = format!("option '--cs-hold': '{}'", given.value.display());
+    check_guests(guests, policies.len(), &what)?;
+    for (guest, slot) in GuestNumber::all().zip(policies) {
+        if guest.is_in(guests) {
+            *slot = policy;
+        }
     }
-    let shown = option.display();
-    format!("has '{shown}', which is not a list of guests, such as 0, 0-2 or 0+3-5")
+    Ok(())
+}
+
+fn not_a_list(given: &Given, list: &[u8]) -> Fatal {
+    if list.contains(&b',') {
+        return given.bad(COMMA);
+    }
+    let list = OsStr::from_bytes(list).display();
+    given.bad(&format!("has '{list}', which is {NOT_A_LIST}"))
 }
 
 /// `0`, `0-2` or `0+3-5`, as a bit for each guest.
 pub(super) fn guests(list: &[u8]) -> Option<u64> {
+    let number = |text| usize::try_from(digits(OsStr::from_bytes(text))?).ok();
     let mut all = 0u64;
     for range in list.split(|&b| b == b'+') {
-        let mut ends = range.split(|&b| b == b'-').map(OsStr::from_bytes);
-        let first = usize::try_from(digits(ends.next()?)?).ok()?;
-        let last = match ends.next() {
-            Some(last) => usize::try_from(digits(last)?).ok()?,
-            None => first,
-        };
-        if ends.next().is_some() || first > last || last >= MAX_GUESTS {
+        let (first, last) = cut(range, b'-');
+        let (first, last) = (number(first)?, number(last.unwrap_or(first))?);
+        if first > last || last >= MAX_GUESTS {
             return None;
         }
         all |= guests_below(last.saturating_add(1)) & !guests_below(first);
@@ -137,32 +148,29 @@ fn guests_below(count: usize) -> u64 {
         .map_or(u64::MAX, |bit| bit.wrapping_sub(1))
 }
 
-/// Those of `guests` that something is for, of `count` that there are: all, if none were given.
-pub(super) fn check_guests(guests: Option<u64>, count: usize, what: &str) -> Result<u64, Fatal> {
-    let all = guests_below(count);
-    let guests = guests.unwrap_or(all);
-    if guests & !all == 0 {
-        return Ok(guests);
+/// That there are all `guests` that `what` is for, where there are `count`.
+fn check_guests(guests: u64, count: usize, what: &str) -> Result<(), Fatal> {
+    if guests & !guests_below(count) == 0 {
+        return Ok(());
     }
-    let highest = u64::BITS
-        .saturating_sub(1)
-        .saturating_sub(guests.leading_zeros());
+    let highest = guests.checked_ilog2().unwrap_or(0);
     let there_are = match count.saturating_sub(1) {
         0 => "the only guest is 0".to_owned(),
         last => format!("the guests are 0 to {last}"),
     };
     let remedy = "a socket more makes a guest more (--socket-count, --socket, --fd)";
     Err(usage(format!(
-        "{what} guest {highest}, but {there_are}; {remedy}"
+        "{what} is for guest {highest}, but {there_are}; {remedy}"
     )))
 }
 
 pub(super) fn check_devices(devices: &[DeviceConfig], count: usize) -> Result<(), Fatal> {
-    if devices.len() > MAX_CHIP_SELECTS {
-        let why = format!(
-            "option '--device' given {} times, at most 16",
-            devices.len()
-        );
+    if devices.is_empty() {
+        return Err(usage("option '--device' is missing"));
+    }
+    let times = devices.len();
+    if times > MAX_CHIP_SELECTS {
+        let why = format!("option '--device' given {times} times, at most {MAX_CHIP_SELECTS}");
         return Err(usage(why));
     }
     for guest in GuestNumber::all().take(count) {

@@ -1,176 +1,126 @@
 //! Where guests' front-ends come from: `--socket-path` with `--socket-count`; or `--socket`, `--fd`
-//! and `--socket-fd` in the guests' order; or what a service manager hands in. One of the three, so
-//! that it is plain which guest has which number.
+//! and `--socket-fd` in the guests' order; or a service manager hands them in. Only one of the three
+//! can be used, so that it is plain which guest has which number.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
-use super::{Name, bad, number, once, usage};
-use crate::config::{AccessConfig, Group, MAX_GUESTS, Source};
+use super::{Given, Options, usage};
+use crate::config::{Group, MAX_GUESTS, Source, digits};
 use crate::error::Fatal;
-use crate::start::environment::Environment;
 
 /// Below are stdin, stdout and stderr.
 const FIRST_FD: RawFd = 3;
 const MAX_FD: u64 = 0x7fff_ffff;
-const DEFAULT_MODE: u32 = 0o600;
 const MAX_MODE: u32 = 0o777;
 /// The next one stands for none.
 const MAX_GROUP: u64 = 0xffff_fffe;
 const LISTEN_FDS: &str = "environment variable LISTEN_FDS";
 
-/// The options that are about sockets.
-#[derive(Debug, Default)]
-pub(super) struct Sockets {
-    base: Option<OsString>,
-    count: Option<usize>,
-    named: Vec<Source>,
-    mode: Option<u32>,
-    group: Option<Group>,
-}
-
-impl Sockets {
-    pub(super) fn set_base(&mut self, name: Name, value: OsString) -> Result<(), Fatal> {
-        once(&mut self.base, name, path(name, value)?)
+impl Given {
+    pub(super) fn path(&self) -> Result<OsString, Fatal> {
+        if self.value.is_empty() {
+            return Err(self.bad("is empty"));
+        }
+        Ok(self.value.clone())
     }
 
-    pub(super) fn set_count(&mut self, name: Name, value: &OsStr) -> Result<(), Fatal> {
-        let max = u64::try_from(MAX_GUESTS).unwrap_or(u64::MAX);
-        let count = number(name, value, 1, max)?;
-        let count = usize::try_from(count).unwrap_or(MAX_GUESTS);
-        once(&mut self.count, name, count)
+    pub(super) fn fd(&self) -> Result<RawFd, Fatal> {
+        let fd = self.number(3, MAX_FD)?;
+        Ok(fd.try_into().unwrap_or(RawFd::MAX))
     }
 
-    pub(super) fn set_mode(&mut self, name: Name, value: &OsStr) -> Result<(), Fatal> {
-        let octal = value.to_str().filter(|text| {
-            let digits = text.bytes().all(|b| b.is_ascii_digit());
-            digits && !text.is_empty()
-        });
-        let mode = octal
-            .and_then(|text| u32::from_str_radix(text, 8).ok())
+    pub(super) fn mode(&self) -> Result<u32, Fatal> {
+        // `from_str_radix` would also take a sign.
+        digits(&self.value)
+            .and_then(|_| u32::from_str_radix(self.value.to_str()?, 8).ok())
             .filter(|&mode| mode <= MAX_MODE)
-            .ok_or_else(|| bad(name, value, "is not an octal number from 0 to 777"))?;
-        once(&mut self.mode, name, mode)
+            .ok_or_else(|| self.bad("is not an octal number from 0 to 777"))
     }
 
     /// A number is a number, even if a group should have it for a name.
-    pub(super) fn set_group(&mut self, name: Name, value: OsString) -> Result<(), Fatal> {
-        let group = if value.as_bytes().iter().all(u8::is_ascii_digit) {
-            let number = number(name, &value, 0, MAX_GROUP)?;
-            Group::Number(number.try_into().unwrap_or(u32::MAX))
-        } else {
-            Group::Name(value)
+    pub(super) fn group(&self) -> Result<Group, Fatal> {
+        if !self.value.as_bytes().iter().all(u8::is_ascii_digit) {
+            return Ok(Group::Name(self.value.clone()));
+        }
+        let number = self.number(0, MAX_GROUP)?;
+        Ok(Group::Number(number.try_into().unwrap_or(u32::MAX)))
+    }
+}
+
+impl Options {
+    pub(super) fn add_socket(&mut self, given: &Given, source: Source) -> Result<(), Fatal> {
+        let sources = &mut self.config.guests;
+        let same = |other: &Source| match (other, &source) {
+            (Source::Path(other), Source::Path(path)) => other == path,
+            (Source::Fd(other, _), Source::Fd(fd, _)) => other == fd,
+            (Source::Path(_), Source::Fd(..)) | (Source::Fd(..), Source::Path(_)) => false,
         };
-        once(&mut self.group, name, group)
-    }
-
-    pub(super) fn add_path(&mut self, name: Name, value: OsString) -> Result<(), Fatal> {
-        let path = PathBuf::from(path(name, value)?);
-        let same = |other: &Source| matches!(other, Source::Path(other) if *other == path);
-        let twice = self.named.iter().any(same);
-        self.add(name, path.clone().as_os_str(), twice, Source::Path(path))
-    }
-
-    /// `by` is how messages call the option.
-    pub(super) fn add_fd(
-        &mut self,
-        name: Name,
-        value: &OsStr,
-        by: &'static str,
-    ) -> Result<(), Fatal> {
-        let fd = number(name, value, 3, MAX_FD)?;
-        let fd = RawFd::try_from(fd).unwrap_or(RawFd::MAX);
-        let same = |other: &Source| matches!(other, Source::Fd(other, _) if *other == fd);
-        let twice = self.named.iter().any(same);
-        self.add(name, value, twice, Source::Fd(fd, by))
-    }
-
-    fn add(&mut self, name: Name, value: &OsStr, twice: bool, source: Source) -> Result<(), Fatal> {
-        if twice {
-            return Err(bad(name, value, "is given twice"));
+        if sources.iter().any(same) {
+            return Err(given.bad("is given twice"));
         }
-        if self.named.len() >= MAX_GUESTS {
+        if sources.len() >= MAX_GUESTS {
             let why = format!("is one socket more than {MAX_GUESTS} guests have");
-            return Err(bad(name, value, &why));
+            return Err(given.bad(&why));
         }
-        self.named.push(source);
+        sources.push(source);
         Ok(())
     }
 
-    /// Each guest's source, and who may connect to those that are made.
-    pub(super) fn finish(
-        self,
-        environment: &Environment,
-    ) -> Result<(Vec<Source>, AccessConfig), Fatal> {
-        let passed = environment.listen_fds()?;
+    /// Completes the guests' sources, where a service manager handed in `passed` sockets.
+    pub(super) fn finish_sockets(&mut self, passed: usize) -> Result<(), Fatal> {
         self.check_place(passed)?;
-        let mut sources = self.named;
-        if let Some(base) = self.base {
-            let numbers = 0..self.count.unwrap_or(1);
-            sources.extend(numbers.map(|number| numbered(&base, number)));
+        let sources = &mut self.config.guests;
+        if let Some(base) = &self.base {
+            sources.extend((0..self.count).map(|number| {
+                let mut path = base.clone();
+                path.push(number.to_string());
+                Source::Path(path.into())
+            }));
         }
         let fds = (FIRST_FD..).map(|fd| Source::Fd(fd, LISTEN_FDS));
         sources.extend(fds.take(passed));
         let made = sources.iter().any(|s| matches!(s, Source::Path(_)));
-        let (mode, group) = (self.mode, self.group);
-        let given = [
-            (mode.is_some(), Name::SocketMode),
-            (group.is_some(), Name::SocketGroup),
-        ];
-        if let Some((_, name)) = given.iter().find(|(given, _)| *given && !made) {
-            let name = name.long();
-            let why = format!("option '--{name}' is for sockets that are made: there are none");
-            return Err(usage(why));
+        let mut access = ["socket-mode", "socket-group"].iter();
+        match access.find(|name| !made && self.seen.contains(name)) {
+            None => Ok(()),
+            Some(name) => Err(usage(format!(
+                "option '--{name}' is for sockets that are made: there are none"
+            ))),
         }
-        let mode = mode.unwrap_or(DEFAULT_MODE);
-        Ok((sources, AccessConfig { mode, group }))
     }
 
     /// That the sockets are named in one place, where `passed` of them were handed in by a service
     /// manager.
     fn check_place(&self, passed: usize) -> Result<(), Fatal> {
         let base = self.base.as_ref().map(|_| "option '--socket-path'");
-        let named = self.named.first().map(|source| match source {
+        let named = self.config.guests.first().map(|source| match source {
             Source::Path(_) => "option '--socket'",
             Source::Fd(_, by) => by,
         });
-        match (base, named, passed) {
-            (Some(base), Some(named), _) => Err(usage(format!("{base} excludes {named}"))),
+        let why = match (base, named, passed) {
+            (Some(base), Some(named), _) => format!("{base} excludes {named}"),
             (Some(option), None, 1..) | (None, Some(option), 1..) => {
-                let why = format!("{LISTEN_FDS}: '{passed}' excludes {option}");
-                Err(usage(why))
+                format!("{LISTEN_FDS}: '{passed}' excludes {option}")
             }
-            (None, None, 0) => Err(usage(
-                "no socket: one of the options '--socket-path', '--socket', '--fd' and \
-                 '--socket-fd' is missing",
-            )),
-            (None, _, _) if self.count.is_some() => {
-                Err(usage("option '--socket-count' needs '--socket-path'"))
+            (None, None, 0) => "no socket: one of the options '--socket-path', '--socket', '--fd' \
+                                and '--socket-fd' is missing"
+                .to_owned(),
+            (None, _, _) if self.seen.contains(&"socket-count") => {
+                "option '--socket-count' needs '--socket-path'".to_owned()
             }
-            (Some(_), None, 0) | (None, Some(_), 0) | (None, None, 1..) => Ok(()),
-        }
+            (Some(_), None, 0) | (None, Some(_), 0) | (None, None, 1..) => return Ok(()),
+        };
+        Err(usage(why))
     }
-}
-
-fn numbered(base: &OsStr, number: usize) -> Source {
-    let mut path = base.to_owned();
-    path.push(number.to_string());
-    Source::Path(path.into())
-}
-
-fn path(name: Name, value: OsString) -> Result<OsString, Fatal> {
-    if value.is_empty() {
-        return Err(bad(name, &value, "is empty"));
-    }
-    Ok(value)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::start::cli::{Command, parse_config};
+    use crate::start::cli::{CAPABILITIES, Command, parse_config};
+    use crate::start::environment::Environment;
 
     fn parse(line: &[&str]) -> Result<Vec<Source>, String> {
         let line = line.iter().chain(&["--device=loopback"]);
@@ -263,7 +213,7 @@ mod tests {
     fn capabilities_are_printed_whatever_else_is_given() {
         let line = ["--nonsense", "--print-capabilities", "-c"].map(OsString::from);
         let command = Command::parse(line.into_iter(), &Environment::default());
-        assert!(matches!(command, Ok(Command::Capabilities)));
+        assert!(matches!(command, Ok(Command::Print(text)) if text == CAPABILITIES));
     }
 
     #[test]
