@@ -4,18 +4,19 @@
 
 use libc::sock_filter;
 
-/// A test on one argument, on its lower 32 bits: `argument & mask == value`. The arguments that are
-/// tested are ints, of which the kernel looks at no more. Two are longer: `mmap()`'s protection,
+/// A test on one argument, on its lower 32 bits: `argument & mask` is one of `values`. The arguments
+/// that are tested are ints, of which the kernel looks at no more. Two are longer: `mmap()`'s protection,
 /// whose bits are all in the lower half, and `read()`'s count, whose upper half makes no file
 /// readable that is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
     /// Which argument, from 0 on.
     pub argument: u32,
     /// Bits that are looked at.
     pub mask: u32,
-    /// What they must be.
-    pub value: u32,
+    /// What they may be: with none, the call is never allowed. A jump reaches over 255 instructions,
+    /// which 64 numbers and a few further conditions stay below.
+    pub values: Vec<u32>,
 }
 
 /// A system call that is allowed if all conditions hold.
@@ -84,28 +85,37 @@ pub fn program(allowed: &[Allowed], otherwise: u32) -> Vec<sock_filter> {
     program
 }
 
-/// One call: each condition that fails jumps behind it, where the number is loaded anew for the
-/// next.
+/// One call: a condition that does not hold jumps to after the return, where the number is loaded
+/// anew for the next call.
 fn push(program: &mut Vec<sock_filter>, call: &Allowed) {
-    // Three instructions for each condition, the return, and the number loaded anew.
-    let tests_len = u8::try_from(call.conditions.len())
-        .unwrap_or(u8::MAX)
-        .saturating_mul(3);
-    let reload = u8::from(tests_len > 0);
-    let behind = tests_len.saturating_add(1).saturating_add(reload);
-    program.push(jump(JUMP_EQUAL, call.number, 0, behind));
-    let mut left = tests_len;
+    // For each condition its argument, the mask, and a jump for each value, the last of which fails.
+    let len = |condition: &Condition| condition.values.len().saturating_add(2);
+    let mut left: usize = call.conditions.iter().map(len).sum();
+    let reload = usize::from(left > 0);
+    let next_call = left.saturating_add(1).saturating_add(reload);
+    program.push(jump(JUMP_EQUAL, call.number, 0, distance(next_call)));
     for condition in &call.conditions {
-        left = left.saturating_sub(3);
+        left = left.saturating_sub(len(condition));
         let offset = DATA_ARGUMENTS.saturating_add(condition.argument.saturating_mul(8));
         program.push(statement(LOAD, offset));
         program.push(statement(AND, condition.mask));
-        program.push(jump(JUMP_EQUAL, condition.value, 0, left.saturating_add(1)));
+        for (others, &value) in (0..condition.values.len()).rev().zip(&condition.values) {
+            let fails = if others == 0 {
+                distance(left).saturating_add(1)
+            } else {
+                0
+            };
+            program.push(jump(JUMP_EQUAL, value, distance(others), fails));
+        }
     }
     program.push(statement(RETURN, libc::SECCOMP_RET_ALLOW));
     if reload > 0 {
         program.push(statement(LOAD, DATA_NUMBER));
     }
+}
+
+fn distance(instructions: usize) -> u8 {
+    instructions.try_into().unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]
@@ -150,13 +160,13 @@ pub(crate) mod tests {
         run(&program, AUDIT_ARCH, number, arguments) == libc::SECCOMP_RET_ALLOW
     }
 
-    fn call(number: u32, conditions: &[(u32, u32, u32)]) -> Allowed {
+    fn call(number: u32, conditions: &[(u32, u32, &[u32])]) -> Allowed {
         let conditions = conditions
             .iter()
-            .map(|&(argument, mask, value)| Condition {
+            .map(|&(argument, mask, values)| Condition {
                 argument,
                 mask,
-                value,
+                values: values.to_vec(),
             })
             .collect();
         Allowed { number, conditions }
@@ -165,8 +175,8 @@ pub(crate) mod tests {
     #[test]
     fn program_wants_every_condition_of_one_alternative() {
         let allowed = [
-            call(7, &[(0, u32::MAX, 1), (5, 0xf0, 0x20)]),
-            call(7, &[(0, u32::MAX, 2)]),
+            call(7, &[(0, u32::MAX, &[1]), (5, 0xf0, &[0x20])]),
+            call(7, &[(0, u32::MAX, &[2])]),
             call(9, &[]),
         ];
         let seven = |first, last| allows(&allowed, 7, [first, 0, 0, 0, 0, last]);
@@ -176,6 +186,23 @@ pub(crate) mod tests {
         assert!(!seven(3, 0x2f));
         assert!(allows(&allowed, 9, [u64::MAX; 6]));
         assert!(!allows(&allowed, 8, [0; 6]));
+    }
+
+    #[test]
+    fn program_wants_one_of_the_values_of_every_condition() {
+        let numbers: Vec<u32> = (100..164).collect();
+        let allowed = [
+            call(7, &[(0, u32::MAX, &numbers), (1, u32::MAX, &[3, 5, 9])]),
+            call(9, &[]),
+        ];
+        let seven = |first, second| allows(&allowed, 7, [first, second, 0, 0, 0, 0]);
+        for first in 0..200 {
+            for second in 0..11 {
+                let expected = (100..164).contains(&first) && [3, 5, 9].contains(&second);
+                assert_eq!(seven(first, second), expected, "{first} {second}");
+            }
+        }
+        assert!(allows(&allowed, 9, [0; 6]));
     }
 
     #[test]

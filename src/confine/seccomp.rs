@@ -11,7 +11,11 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use libc::c_long;
+use libc::{
+    AF_UNIX, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, CLOCK_MONOTONIC, F_GET_SEALS, F_GETFL,
+    MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, PROT_EXEC, SHUT_RDWR, SIGABRT, SIGBUS, SIGSEGV,
+    SO_DOMAIN, SO_OOBINLINE, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, c_int, c_long,
+};
 
 use crate::config::SeccompMode;
 use crate::confine::bpf::{Allowed, Condition, program};
@@ -63,58 +67,42 @@ pub struct Pins {
     pub directories: Vec<RawFd>,
 }
 
-const fn is(argument: u32, value: u32) -> Test {
+const fn is(argument: u32, value: c_int) -> Test {
     masked(argument, u32::MAX, value)
 }
 
-const fn masked(argument: u32, mask: u32, value: u32) -> Test {
+const fn masked(argument: u32, mask: u32, value: c_int) -> Test {
     Test {
         argument,
         mask,
-        value: Value::Is(value),
+        value: Value::Is(value.cast_unsigned()),
     }
 }
 
-const fn any_of(argument: u32, value: Value) -> Test {
+const fn first(value: Value) -> Test {
     Test {
-        argument,
+        argument: 0,
         mask: u32::MAX,
         value,
     }
 }
 
-const DEVICE: Test = any_of(0, Value::Device);
-const DIRECTORY: Test = any_of(0, Value::Directory);
-const OWN_PID: Test = any_of(0, Value::Process);
+const DEVICE: Test = first(Value::Device);
+const DIRECTORY: Test = first(Value::Directory);
+const OWN_PID: Test = first(Value::Process);
 /// Bits of an ioctl's number that hold the size of its argument.
 const SIZE_BITS: u32 = 0x3fff << 16;
-const NOT_EXECUTABLE: Test = masked(2, 4, 0); // PROT_EXEC
-#[cfg(debug_assertions)]
-const F_GETFD: u32 = 1;
-const F_GETFL: u32 = 3;
-const F_GET_SEALS: u32 = 1034;
-const AT_EMPTY_PATH: u32 = 0x1000;
-const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
-const SOCK_CLOEXEC: u32 = 0o2_000_000;
-/// `SOCK_STREAM | SOCK_CLOEXEC`
-const PAIR_TYPE: u32 = 0o2_000_001;
-const AF_UNIX: u32 = 1;
-const SHUT_RDWR: u32 = 2;
-const SOL_SOCKET: u32 = 1;
-const SO_DOMAIN: u32 = 39;
-const SO_OOBINLINE: u32 = 10;
-const MSG_NOSIGNAL: u32 = 0x4000;
-const CLOCK_MONOTONIC: u32 = 1;
-const ITIMER_REAL: u32 = 0;
-const SIGABRT: u32 = 6;
-const SIGBUS: u32 = 7;
-const SIGSEGV: u32 = 11;
-const SIGINFO_LEN: u32 = 128;
-const MOUNTS_LEN: u32 = 4096;
-/// `MSG_DONTWAIT | MSG_CMSG_CLOEXEC`
-const RECEIVE_FLAGS: u32 = 0x4000_0040;
-/// `MSG_DONTWAIT | MSG_NOSIGNAL`
-const SEND_FLAGS: u32 = 0x4040;
+const MESSAGE: Test = masked(1, !SIZE_BITS, MESSAGE_0.cast_signed());
+const WRITE_MODE: c_int = WR_MODE32.cast_signed();
+const NOT_EXECUTABLE: Test = masked(2, PROT_EXEC.cast_unsigned(), 0);
+const EMPTY_PATH: Test = masked(2, AT_EMPTY_PATH.cast_unsigned(), AT_EMPTY_PATH);
+/// Of what musl and glibc do not agree on the type.
+const ITIMER_REAL: c_int = 0;
+const SIGINFO_LEN: c_int = 128;
+const MOUNTS_LEN: c_int = 4096;
+const PAIR_TYPE: c_int = SOCK_STREAM | SOCK_CLOEXEC;
+const RECEIVE_FLAGS: c_int = MSG_DONTWAIT | MSG_CMSG_CLOEXEC;
+const SEND_FLAGS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL;
 
 macro_rules! rules {
     ($(
@@ -143,8 +131,8 @@ rules! {
     SYS_epoll_wait      []                                              "serve::event_loop::serve_until_the_end";
     #[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
     SYS_epoll_pwait     []                                              "serve::event_loop::serve_until_the_end";
-    SYS_ioctl           [DEVICE, masked(1, !SIZE_BITS, MESSAGE_0)]      "spi::spidev::transfer";
-    SYS_ioctl           [DEVICE, is(1, WR_MODE32)]                      "spi::spidev::write_mode";
+    SYS_ioctl           [DEVICE, MESSAGE]                               "spi::spidev::transfer";
+    SYS_ioctl           [DEVICE, is(1, WRITE_MODE)]                     "spi::spidev::write_mode";
     SYS_write           []                                              "os::write_timeout::signal";
     SYS_setitimer       [is(0, ITIMER_REAL)]                            "os::ffi::set_interval_timer";
     SYS_rt_sigreturn    []                                              "os::write_timeout::on_tick";
@@ -167,7 +155,7 @@ rules! {
     // What its fds are, and its memory.
     SYS_fcntl           [is(1, F_GET_SEALS)]                            "os::file_kind::is_memory";
     SYS_fcntl           [is(1, F_GETFL)]                                "os::file_kind::is_only_a_path";
-    SYS_statx           [masked(2, AT_EMPTY_PATH, AT_EMPTY_PATH)]       "os::file_kind::file_type";
+    SYS_statx           [EMPTY_PATH]                                    "os::file_kind::file_type";
     #[cfg(target_env = "musl")]
     SYS_fstat           []                                              "virtqueue::memory::check_file";
     SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
@@ -217,7 +205,7 @@ rules! {
 
     // Debug builds check each fd that they close.
     #[cfg(debug_assertions)]
-    SYS_fcntl           [is(1, F_GETFD)]                                "os::deferred_close::collect"
+    SYS_fcntl           [is(1, libc::F_GETFD)]                          "os::deferred_close::collect"
         unseen "not in what ships", "debug_build_serves_under_its_filter";
 }
 
@@ -310,45 +298,22 @@ impl Pins {
         }
     }
 
-    /// The rules with their numbers: one for each device or directory that a rule is about.
+    /// The rules with their numbers. One about devices or directories, of which there are none,
+    /// allows nothing.
     fn apply(&self, rules: &[Rule]) -> Vec<Allowed> {
-        rules
-            .iter()
-            .flat_map(|rule| self.alternatives(rule))
-            .collect()
-    }
-
-    fn alternatives(&self, rule: &Rule) -> Vec<Allowed> {
-        let numbers: Vec<Vec<u32>> = rule
-            .tests
-            .iter()
-            .map(|test| self.numbers(test.value))
-            .collect();
-        // At most one of the tests has several.
-        let count = if numbers.iter().any(Vec::is_empty) {
-            0
-        } else {
-            numbers.iter().map(Vec::len).max().unwrap_or(1)
+        let condition = |test: &Test| Condition {
+            argument: test.argument,
+            mask: test.mask,
+            values: self.numbers(test.value),
         };
-        (0..count)
-            .filter_map(|index| {
-                let conditions = rule
-                    .tests
-                    .iter()
-                    .zip(&numbers)
-                    .filter_map(|(test, numbers)| {
-                        Some(Condition {
-                            argument: test.argument,
-                            mask: test.mask,
-                            value: *numbers.get(index).or_else(|| numbers.first())?,
-                        })
-                    });
-                Some(Allowed {
-                    number: rule.number.try_into().ok()?,
-                    conditions: conditions.collect(),
-                })
+        let allowed = rules.iter().filter_map(|rule| {
+            Some(Allowed {
+                number: rule.number.try_into().ok()?,
+                conditions: rule.tests.iter().map(condition).collect(),
             })
-            .collect()
+        });
+        let possible = |call: &Allowed| !call.conditions.iter().any(|c| c.values.is_empty());
+        allowed.filter(possible).collect()
     }
 }
 

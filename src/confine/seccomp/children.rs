@@ -80,7 +80,7 @@ fn dies(work: impl FnOnce()) -> bool {
 fn good(allowed: &Allowed) -> [u64; 6] {
     let mut arguments = [u64::MAX, 0, 0, 0, 0, 0];
     for condition in &allowed.conditions {
-        arguments[condition.argument as usize] = condition.value.into();
+        arguments[condition.argument as usize] = condition.values[0].into();
     }
     arguments
 }
@@ -121,7 +121,7 @@ fn child_returns_from_a_signal_handler() {
         // SAFETY: no pointers.
         let thread = unsafe { libc::gettid() };
         let (process, thread) = (std::process::id().into(), thread as u64);
-        let abort = u64::from(SIGABRT);
+        let abort = SIGABRT as u64;
         raw(libc::SYS_tgkill, [process, thread, abort, 0, 0, 0]);
     }));
 }
@@ -173,7 +173,8 @@ fn others_allow(rule: &Rule, arguments: [u64; 6]) -> bool {
         .any(|other| {
             let conditions = here(other).conditions;
             conditions.iter().all(|condition| {
-                arguments[condition.argument as usize] as u32 & condition.mask == condition.value
+                let argument = arguments[condition.argument as usize] as u32;
+                condition.values.contains(&(argument & condition.mask))
             })
         })
 }

@@ -36,9 +36,15 @@ fn filter_wants_every_argument_of_every_rule() {
         let alone = [allowed.clone()];
         let mut good = [0u64; 6];
         for condition in &allowed.conditions {
-            good[condition.argument as usize] = condition.value.into();
+            good[condition.argument as usize] = condition.values[0].into();
         }
-        assert!(allows(&alone, allowed.number, good), "{allowed:?}");
+        for condition in &allowed.conditions {
+            for &value in &condition.values {
+                let mut good = good;
+                good[condition.argument as usize] = value.into();
+                assert!(allows(&alone, allowed.number, good), "{allowed:?}");
+            }
+        }
         for condition in &allowed.conditions {
             let mut bad = good;
             // The lowest bit that is looked at.
