@@ -153,15 +153,15 @@ rules! {
     SYS_close           []                                              "os::deferred_close::collect";
 
     // What its fds are, and its memory.
-    SYS_fcntl           [is(1, F_GET_SEALS)]                            "os::file_kind::is_memory";
-    SYS_fcntl           [is(1, F_GETFL)]                                "os::file_kind::is_only_a_path";
+    SYS_fcntl           [is(1, F_GET_SEALS)]                            "os::file_kind::of";
+    SYS_fcntl           [is(1, F_GETFL)]                                "os::file_kind::of";
     SYS_statx           [EMPTY_PATH]                                    "os::file_kind::file_type";
     #[cfg(target_env = "musl")]
     SYS_fstat           []                                              "virtqueue::memory::check_file";
     SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
     SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::is_there"
         unseen "only for a file on overlay and the like", "memory_in_a_plain_file_is_refused_and_its_socket_serves_on";
-    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::ffi::socket_option";
+    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::is_socketpair";
     SYS_getpeername     []                                              "os::ffi::has_unnamed_peer";
     SYS_mmap            [NOT_EXECUTABLE]                                "virtqueue::memory::add";
     SYS_munmap          []                                              "virtqueue::memory::remove";

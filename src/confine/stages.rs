@@ -55,7 +55,7 @@ pub fn leave_inherited(adopted: &[RawFd]) {
     let fds: Vec<RawFd> = numbers.filter(|&fd| fd > libc::STDERR_FILENO).collect();
     for fd in fds {
         let is_inherited = |flags| flags & libc::FD_CLOEXEC == 0;
-        if ffi::fd_flags(fd).is_ok_and(is_inherited) {
+        if ffi::fcntl(fd, libc::F_GETFD).is_ok_and(is_inherited) {
             // Nothing in this process knows it.
             let _ = ffi::close_range(fd, fd);
         }

@@ -50,36 +50,32 @@ struct DeferredFd {
     fd: OwnedFd,
 }
 
+/// The deferred fds of all guests.
 #[derive(Debug, Default)]
-struct Queue {
+pub struct DeferredClose {
     fds: RefCell<Vec<DeferredFd>>,
     is_touched: Cell<bool>,
 }
 
-/// The deferred fds of all guests. A clone is another handle of the same.
-#[derive(Debug, Clone, Default)]
-pub struct DeferredClose(Rc<Queue>);
-
 impl DeferredClose {
     /// With the room that `guests` guests can need: to grow later, it would need a system call that
     /// the filter does not allow (`mremap`).
-    pub fn new(guests: usize) -> Self {
-        let fds = Vec::with_capacity(guests.saturating_mul(ROOM));
-        Self(Rc::new(Queue {
-            fds: RefCell::new(fds),
+    pub fn new(guests: usize) -> Rc<Self> {
+        Rc::new(Self {
+            fds: RefCell::new(Vec::with_capacity(guests.saturating_mul(ROOM))),
             is_touched: Cell::new(false),
-        }))
+        })
     }
 
     /// Where the fds of guest `guest` go.
-    pub fn of_guest(&self, guest: GuestNumber) -> Closer {
-        let queue = Rc::clone(&self.0);
+    pub fn of_guest(self: &Rc<Self>, guest: GuestNumber) -> Closer {
+        let queue = Rc::clone(self);
         Closer { guest, queue }
     }
 
     /// Whether a close was deferred since the last call; a plain load where none was.
     pub fn take_touched(&self) -> bool {
-        self.0.is_touched.get() && self.0.is_touched.replace(false)
+        self.is_touched.get() && self.is_touched.replace(false)
     }
 
     /// Hands what is deferred to the kernel. Returns whether it took everything; if not, it is to
@@ -87,38 +83,45 @@ impl DeferredClose {
     pub fn collect(&self) -> bool {
         loop {
             let mut batch: Vec<DeferredFd> = {
-                let mut fds = self.0.fds.borrow_mut();
+                let mut fds = self.fds.borrow_mut();
                 let len = fds.len().min(BATCH);
                 fds.drain(..len).collect()
             };
             if batch.is_empty() {
                 return true;
             }
-            let fds: Vec<RawFd> = batch
-                .iter()
-                .map(|deferred| deferred.fd.as_raw_fd())
-                .collect();
-            match Garbage::new(&fds) {
-                Ok(garbage) => {
-                    drop(batch);
-                    drop(garbage);
-                }
-                Err(_) => {
-                    batch.retain(|deferred| !deferred.close_is_bounded);
-                    self.0.fds.borrow_mut().append(&mut batch);
-                    self.0.is_touched.set(true);
-                    return false;
-                }
-            }
+            let Ok((receiver, sender)) = in_flight(&batch) else {
+                batch.retain(|deferred| !deferred.close_is_bounded);
+                self.fds.borrow_mut().append(&mut batch);
+                self.is_touched.set(true);
+                return false;
+            };
+            // The kernel looks for garbage when the last of the two is closed. By then all other fds
+            // of the files must be closed, and the receiver, which is in its own queue.
+            drop(batch);
+            drop(receiver);
+            drop(sender);
         }
     }
+}
+
+/// Duplicates `batch` into the queue of the socket that is returned first, together with that; the
+/// second one is its other end.
+fn in_flight(batch: &[DeferredFd]) -> io::Result<(UnixStream, UnixStream)> {
+    let (sender, receiver) = UnixStream::pair()?;
+    let fds = batch.iter().map(|deferred| deferred.fd.as_raw_fd());
+    let fds: Vec<RawFd> = fds.chain([receiver.as_raw_fd()]).collect();
+    sender
+        .send_with_fds(&[&[0][..]], &fds)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    Ok((receiver, sender))
 }
 
 /// Defers closes for one guest.
 #[derive(Debug, Clone, Default)]
 pub struct Closer {
     guest: GuestNumber,
-    queue: Rc<Queue>,
+    queue: Rc<DeferredClose>,
 }
 
 impl Closer {
@@ -133,10 +136,9 @@ impl Closer {
     }
 
     fn push(&self, fd: OwnedFd, close_is_bounded: bool) {
-        let guest = self.guest;
         self.queue.is_touched.set(true);
         self.queue.fds.borrow_mut().push(DeferredFd {
-            guest,
+            guest: self.guest,
             close_is_bounded,
             fd,
         });
@@ -150,32 +152,7 @@ impl Closer {
 
     /// As [`DeferredClose::collect`].
     pub fn collect(&self) -> bool {
-        DeferredClose(Rc::clone(&self.queue)).collect()
-    }
-}
-
-/// Files on their way to the kernel's collector, which gets them when this is dropped: by then,
-/// all other fds of them must be closed.
-#[derive(Debug)]
-struct Garbage {
-    // The kernel looks for garbage when the last of the two is closed. The one that is in its own
-    // queue must be unreachable by then, so it goes first: fields are dropped in this order.
-    _receiver: UnixStream,
-    _sender: UnixStream,
-}
-
-impl Garbage {
-    /// Takes a duplicate of each of `fds`.
-    fn new(fds: &[RawFd]) -> io::Result<Self> {
-        let (sender, receiver) = UnixStream::pair()?;
-        let with_receiver = [fds, &[receiver.as_raw_fd()]].concat();
-        sender
-            .send_with_fds(&[&[0][..]], &with_receiver)
-            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        Ok(Self {
-            _receiver: receiver,
-            _sender: sender,
-        })
+        self.queue.collect()
     }
 }
 
@@ -201,13 +178,11 @@ impl FrontendFile {
     /// Finds out, once, of what kind `fd` is. `None` if closing it may wait, for ever even: then it
     /// is left open, which puts the wait off to the end of the process.
     pub fn classify(fd: OwnedFd, mounts: &Mounts, closer: &Closer) -> Option<Self> {
-        match file_kind::of(&fd, mounts) {
-            Some(kind) => Some(Self::new(fd, kind, closer)),
-            None => {
-                std::mem::forget(fd);
-                None
-            }
-        }
+        let Some(kind) = file_kind::of(fd.as_raw_fd(), mounts) else {
+            std::mem::forget(fd);
+            return None;
+        };
+        Some(Self::new(fd, kind, closer))
     }
 
     /// What kind of file it is.
@@ -228,10 +203,8 @@ impl FrontendFile {
     /// # Errors
     /// The kernel's.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.file {
-            Some(file) => (&*file).write(bytes),
-            None => Ok(0),
-        }
+        let file = self.file.as_ref();
+        file.map_or(Ok(0), |mut file| file.write(bytes))
     }
 }
 
@@ -257,12 +230,18 @@ mod tests {
     #[test]
     fn garbage_is_closed_by_the_kernel() {
         let (ours, mut other) = UnixStream::pair().unwrap();
-        let garbage = Garbage::new(&[ours.as_raw_fd()]).unwrap();
-        drop(ours);
+        let batch = [DeferredFd {
+            guest: GuestNumber::default(),
+            close_is_bounded: false,
+            fd: ours.into(),
+        }];
+        let (receiver, sender) = in_flight(&batch).unwrap();
+        drop(batch);
         other.set_nonblocking(true).unwrap();
         assert!(other.read(&mut [0]).is_err(), "closed too early");
         other.set_nonblocking(false).unwrap();
-        drop(garbage);
+        drop(receiver);
+        drop(sender);
         // The end of the stream shows that the last fd of its other end is gone.
         assert_eq!(other.read(&mut [0]).unwrap(), 0);
     }
@@ -270,7 +249,7 @@ mod tests {
     #[test]
     fn frontend_file_dropped_is_open_until_it_is_collected() {
         let (ours, mut other) = UnixStream::pair().unwrap();
-        let deferred = DeferredClose::default();
+        let deferred = DeferredClose::new(2);
         let (seven, zero) = (GuestNumber::new(7).unwrap(), GuestNumber::default());
         let closer = deferred.of_guest(seven);
         drop(FrontendFile::new(ours, FileKind::SocketEnd, &closer));

@@ -9,10 +9,16 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::config::GuestNumber;
 use crate::os::deferred_close::FrontendFile;
 
-/// One event for each time that there is more to read, and one for the end.
-const EDGES: EventSet = EventSet::IN
+/// Edge-triggered: one event for each time that there is more to read, and one for the end.
+pub const EDGES: EventSet = EventSet::IN
     .union(EventSet::READ_HANG_UP)
     .union(EventSet::EDGE_TRIGGERED);
+/// As [`EDGES`], and an event when there is room to write: at once, if there is some already.
+pub const EDGES_AND_ROOM: EventSet = EDGES.union(EventSet::OUT);
+/// Events until all was read, and when the fd is shut down.
+pub const LEVEL: EventSet = EventSet::IN.union(EventSet::READ_HANG_UP);
+/// No event before the fd is shut down in both directions.
+pub const NONE: EventSet = EventSet::empty();
 
 /// Who an event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,77 +86,29 @@ impl Poller {
         }
     }
 
-    /// Adds `fd` for reading, edge-triggered: one event for each change.
+    /// Adds `fd`, of which there are to be these `events`.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn add_edge(&self, fd: RawFd, token: Token) -> io::Result<()> {
-        self.add(fd, token, EDGES)
+    pub fn add(&self, fd: RawFd, token: Token, events: EventSet) -> io::Result<()> {
+        let event = EpollEvent::new(events, token.encode());
+        self.0.ctl(ControlOperation::Add, fd, event)
     }
 
-    /// Adds `fd` for reading: events until all was read.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn add_level(&self, fd: RawFd, token: Token) -> io::Result<()> {
-        self.add(fd, token, EventSet::IN)
-    }
-
-    /// Adds `fd`, of which [`Poller::set_listening`] says whether it is listened to.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn add_listener(&self, fd: RawFd, token: Token) -> io::Result<()> {
-        self.add(fd, token, EventSet::empty())
-    }
-
-    /// Has `fd`, which was added, give events until it was read, and when it is shut down; or none
-    /// before it is shut down in both directions. Taking it out of the set and putting it back
-    /// could fail: the kernel limits what a user has in all its sets, and a front-end may be of the
-    /// same user.
-    pub fn set_listening(&self, fd: RawFd, token: Token, listening: bool) {
-        let events = if listening {
-            EventSet::IN | EventSet::READ_HANG_UP
-        } else {
-            EventSet::empty()
-        };
-        self.modify(fd, token, events);
-    }
-
-    /// Has `fd`, which was added with [`Poller::add_listener`], give an event when another
-    /// connection waits, once for each, and when it is shut down.
-    pub fn await_next(&self, fd: RawFd, token: Token) {
-        self.modify(fd, token, EDGES);
-    }
-
-    /// Has `fd`, which was added with [`Poller::add_edge`], give an event when there is room to write
-    /// to it, too, or not any more. If there is room already the event comes at once.
-    pub fn await_room(&self, fd: RawFd, token: Token, awaits: bool) {
-        let room = if awaits {
-            EventSet::OUT
-        } else {
-            EventSet::empty()
-        };
-        self.modify(fd, token, EDGES | room);
-    }
-
-    fn modify(&self, fd: RawFd, token: Token, events: EventSet) {
+    /// Of `fd`, which was added, there are to be these `events` from now on. Taking it out of the
+    /// set and putting it back could fail: the kernel limits how many fds a user has in all its sets,
+    /// and a front-end may be of the same user.
+    pub fn modify(&self, fd: RawFd, token: Token, events: EventSet) {
         let event = EpollEvent::new(events, token.encode());
         // It can only fail for an fd that is not in the set.
         let _ = self.0.ctl(ControlOperation::Modify, fd, event);
     }
 
-    fn add(&self, fd: RawFd, token: Token, events: EventSet) -> io::Result<()> {
-        let event = EpollEvent::new(events, token.encode());
-        self.0.ctl(ControlOperation::Add, fd, event)
-    }
-
     /// Removes `fd`.
     pub fn remove(&self, fd: RawFd) {
         // It can only fail for an fd that is not in the set.
-        let _ = self
-            .0
-            .ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        let event = EpollEvent::default();
+        let _ = self.0.ctl(ControlOperation::Delete, fd, event);
     }
 }
 
@@ -168,7 +126,7 @@ impl Registered {
     /// # Errors
     /// The kernel's; it refuses files that cannot be polled.
     pub fn new(poller: &Poller, file: FrontendFile, token: Token) -> io::Result<Self> {
-        poller.add_edge(file.as_raw_fd(), token)?;
+        poller.add(file.as_raw_fd(), token, EDGES)?;
         Ok(Self {
             poller: poller.clone(),
             file,

@@ -57,28 +57,12 @@ fn at(call: c_long, fd: RawFd, path: &CStr, [a, b, c]: [c_long; 3]) -> io::Resul
 
 // Fds.
 
-/// `FD_CLOEXEC`, or not.
+/// `fcntl()` with a command that takes no argument: `F_GETFD`, `F_GETFL`, `F_GET_SEALS`.
 ///
 /// # Errors
-/// The kernel's: it is not open.
-pub fn fd_flags(fd: RawFd) -> io::Result<c_int> {
-    numbers(libc::SYS_fcntl, [fd.into(), libc::F_GETFD.into(), 0])
-}
-
-/// `O_PATH` and the like.
-///
-/// # Errors
-/// As above.
-pub fn status_flags(fd: RawFd) -> io::Result<c_int> {
-    numbers(libc::SYS_fcntl, [fd.into(), libc::F_GETFL.into(), 0])
-}
-
-/// The seals of a file that lives in memory.
-///
-/// # Errors
-/// The kernel's: it does not live in memory.
-pub fn seals(fd: RawFd) -> io::Result<c_int> {
-    numbers(libc::SYS_fcntl, [fd.into(), libc::F_GET_SEALS.into(), 0])
+/// The kernel's: the fd is not open, or its file has no such thing.
+pub fn fcntl(fd: RawFd, command: c_int) -> io::Result<c_int> {
+    numbers(libc::SYS_fcntl, [fd.into(), command.into(), 0])
 }
 
 /// A second fd of the file `fd`, closed on execution, and never one of stdio.
@@ -399,27 +383,14 @@ pub fn limits(resource: Resource, new: Option<&libc::rlimit>) -> io::Result<libc
 
 // Confinement.
 
-/// Makes a ruleset of Landlock, of an initialised `struct landlock_ruleset_attr`; without
-/// attributes, with the flag for it, gives Landlock's version.
-fn create_ruleset(attributes: &[u64], flags: u32) -> io::Result<c_int> {
-    let address = if attributes.is_empty() {
-        ptr::null()
-    } else {
-        attributes.as_ptr()
-    };
-    let (call, len) = (libc::SYS_landlock_create_ruleset, size_of_val(attributes));
-    // SAFETY: there are as many bytes at the address as are said to be.
-    checked(unsafe { libc::syscall(call, address, len, flags) })
-}
-
 /// The kernel's version of Landlock.
 ///
 /// # Errors
 /// It has none.
 pub fn landlock_version() -> io::Result<c_int> {
-    /// `LANDLOCK_CREATE_RULESET_VERSION`
-    const VERSION: u32 = 1;
-    create_ruleset(&[], VERSION)
+    /// `LANDLOCK_CREATE_RULESET_VERSION`, which wants no attributes.
+    const VERSION: c_long = 1;
+    numbers(libc::SYS_landlock_create_ruleset, [0, 0, VERSION])
 }
 
 /// A ruleset of Landlock: `attributes` are those of `struct landlock_ruleset_attr` that the
@@ -428,7 +399,11 @@ pub fn landlock_version() -> io::Result<c_int> {
 /// # Errors
 /// The kernel's.
 pub fn landlock_ruleset(attributes: &[u64]) -> io::Result<OwnedFd> {
-    owned(create_ruleset(attributes, 0))
+    let (call, len) = (libc::SYS_landlock_create_ruleset, size_of_val(attributes));
+    // SAFETY: there are as many bytes at the address as are said to be.
+    owned(checked(unsafe {
+        libc::syscall(call, attributes.as_ptr(), len, 0)
+    }))
 }
 
 /// Has `ruleset` allow `access` to what is below `directory`.

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 
 use crate::os::ffi;
 use crate::os::mounts::{DeviceNumber, Mounts};
@@ -26,15 +26,16 @@ pub enum FileKind {
 }
 
 /// The kind of `fd`. `None` if closing it may wait for somebody, even if that is not the last close:
-/// a file of a FUSE server or of a network file system, where it cannot be told from `mounts` that
-/// it is none. A FUSE server is sent a FLUSH, and its answer, which may never come, is waited for
+/// a file of a FUSE server or of a network file system, or one that cannot be told from these by
+/// `mounts`. A FUSE server is sent a FLUSH, and its answer, which may never come, is waited for
 /// uninterruptibly.
-pub fn of(fd: &impl AsRawFd, mounts: &Mounts) -> Option<FileKind> {
-    let fd = fd.as_raw_fd();
-    if is_memory(fd) {
+pub fn of(fd: RawFd, mounts: &Mounts) -> Option<FileKind> {
+    // Succeeds on shmem (memfd, tmpfs) and hugetlbfs alone.
+    if ffi::fcntl(fd, libc::F_GET_SEALS).is_ok() {
         return Some(FileKind::Memory);
     }
-    if is_only_a_path(fd) {
+    // A file is not told of the close of such an fd.
+    if ffi::fcntl(fd, libc::F_GETFL).is_ok_and(|flags| flags & libc::O_PATH != 0) {
         return Some(FileKind::Unwanted);
     }
     let (kind, device) = file_type(fd).ok()?;
@@ -54,17 +55,6 @@ fn file_type(fd: RawFd) -> io::Result<(u32, DeviceNumber)> {
     let found = ffi::statx(fd, c"", flags, libc::STATX_TYPE)?;
     let device = (found.stx_dev_major, found.stx_dev_minor);
     Ok((u32::from(found.stx_mode) & libc::S_IFMT, device))
-}
-
-/// Whether `fd` is a file that lives in memory: `F_GET_SEALS` succeeds on shmem (memfd, tmpfs) and
-/// hugetlbfs alone.
-fn is_memory(fd: RawFd) -> bool {
-    ffi::seals(fd).is_ok()
-}
-
-/// Whether `fd` was opened by `O_PATH`: its file is not told of its close.
-fn is_only_a_path(fd: RawFd) -> bool {
-    ffi::status_flags(fd).is_ok_and(|flags| flags & libc::O_PATH != 0)
 }
 
 /// Bytes of a page of `file`, which lives in memory, if they are huge pages of hugetlbfs.

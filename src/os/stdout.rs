@@ -8,7 +8,7 @@
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::os::ffi::fd_flags;
+use crate::os::ffi::fcntl;
 
 /// Stdout was closed when the process began.
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
@@ -18,7 +18,10 @@ static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 static LOOK: extern "C" fn() = look;
 
 extern "C" fn look() {
-    WAS_CLOSED.store(fd_flags(libc::STDOUT_FILENO).is_err(), Ordering::Relaxed);
+    WAS_CLOSED.store(
+        fcntl(libc::STDOUT_FILENO, libc::F_GETFD).is_err(),
+        Ordering::Relaxed,
+    );
 }
 
 /// Writes `text`, all of it.

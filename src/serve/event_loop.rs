@@ -20,7 +20,7 @@ use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use crate::config::{GuestNumber, LogLevel};
 use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deadline_timer::DeadlineTimer;
-use crate::os::epoll::Token;
+use crate::os::epoll::{self, Token};
 use crate::os::log;
 use crate::os::sd_notify::SdNotify;
 use crate::os::signals::{self, Wish};
@@ -79,8 +79,8 @@ impl EventLoop {
         let timer = DeadlineTimer::new().map_err(fatal)?;
         let poller = &shared.poller;
         poller
-            .add_level(signals.as_raw_fd(), Token::Signal)
-            .and_then(|()| poller.add_edge(timer.fd(), Token::Timer))
+            .add(signals.as_raw_fd(), Token::Signal, epoll::LEVEL)
+            .and_then(|()| poller.add(timer.fd(), Token::Timer, epoll::EDGES))
             .map_err(fatal)?;
         Ok(Self {
             timer,

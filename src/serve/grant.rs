@@ -2,6 +2,7 @@
 //!
 //! Must not: touch a bus or a ring.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::config::{GuestNumber, HoldPolicy};
@@ -48,7 +49,7 @@ pub struct Shared {
     /// The file systems of the host.
     pub mounts: Mounts,
     /// The fds of front-ends whose close is deferred.
-    pub deferred: DeferredClose,
+    pub deferred: Rc<DeferredClose>,
     /// The clock, as last read: after a wait for events, messages, an ioctl, and each turn.
     pub now: Instant,
     /// The same when that turn became due.
@@ -57,7 +58,12 @@ pub struct Shared {
 
 impl Shared {
     /// What guests of these controllers share.
-    pub fn new(buses: Vec<Bus>, poller: Poller, mounts: Mounts, deferred: DeferredClose) -> Self {
+    pub fn new(
+        buses: Vec<Bus>,
+        poller: Poller,
+        mounts: Mounts,
+        deferred: Rc<DeferredClose>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             buses,

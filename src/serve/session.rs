@@ -9,12 +9,13 @@
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::config::{GuestNumber, LogLevel};
 use crate::error::SessionError;
 use crate::os::deferred_close::{Closer, DeferredClose};
-use crate::os::epoll::{Poller, Token};
+use crate::os::epoll::{self, Poller, Token};
 use crate::os::handed_in::Socket;
 use crate::os::listener::Listener;
 use crate::os::log::{self, Quoted};
@@ -67,7 +68,7 @@ impl Session {
         socket: Socket,
         grant: Grant,
         poller: &Poller,
-        deferred: &DeferredClose,
+        deferred: &Rc<DeferredClose>,
     ) -> Result<Self, SessionError> {
         let mut session = Self {
             number,
@@ -84,9 +85,10 @@ impl Session {
         match socket {
             Socket::Listening(listener) => {
                 let (fd, token) = (listener.as_raw_fd(), Token::Listener(number));
-                poller.add_listener(fd, token).map_err(SessionError::Host)?;
+                poller
+                    .add(fd, token, epoll::LEVEL)
+                    .map_err(SessionError::Host)?;
                 session.listener = Some(listener);
-                session.listen(poller, true);
             }
             Socket::Connected(stream, _) => {
                 session.is_single = true;
@@ -100,7 +102,8 @@ impl Session {
     pub fn listen(&self, poller: &Poller, listening: bool) {
         if let Some(listener) = &self.listener {
             let token = Token::Listener(self.number);
-            poller.set_listening(listener.as_raw_fd(), token, listening);
+            let events = if listening { epoll::LEVEL } else { epoll::NONE };
+            poller.modify(listener.as_raw_fd(), token, events);
         }
     }
 
@@ -135,7 +138,9 @@ impl Session {
             return Ok(false);
         }
         let stream = accepted.map_err(SessionError::Host)?;
-        poller.await_next(listener.as_raw_fd(), Token::Listener(self.number));
+        // One event when another one waits.
+        let token = Token::Listener(self.number);
+        poller.modify(listener.as_raw_fd(), token, epoll::EDGES);
         let what = format_args!("front-end connected");
         self.requestq.lines.connection(LogLevel::Info, what);
         self.connect(stream, poller)?;

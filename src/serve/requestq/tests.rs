@@ -219,7 +219,7 @@ impl Rig {
             Bus::new(vec![loopback()], None, 2),
         ];
         Self {
-            shared: Shared::new(buses, poller, Mounts::default(), DeferredClose::default()),
+            shared: Shared::new(buses, poller, Mounts::default(), DeferredClose::new(1)),
             players,
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::SessionError;
 use crate::os::deferred_close::Closer;
-use crate::os::epoll::{Poller, Token};
+use crate::os::epoll::{self, Poller, Token};
 use crate::os::ffi::shut_down;
 use crate::os::mounts::Mounts;
 use crate::os::socket;
@@ -48,7 +48,7 @@ impl Connection {
     ) -> Result<Self, SessionError> {
         let fd = stream.as_raw_fd();
         let handler = socket::receive_urgent_inline(fd)
-            .and_then(|()| poller.add_edge(fd, token))
+            .and_then(|()| poller.add(fd, token, epoll::EDGES))
             .and_then(|()| Handler::new(backend));
         match handler {
             Ok(handler) => Ok(Self {
@@ -134,8 +134,12 @@ impl Connection {
         let sent = self.handler.send_reply(self.fd())?;
         if sent == self.awaits_room {
             self.awaits_room = !sent;
-            self.poller
-                .await_room(self.fd(), self.token, self.awaits_room);
+            let events = if sent {
+                epoll::EDGES
+            } else {
+                epoll::EDGES_AND_ROOM
+            };
+            self.poller.modify(self.fd(), self.token, events);
         }
         Ok(sent)
     }
