@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::ExitCode;
 
-use vhost_device_spi::config::{Config, LogLevel, Source};
+use vhost_device_spi::config::{Config, Source};
 use vhost_device_spi::confine::emergency_cleanup;
 use vhost_device_spi::confine::seccomp::Pins;
 use vhost_device_spi::confine::stages;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
-            log::line(LogLevel::Error, format_args!("{}", fatal.message));
+            log::error(format_args!("{}", fatal.message));
             ExitCode::from(fatal.code.number())
         }
     }

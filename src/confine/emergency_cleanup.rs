@@ -10,7 +10,6 @@ use std::panic;
 use std::process;
 use std::sync::OnceLock;
 
-use crate::config::LogLevel;
 use crate::os::listener::SocketFile;
 use crate::os::log;
 use crate::spi::spidev::write_mode;
@@ -35,7 +34,7 @@ pub fn install() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         let place = place.as_deref().unwrap_or("an unknown place");
-        log::line(LogLevel::Error, format_args!("internal error at {place}"));
+        log::error(format_args!("internal error at {place}"));
         restore_devices();
         remove_sockets();
         process::abort();
@@ -62,10 +61,7 @@ pub fn remove<'s>(sockets: impl IntoIterator<Item = &'s SocketFile>) {
     for socket in sockets {
         if let Err(error) = socket.remove() {
             let path = socket.path().display();
-            log::line(
-                LogLevel::Warning,
-                format_args!("socket '{path}' stays: {error}"),
-            );
+            log::warning(format_args!("socket '{path}' stays: {error}"));
         }
     }
 }

@@ -17,7 +17,7 @@ use std::fs;
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::config::{LogLevel, MAX_REGIONS, SeccompMode};
+use crate::config::{MAX_REGIONS, SeccompMode};
 use crate::confine::landlock;
 use crate::confine::seccomp::{self, Pins};
 use crate::error::{ExitCode, Fatal};
@@ -101,28 +101,21 @@ pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
     match mode {
         SeccompMode::Kill => (),
         SeccompMode::Log => {
-            log::line(
-                LogLevel::Warning,
-                format_args!(
-                    "warning: --seccomp=log: what is not allowed is only logged by the kernel"
-                ),
-            );
+            log::warning(format_args!(
+                "warning: --seccomp=log: what is not allowed is only logged by the kernel"
+            ));
         }
         SeccompMode::None => {
-            log::line(
-                LogLevel::Warning,
-                format_args!("warning: --seccomp=none: there is neither a filter nor Landlock"),
-            );
+            log::warning(format_args!(
+                "warning: --seccomp=none: there is neither a filter nor Landlock"
+            ));
             return Ok(());
         }
     }
     if !landlock::restrict(&pins.directories).map_err(|error| failed("Landlock", &error))? {
-        log::line(
-            LogLevel::Warning,
-            format_args!(
-                "warning: this kernel has no Landlock, only seccomp keeps the daemon from files"
-            ),
-        );
+        log::warning(format_args!(
+            "warning: this kernel has no Landlock, only seccomp keeps the daemon from files"
+        ));
     }
     seccomp::install(mode, pins).map_err(|error| failed("seccomp", &error))
 }
@@ -158,12 +151,9 @@ pub fn allow_fds(guests: usize, devices: usize) -> Result<(), Fatal> {
         return Err(Fatal::new(ExitCode::OsError, why));
     }
     if most < wanted {
-        log::line(
-            LogLevel::Warning,
-            format_args!(
-                "warning: at most {most} open files are allowed, the guests may need {wanted}"
-            ),
-        );
+        log::warning(format_args!(
+            "warning: at most {most} open files are allowed, the guests may need {wanted}"
+        ));
     }
     let all = libc::rlimit {
         rlim_cur: most,

@@ -19,7 +19,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{AccessConfig, Group, LogLevel, digits};
+use crate::config::{AccessConfig, Group, digits};
 use crate::error::{ExitCode, Fatal};
 use crate::os::deferred_close::Closer;
 use crate::os::ffi;
@@ -218,7 +218,7 @@ fn lock(directory: &File, shown: &str, waited: &Cell<bool>) -> io::Result<()> {
     }
     waited.set(true);
     let why = "its directory is locked by another process, and not waited for any longer";
-    log::line(LogLevel::Warning, format_args!("warning: {shown}: {why}"));
+    log::warning(format_args!("warning: {shown}: {why}"));
     Ok(())
 }
 

@@ -25,50 +25,35 @@ use crate::os::write_timeout;
 const LINE_LEN: usize = 512;
 const PREFIX: &str = "vhost-device-spi: ";
 
+// The panic hook logs, and has no other way to these two.
+
 /// Lines of a higher number are not written.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info.priority());
 static IS_JOURNAL: AtomicBool = AtomicBool::new(false);
 
-struct Line {
-    bytes: [u8; LINE_LEN],
-    len: usize,
-}
-
-impl Line {
-    fn new(level: LogLevel, is_journal: bool, text: fmt::Arguments<'_>) -> Self {
-        let mut line = Self {
-            bytes: [0; LINE_LEN],
-            len: 0,
-        };
-        if is_journal {
-            let _ = write!(line, "<{}>", level.priority());
-        }
-        let _ = write!(line, "{PREFIX}{text}");
-        if let Some(slot) = line.bytes.get_mut(line.len) {
-            *slot = b'\n';
-            line.len = line.len.saturating_add(1);
-        }
-        line
+/// Puts a line into `buffer`, cut where that ends.
+fn compose<'b>(
+    buffer: &'b mut [u8; LINE_LEN],
+    level: LogLevel,
+    is_journal: bool,
+    text: fmt::Arguments<'_>,
+) -> &'b [u8] {
+    // The last place is the newline's. Writing fails where the line is cut.
+    let (mut room, _) = buffer.split_at_mut(LINE_LEN - 1);
+    if is_journal {
+        let _ = write!(room, "<{}>", level.priority());
     }
-}
-
-impl fmt::Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            // The last place is the newline's.
-            let Some(slot) = self
-                .bytes
-                .get_mut(self.len)
-                .filter(|_| self.len < LINE_LEN - 1)
-            else {
-                break;
-            };
-            // A name from the command line must not make two lines of one.
-            *slot = if byte.is_ascii_control() { b'?' } else { byte };
-            self.len = self.len.saturating_add(1);
-        }
-        Ok(())
+    let _ = write!(room, "{PREFIX}{text}");
+    let len = (LINE_LEN - 1).saturating_sub(room.len());
+    // A name from the command line must not make two lines of one.
+    let written = buffer.iter_mut().take(len);
+    written
+        .filter(|byte| byte.is_ascii_control())
+        .for_each(|byte| *byte = b'?');
+    if let Some(end) = buffer.get_mut(len) {
+        *end = b'\n';
     }
+    buffer.get(..=len).unwrap_or_default()
 }
 
 /// Finds out whether stderr is the journal; once, before the first line.
@@ -101,17 +86,32 @@ pub fn line(level: LogLevel, text: fmt::Arguments<'_>) {
     }
 }
 
+/// [`line`] of this level.
+pub fn error(text: fmt::Arguments<'_>) {
+    line(LogLevel::Error, text);
+}
+
+/// [`line`] of this level.
+pub fn warning(text: fmt::Arguments<'_>) {
+    line(LogLevel::Warning, text);
+}
+
+/// [`line`] of this level.
+pub fn info(text: fmt::Arguments<'_>) {
+    line(LogLevel::Info, text);
+}
+
 /// Writes one line that was asked for, whatever the level; `false` if it was not written.
 pub fn write(level: LogLevel, text: fmt::Arguments<'_>) -> bool {
-    let line = Line::new(level, IS_JOURNAL.load(Ordering::Relaxed), text);
+    let mut buffer = [0; LINE_LEN];
+    let line = compose(&mut buffer, level, IS_JOURNAL.load(Ordering::Relaxed), text);
     if !ffi::is_ready(libc::STDERR_FILENO, libc::POLLOUT) {
         return false;
     }
-    // Somebody else may fill it before us: then the watchdog ends the wait.
+    // Somebody else may fill it before us: then a tick ends the wait.
     let _armed = write_timeout::arm();
     // Once, whatever comes of it: a failure costs the line alone.
-    let written = io::stderr().write(line.bytes.get(..line.len).unwrap_or_default());
-    written.is_ok()
+    io::stderr().write(line).is_ok()
 }
 
 /// A field's value that is text: in quotes, of which it has none itself.
@@ -132,52 +132,37 @@ impl Display for Quoted<'_> {
     }
 }
 
-/// [`write`], or what stands for it in a unit test.
-type Write = fn(LogLevel, fmt::Arguments<'_>) -> bool;
-
 /// Lines about one guest: about its requests and about its connections, each with a limit of their
 /// own, so that a guest cannot hide by its requests why it was cut off.
 #[derive(Debug)]
 pub struct GuestLines {
-    guest: GuestNumber,
-    requests: Limiter,
-    connections: Limiter,
-    write: Write,
+    /// Those about its requests and its ring.
+    pub requests: Limiter,
+    /// Those about its connections.
+    pub connections: Limiter,
 }
 
 impl GuestLines {
     /// Those about `guest`.
     pub fn new(guest: GuestNumber) -> Self {
         Self {
-            guest,
-            requests: Limiter::default(),
-            connections: Limiter::default(),
-            write,
+            requests: Limiter::new(guest),
+            connections: Limiter::new(guest),
         }
-    }
-
-    /// Writes a line about one of its requests or its ring, or counts it.
-    pub fn request(&mut self, level: LogLevel, what: fmt::Arguments<'_>) {
-        self.requests.line(self.write, level, self.guest, what);
-    }
-
-    /// Writes a line about its connection, or counts it.
-    pub fn connection(&mut self, level: LogLevel, what: fmt::Arguments<'_>) {
-        self.connections.line(self.write, level, self.guest, what);
     }
 
     /// Writes how many lines about the requests of a connection that ends were dropped. That counts
     /// as a line about connections: a front-end may come and go as often as it likes.
     pub fn tell_dropped_requests(&mut self) {
         if self.requests.unsaid > 0 && self.connections.admit(Instant::now()) {
-            self.requests.tell_dropped(self.write, self.guest);
+            self.requests.tell_dropped();
         }
     }
 
     /// Writes how many lines were dropped since that was last written.
     pub fn tell_dropped(&mut self) {
-        self.requests.tell_dropped(self.write, self.guest);
-        self.connections.tell_dropped(self.write, self.guest);
+        self.requests.tell_dropped();
+        self.connections.tell_dropped();
     }
 
     /// How many lines were dropped so far.
@@ -186,9 +171,12 @@ impl GuestLines {
     }
 }
 
-/// Lets through ten lines in ten seconds, and counts those that it drops.
-#[derive(Debug, Default)]
-struct Limiter {
+/// Writes ten lines about a guest in ten seconds, and counts those that it drops.
+#[derive(Debug)]
+pub struct Limiter {
+    guest: GuestNumber,
+    /// [`write`], or what stands for it in a unit test.
+    write: fn(LogLevel, fmt::Arguments<'_>) -> bool,
     window: Option<Instant>,
     written: u32,
     dropped: u64,
@@ -200,19 +188,25 @@ impl Limiter {
     const LINES: u32 = 10;
     const WINDOW: Duration = Duration::from_secs(10);
 
-    fn line(
-        &mut self,
-        write: Write,
-        level: LogLevel,
-        guest: GuestNumber,
-        what: fmt::Arguments<'_>,
-    ) {
+    fn new(guest: GuestNumber) -> Self {
+        Self {
+            guest,
+            write,
+            window: None,
+            written: 0,
+            dropped: 0,
+            unsaid: 0,
+        }
+    }
+
+    /// Writes a line, or counts it.
+    pub fn line(&mut self, level: LogLevel, what: fmt::Arguments<'_>) {
         if !is_wanted(level) {
             return;
         }
         if self.admit(Instant::now()) {
-            self.tell_dropped(write, guest);
-            write(level, format_args!("guest={guest} {what}"));
+            self.tell_dropped();
+            (self.write)(level, format_args!("guest={} {what}", self.guest));
         } else {
             self.dropped = self.dropped.wrapping_add(1);
             self.unsaid = self.unsaid.wrapping_add(1);
@@ -234,10 +228,10 @@ impl Limiter {
     }
 
     /// Only lines that are wanted are counted, so this one is wanted, too.
-    fn tell_dropped(&mut self, write: Write, guest: GuestNumber) {
-        let count = self.unsaid;
+    fn tell_dropped(&mut self) {
+        let (guest, count) = (self.guest, self.unsaid);
         let what = format_args!("guest={guest} lines were dropped: count={count}");
-        if count > 0 && write(LogLevel::Warning, what) {
+        if count > 0 && (self.write)(LogLevel::Warning, what) {
             self.unsaid = 0;
         }
     }
@@ -254,8 +248,8 @@ mod tests {
     }
 
     fn composed(is_journal: bool, text: &str) -> Vec<u8> {
-        let line = Line::new(LogLevel::Warning, is_journal, format_args!("{text}"));
-        line.bytes[..line.len].to_vec()
+        let (mut buffer, text) = ([0; LINE_LEN], format_args!("{text}"));
+        compose(&mut buffer, LogLevel::Warning, is_journal, text).to_vec()
     }
 
     #[test]
@@ -280,7 +274,7 @@ mod tests {
 
     #[test]
     fn limiter_admits_ten_lines_in_each_window_of_ten_seconds() {
-        let mut limiter = Limiter::default();
+        let mut limiter = Limiter::new(GuestNumber::default());
         let start = Instant::now();
         let admitted = |limiter: &mut Limiter, at: Duration| {
             (0..20).filter(|_| limiter.admit(start + at)).count()
@@ -292,30 +286,28 @@ mod tests {
         assert_eq!(admitted(&mut limiter, Limiter::WINDOW + end), 0);
     }
 
-    /// Stderr with room for every line; not the real one, whose writes arm a timer.
-    fn taken(_level: LogLevel, _text: fmt::Arguments<'_>) -> bool {
-        true
+    /// To stderr with room for every line; not the real one, whose writes arm a timer.
+    fn limiter() -> Limiter {
+        Limiter {
+            write: |_, _| true,
+            ..Limiter::new(GuestNumber::default())
+        }
     }
 
     #[test]
     fn limiter_tells_of_each_dropped_line_once_and_counts_all() {
-        let mut limiter = Limiter::default();
+        let mut limiter = limiter();
         let lines = |limiter: &mut Limiter, count| {
-            (0..count).for_each(|n| {
-                limiter.line(
-                    taken,
-                    LogLevel::Error,
-                    GuestNumber::default(),
-                    format_args!("line {n}"),
-                )
-            });
+            (0..count).for_each(|n| limiter.line(LogLevel::Error, format_args!("line {n}")));
         };
         lines(&mut limiter, 15);
         assert_eq!((limiter.dropped, limiter.unsaid), (5, 5));
         // Without room it is told of later.
-        limiter.tell_dropped(|_, _| false, GuestNumber::default());
+        limiter.write = |_, _| false;
+        limiter.tell_dropped();
         assert_eq!(limiter.unsaid, 5);
-        limiter.tell_dropped(taken, GuestNumber::default());
+        limiter.write = |_, _| true;
+        limiter.tell_dropped();
         lines(&mut limiter, 3);
         assert_eq!((limiter.dropped, limiter.unsaid), (8, 3));
         // The next line that is written tells of those alone that were dropped since.
@@ -327,17 +319,25 @@ mod tests {
     #[test]
     fn lines_about_requests_leave_room_for_those_about_the_connection() {
         let mut lines = GuestLines {
-            write: taken,
-            ..GuestLines::new(GuestNumber::default())
+            requests: limiter(),
+            connections: limiter(),
         };
-        (0..30).for_each(|_| lines.request(LogLevel::Error, format_args!("request")));
+        (0..30).for_each(|_| {
+            lines
+                .requests
+                .line(LogLevel::Error, format_args!("request"))
+        });
         assert_eq!(lines.dropped(), 20);
         lines.tell_dropped_requests();
-        lines.connection(LogLevel::Error, format_args!("ended"));
+        lines
+            .connections
+            .line(LogLevel::Error, format_args!("ended"));
         assert_eq!((lines.dropped(), lines.connections.written), (20, 2));
         // A front-end that comes and goes: its counts are no way around the limit.
         for _ in 0..30 {
-            lines.request(LogLevel::Error, format_args!("request"));
+            lines
+                .requests
+                .line(LogLevel::Error, format_args!("request"));
             lines.tell_dropped_requests();
         }
         assert_eq!(lines.connections.written, Limiter::LINES);

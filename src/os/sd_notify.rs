@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-use crate::config::{LogLevel, ServiceConfig};
+use crate::config::ServiceConfig;
 use crate::os::log;
 
 /// The way to the service manager, if there is one.
@@ -41,12 +41,9 @@ impl SdNotify {
             },
             Err(error) => {
                 let address = address.display();
-                log::line(
-                    LogLevel::Warning,
-                    format_args!(
-                        "warning: NOTIFY_SOCKET '{address}': {error}; the service manager is told nothing"
-                    ),
-                );
+                log::warning(format_args!(
+                    "warning: NOTIFY_SOCKET '{address}': {error}; the service manager is told nothing"
+                ));
                 Self::default()
             }
         }

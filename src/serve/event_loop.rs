@@ -129,10 +129,7 @@ impl EventLoop {
             self.write_report();
             if self.connected == 0 && self.sessions.iter().all(Session::is_over) {
                 // Each front-end was handed in, and has left: no other can come.
-                log::line(
-                    LogLevel::Info,
-                    format_args!("nobody is left who could be served"),
-                );
+                log::info(format_args!("nobody is left who could be served"));
                 self.wind_up();
             }
             if self.is_over() {

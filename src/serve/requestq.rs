@@ -99,7 +99,8 @@ impl Requestq {
     fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
         let cause = Quoted(cause);
         self.lines
-            .request(level, format_args!("{what}: cause={cause}"));
+            .requests
+            .line(level, format_args!("{what}: cause={cause}"));
     }
 
     fn log_failure(&mut self, chip_select: Option<u8>, error: &TransferError) {

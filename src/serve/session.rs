@@ -119,7 +119,7 @@ impl Session {
         if self.connection.is_some() {
             self.listen(poller, false);
             let what = format_args!("another front-end waits until this one leaves");
-            self.requestq.lines.connection(LogLevel::Info, what);
+            self.requestq.lines.connections.line(LogLevel::Info, what);
             return Ok(false);
         }
         // What the last ones brought is still ours.
@@ -142,7 +142,7 @@ impl Session {
         let token = Token::Listener(self.number);
         poller.modify(listener.as_raw_fd(), token, epoll::EDGES);
         let what = format_args!("front-end connected");
-        self.requestq.lines.connection(LogLevel::Info, what);
+        self.requestq.lines.connections.line(LogLevel::Info, what);
         self.connect(stream, poller)?;
         Ok(true)
     }
@@ -178,10 +178,9 @@ impl Session {
     /// lost to the limit.
     fn give_up_listening(&mut self, cause: &str, poller: &Poller) {
         let guest = self.number;
-        log::line(
-            LogLevel::Error,
-            format_args!("guest={guest} not listening any more: cause=\"{cause}\""),
-        );
+        log::error(format_args!(
+            "guest={guest} not listening any more: cause=\"{cause}\""
+        ));
         self.stop_listening(poller);
     }
 
@@ -382,7 +381,7 @@ impl Session {
         self.connections.faults = self.connections.faults.wrapping_add(is_fault.into());
         self.requestq.lines.tell_dropped_requests();
         let what = format_args!("connection ended: cause={}", Quoted(error));
-        self.requestq.lines.connection(level, what);
+        self.requestq.lines.connections.line(level, what);
     }
 
     /// How long the socket rests after a connection ended with `error`.

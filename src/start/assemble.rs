@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::config::{Config, DeviceConfig, DevicePath, GuestNumber, HoldPolicy, LogLevel, Source};
+use crate::config::{Config, DeviceConfig, DevicePath, GuestNumber, HoldPolicy, Source};
 use crate::confine::emergency_cleanup;
 use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deferred_close::DeferredClose;
@@ -286,16 +286,12 @@ fn announce(number: GuestNumber, socket: &Socket, grant: &Grant, hardware: &Hard
         }
     }
     match socket {
-        Socket::Listening(listener) => log::line(
-            LogLevel::Info,
-            format_args!(
-                "guest={number} listening on {}, chip selects{names}",
-                listener.name()
-            ),
-        ),
-        Socket::Connected(_, fd) => log::line(
-            LogLevel::Info,
-            format_args!("guest={number} connected by fd {fd}, chip selects{names}"),
-        ),
+        Socket::Listening(listener) => log::info(format_args!(
+            "guest={number} listening on {}, chip selects{names}",
+            listener.name()
+        )),
+        Socket::Connected(_, fd) => log::info(format_args!(
+            "guest={number} connected by fd {fd}, chip selects{names}"
+        )),
     }
 }
