@@ -57,11 +57,11 @@ impl Access {
     /// # Errors
     /// There is no such group.
     pub fn new(config: &AccessConfig) -> Result<Self, Fatal> {
-        let group = match &config.group {
-            None => None,
-            Some(Group::Number(number)) => Some(*number),
-            Some(Group::Name(name)) => Some(number_of(name)?),
-        };
+        let group = config.group.as_ref().map(|group| match group {
+            Group::Number(number) => Ok(*number),
+            Group::Name(name) => number_of(name),
+        });
+        let group = group.transpose()?;
         Ok(Self {
             mode: config.mode,
             group,
@@ -75,7 +75,7 @@ impl Access {
 fn number_of(name: &OsStr) -> Result<libc::gid_t, Fatal> {
     let shown = format!("option '--socket-group': '{}'", name.display());
     let text = std::fs::read(GROUPS)
-        .map_err(|e| Fatal::os(ExitCode::OsError, format!("{shown}: {GROUPS}"), &e))?;
+        .map_err(|error| Fatal::os(ExitCode::OsError, format!("{shown}: {GROUPS}"), &error))?;
     find_group(&text, name.as_bytes())
         .ok_or_else(|| Fatal::new(ExitCode::Usage, format!("{shown} is not in {GROUPS}")))
 }
@@ -111,52 +111,43 @@ impl Listener {
     /// The path is too long, its directory cannot be used, something else is there, or the socket
     /// may not be given to the group.
     pub fn create(path: &Path, access: &Access) -> Result<(Self, SocketFile), Fatal> {
-        let shown = format!("socket '{}'", path.display());
-        let cannot = |error: io::Error| Fatal::os(ExitCode::CantCreate, &shown, &error);
-        let (parent, name) = split(path)
-            .ok_or_else(|| Fatal::new(ExitCode::CantCreate, format!("{shown}: names no file")))?;
-        let len = path.as_os_str().len();
-        if len > MAX_PATH_LEN {
-            let why =
-                format!("path of {len} bytes is too long for a socket, at most {MAX_PATH_LEN}");
-            return Err(Fatal::new(ExitCode::CantCreate, format!("{shown}: {why}")));
-        }
-        let directory = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECTORY)
-            .open(parent)
-            .map_err(|error| {
-                let directory = parent.display();
-                let thing = format!("{shown}: its directory '{directory}'");
-                Fatal::os(ExitCode::CantCreate, thing, &error)
-            })?;
-        lock(&directory, &shown, &access.waited).map_err(cannot)?;
-        clear_the_way(path, &shown)?;
-        let socket = bind(path, access.mode).map_err(cannot)?;
-        let file = SocketFile::new(directory, name, path).map_err(cannot)?;
+        Self::try_create(path, access).map_err(|error| {
+            let code = if error.kind() == io::ErrorKind::AddrInUse {
+                ExitCode::Unavailable
+            } else {
+                ExitCode::CantCreate
+            };
+            Fatal::os(code, format_args!("socket '{}'", path.display()), &error)
+        })
+    }
+
+    fn try_create(path: &Path, access: &Access) -> io::Result<(Self, SocketFile)> {
+        let (directory, name) = open_directory(path)?;
+        lock(&directory, path, &access.waited)?;
+        clear_the_way(path)?;
+        let socket = bind(path, access.mode)?;
+        let file = SocketFile {
+            identity: identify(&directory, &name)?,
+            directory,
+            name,
+            path: path.to_owned(),
+        };
         let listening = access
             .group
             .map_or(Ok(()), |group| file.give_to(group))
-            .and_then(|()| listen(socket));
-        match listening.and_then(|socket| file.directory.unlock().map(|()| socket)) {
-            Ok(socket) => {
-                let name = path.display().to_string();
-                let is_ours = true;
-                Ok((
-                    Self {
-                        socket,
-                        name,
-                        is_ours,
-                    },
-                    file,
-                ))
-            }
-            Err(error) => {
-                // The start fails anyway.
-                let _ = file.remove();
-                Err(cannot(error))
-            }
+            .and_then(|()| ffi::listen(&socket))
+            .and_then(|()| file.directory.unlock());
+        if let Err(error) = listening {
+            // The start fails anyway.
+            let _ = file.remove();
+            return Err(error);
         }
+        let listener = Self {
+            socket: socket.into(),
+            name: path.display().to_string(),
+            is_ours: true,
+        };
+        Ok((listener, file))
     }
 
     /// Takes over `socket`, which listens and does not wait, and was handed in as `fd`.
@@ -205,9 +196,33 @@ impl AsRawFd for Listener {
     }
 }
 
+/// The directory of `path`, opened, and the name in it.
+fn open_directory(path: &Path) -> io::Result<(File, CString)> {
+    let name = path.file_name().map(|name| CString::new(name.as_bytes()));
+    let Some(Ok(name)) = name else {
+        return Err(io::Error::other("names no file"));
+    };
+    let len = path.as_os_str().len();
+    if len > MAX_PATH_LEN {
+        let why = format!("path of {len} bytes is too long for a socket, at most {MAX_PATH_LEN}");
+        return Err(io::Error::other(why));
+    }
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let parent = parent.unwrap_or(Path::new("."));
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(parent);
+    let directory = opened.map_err(|error| {
+        let why = format!("its directory '{}': {error}", parent.display());
+        io::Error::new(error.kind(), why)
+    })?;
+    Ok((directory, name))
+}
+
 /// Waits up to two seconds for another daemon that makes its sockets in the same directory. No longer,
 /// and once in all, which `waited` says: whoever may read the directory can lock it.
-fn lock(directory: &File, shown: &str, waited: &Cell<bool>) -> io::Result<()> {
+fn lock(directory: &File, path: &Path, waited: &Cell<bool>) -> io::Result<()> {
     for _ in 0..20 {
         match directory.try_lock() {
             Ok(()) => return Ok(()),
@@ -217,39 +232,34 @@ fn lock(directory: &File, shown: &str, waited: &Cell<bool>) -> io::Result<()> {
         }
     }
     waited.set(true);
-    let why = "its directory is locked by another process, and not waited for any longer";
-    log::warning(format_args!("warning: {shown}: {why}"));
+    let (path, why) = (path.display(), "its directory is locked by another process");
+    log::warning(format_args!(
+        "warning: socket '{path}': {why}, and not waited for any longer"
+    ));
     Ok(())
 }
 
-fn split(path: &Path) -> Option<(&Path, CString)> {
-    let name = CString::new(path.file_name()?.as_bytes()).ok()?;
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    Some((parent.unwrap_or(Path::new(OsStr::new("."))), name))
+/// The same, but `None` for a file that is not there.
+fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 /// Removes a socket that nobody listens on; leaves everything else and says what it is.
-fn clear_the_way(path: &Path, shown: &str) -> Result<(), Fatal> {
-    let found = match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        found => found.map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e))?,
+fn clear_the_way(path: &Path) -> io::Result<()> {
+    let Some(found) = if_there(std::fs::symlink_metadata(path))? else {
+        return Ok(());
     };
     if !found.file_type().is_socket() {
-        let why = "is there already and is not a socket";
-        return Err(Fatal::new(ExitCode::CantCreate, format!("{shown}: {why}")));
+        return Err(io::Error::other("is there already and is not a socket"));
     }
-    if is_taken(path).map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e))? {
-        let error = io::Error::from_raw_os_error(libc::EADDRINUSE);
-        let message = format!("{shown}: {error}");
-        return Err(Fatal::new(ExitCode::Unavailable, message));
+    if is_taken(path)? {
+        return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
     }
-    match std::fs::remove_file(path) {
-        // It went away just now.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|e| Fatal::os(ExitCode::CantCreate, shown, &e)),
-    }
+    // It may have gone away just now.
+    if_there(std::fs::remove_file(path)).map(drop)
 }
 
 /// Whether somebody has the socket at `path`. A daemon that just ended may have left its own to the
@@ -286,22 +296,7 @@ fn bind(path: &Path, mode: libc::mode_t) -> io::Result<OwnedFd> {
     bound.map(|()| socket)
 }
 
-fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
-    ffi::listen(&socket)?;
-    Ok(UnixListener::from(socket))
-}
-
 impl SocketFile {
-    fn new(directory: File, name: CString, path: &Path) -> io::Result<Self> {
-        let identity = identify(&directory, &name)?;
-        Ok(Self {
-            directory,
-            name,
-            path: path.to_owned(),
-            identity,
-        })
-    }
-
     /// The fd of the directory that it is in.
     pub fn directory(&self) -> RawFd {
         self.directory.as_raw_fd()
@@ -331,17 +326,10 @@ impl SocketFile {
     /// # Errors
     /// It is still there: a directory of somebody else's, without the capability to write to it.
     pub fn remove(&self) -> io::Result<()> {
-        let removed = identify(&self.directory, &self.name).and_then(|found| {
-            if found == self.identity {
-                ffi::remove(self.directory(), &self.name)
-            } else {
-                Ok(())
-            }
-        });
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
+        if if_there(identify(&self.directory, &self.name))? == Some(self.identity) {
+            if_there(ffi::remove(self.directory(), &self.name))?;
         }
+        Ok(())
     }
 }
 
