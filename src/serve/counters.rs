@@ -155,7 +155,7 @@ impl fmt::Display for ChipSelect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(number) => write!(f, "cs={number}"),
-            None => write!(f, "cs=-"),
+            None => f.write_str("cs=-"),
         }
     }
 }

@@ -78,18 +78,10 @@ impl Shared {
     }
 }
 
-/// A request that may go on the wire.
-#[derive(Debug)]
-pub struct Accepted {
-    /// Index of its bus.
-    pub bus: usize,
-    /// What it has on the wire.
-    pub transfer: Transfer,
-}
-
 impl Grant {
     /// Validates a request of guest `number`, whose segments are in the shared store, against the
-    /// chip select that it names; `follows` says whether another one is queued after it.
+    /// chip select that it names; `follows` says whether another one is queued after it. Returns the
+    /// index of its bus, and what it has on the wire.
     ///
     /// # Errors
     /// The first thing that is not acceptable.
@@ -99,7 +91,7 @@ impl Grant {
         request: &Request,
         shared: &Shared,
         follows: bool,
-    ) -> Result<Accepted, ParamError> {
+    ) -> Result<(usize, Transfer), ParamError> {
         let head = &request.head;
         let unknown = ParamError::ChipSelect(head.chip_select_id);
         let place = self.chip_selects.get(usize::from(head.chip_select_id));
@@ -133,10 +125,7 @@ impl Grant {
             }
             transfer.never_keep();
         }
-        Ok(Accepted {
-            bus: bus_index,
-            transfer,
-        })
+        Ok((bus_index, transfer))
     }
 
     /// The chip select that a request names, if the guest has it.

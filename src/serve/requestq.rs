@@ -14,7 +14,7 @@ use crate::config::{GuestNumber, HoldPolicy, LogLevel};
 use crate::error::{RingError, SessionError, TransferError};
 use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
-use crate::serve::grant::{Accepted, Grant, Shared};
+use crate::serve::grant::{Grant, Shared};
 use crate::spi::bus::{Access, Bus};
 use crate::spi::request::{self, Answer};
 use crate::spi::transfer::{Step, Transfer};
@@ -97,10 +97,8 @@ impl Requestq {
     }
 
     fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
-        let cause = Quoted(cause);
-        self.lines
-            .requests
-            .line(level, format_args!("{what}: cause={cause}"));
+        let text = format_args!("{what}: cause={}", Quoted(cause));
+        self.lines.requests.line(level, text);
     }
 
     fn log_failure(&mut self, chip_select: Option<u8>, error: &TransferError) {
@@ -171,15 +169,11 @@ impl Requestq {
         }
         let named = parsed.as_ref().ok();
         let chip_select = named.and_then(|request| self.grant.chip_select_of(request));
-        let validate = |request| {
-            let follows = pending > 1;
-            self.grant.validate(self.number, &request, shared, follows)
-        };
-        match parsed.and_then(validate) {
+        let (grant, number, follows) = (&self.grant, self.number, pending > 1);
+        match parsed.and_then(|request| grant.validate(number, &request, shared, follows)) {
             Ok(accepted) => self.begin(guest, accepted, answer, chip_select, shared),
             Err(error) => {
-                let cs = ChipSelect(chip_select);
-                let what = format_args!("{cs} request refused");
+                let what = format_args!("{} request refused", ChipSelect(chip_select));
                 self.log(LogLevel::Warning, what, &error);
                 self.skip(guest, answer, chip_select, TransResult::ParamErr)
             }
@@ -190,15 +184,11 @@ impl Requestq {
     fn begin(
         &mut self,
         guest: &mut Guest,
-        accepted: Accepted,
+        (index, transfer): (usize, Transfer),
         answer: Answer<Chain>,
         chip_select: Option<u8>,
         shared: &mut Shared,
     ) -> Result<Turn, Stop> {
-        let Accepted {
-            bus: index,
-            transfer,
-        } = accepted;
         if let Some(ending) = self.release_holds(Some(index), shared) {
             ending.wait(self.number);
             return Ok(Turn::Idle);
@@ -212,7 +202,10 @@ impl Requestq {
                 return Ok(Turn::Idle);
             }
             Access::NotBefore(at) => return Ok(Turn::At(at)),
-            Access::Failed(error) => return self.fail(guest, answer, chip_select, &error),
+            Access::Failed(error) => {
+                self.log_failure(chip_select, &error);
+                return self.skip(guest, answer, chip_select, TransResult::TransErr);
+            }
             Access::Free => (),
         }
         bus.begin(&transfer.claim, &mut shared.store, shared.now);
@@ -227,18 +220,6 @@ impl Requestq {
             chip_select,
         });
         self.advance(guest, shared)
-    }
-
-    /// Answers a request that cannot go on the wire.
-    fn fail(
-        &mut self,
-        guest: &mut Guest,
-        answer: Answer<Chain>,
-        chip_select: Option<u8>,
-        error: &TransferError,
-    ) -> Result<Turn, Stop> {
-        self.log_failure(chip_select, error);
-        self.skip(guest, answer, chip_select, TransResult::TransErr)
     }
 
     /// Answers the next request without its going on the wire.

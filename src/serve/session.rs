@@ -6,11 +6,15 @@
 //!
 //! Invariant: every fd of a front-end belongs to its `Connection`. Called by `event_loop`.
 
+use std::cell::RefMut;
+use std::fmt;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::EventSet;
 
 use crate::config::{GuestNumber, LogLevel};
 use crate::error::SessionError;
@@ -23,7 +27,7 @@ use crate::os::write_timeout;
 use crate::serve::counters::{Connections, Counted};
 use crate::serve::grant::{Grant, Shared};
 use crate::serve::requestq::{Requestq, Turn};
-use crate::vhost_user::backend::Backend;
+use crate::vhost_user::backend::{Backend, Guest};
 use crate::vhost_user::message::Request;
 
 mod connection;
@@ -34,28 +38,67 @@ use self::offences::Offences;
 
 /// Fds of a guest that may wait for the kernel to close them before its messages wait as well.
 const MAX_DEFERRED: usize = 32;
-/// How long a socket rests where the host lacks something.
+/// For how long a socket does not listen where the host lacks something.
 const PAUSE: Duration = Duration::from_millis(100);
+/// What `accept()` says where nobody waits, any more or yet.
+const NOBODY: [ErrorKind; 3] = [
+    ErrorKind::WouldBlock,
+    ErrorKind::Interrupted,
+    ErrorKind::ConnectionAborted,
+];
 /// Messages handled before others get their turn.
 const MESSAGES_PER_TURN: u32 = 16;
 
-/// One guest's socket and what is behind it.
+/// Where front-ends come from.
+enum Origin {
+    /// They connect to this socket.
+    Socket(Listener),
+    /// No further one can come: the last was handed in, or somebody else who has the socket shut it
+    /// down.
+    Exhausted,
+    /// No further one is let in.
+    GivenUp,
+}
+
+/// Whether there is a front-end.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there are at most 64, most of them connected"
+)]
+enum State {
+    /// None; the next one is accepted.
+    Vacant,
+    /// None; the next one is accepted from this moment on.
+    BackedOff(Instant),
+    /// There is one.
+    Connected(Connection),
+}
+
+impl State {
+    fn connection(&self) -> Option<&Connection> {
+        match self {
+            Self::Connected(connection) => Some(connection),
+            Self::Vacant | Self::BackedOff(_) => None,
+        }
+    }
+
+    fn guest(&self) -> Option<RefMut<'_, Guest>> {
+        let connection = self.connection()?;
+        Some(connection.backend().guest())
+    }
+}
+
+/// One guest's socket and the front-end connected to it.
 pub struct Session {
     number: GuestNumber,
     /// Where the fds of its front-ends go.
     closer: Closer,
-    listener: Option<Listener>,
-    /// There will be no other front-end: this one was handed in, or the socket was shut down.
-    is_single: bool,
-    connection: Option<Connection>,
+    origin: Origin,
+    state: State,
     /// Its front-ends so far.
     connections: Connections,
     requestq: Requestq,
-    /// Its messages wait for the kernel to close what was deferred.
-    held_up: bool,
     offences: Offences,
-    /// When the socket, which rests, is to listen again.
-    pub listen_at: Option<Instant>,
 }
 
 impl Session {
@@ -73,14 +116,11 @@ impl Session {
         let mut session = Self {
             number,
             closer: deferred.of_guest(number),
-            listener: None,
-            is_single: false,
-            connection: None,
+            origin: Origin::Exhausted,
+            state: State::Vacant,
             connections: Connections::default(),
             requestq: Requestq::new(number, grant),
-            held_up: false,
             offences: Offences::default(),
-            listen_at: None,
         };
         match socket {
             Socket::Listening(listener) => {
@@ -88,21 +128,17 @@ impl Session {
                 poller
                     .add(fd, token, epoll::LEVEL)
                     .map_err(SessionError::Host)?;
-                session.listener = Some(listener);
+                session.origin = Origin::Socket(listener);
             }
-            Socket::Connected(stream, _) => {
-                session.is_single = true;
-                session.connect(stream, poller)?;
-            }
+            Socket::Connected(stream, _) => session.connect(stream, poller)?,
         }
         Ok(session)
     }
 
-    /// Waits for a front-end, or does not.
-    pub fn listen(&self, poller: &Poller, listening: bool) {
-        if let Some(listener) = &self.listener {
+    /// Says which events of the socket are wanted.
+    fn watch(&self, poller: &Poller, events: EventSet) {
+        if let Origin::Socket(listener) = &self.origin {
             let token = Token::Listener(self.number);
-            let events = if listening { epoll::LEVEL } else { epoll::NONE };
             poller.modify(listener.as_raw_fd(), token, events);
         }
     }
@@ -111,38 +147,32 @@ impl Session {
     /// comes. Returns whether there was one that was accepted.
     ///
     /// # Errors
-    /// The host could not take the connection: [`Session::close`] has the socket rest.
+    /// The host could not take the connection: after [`Session::close`] the next one has to wait.
     pub fn accept(&mut self, poller: &Poller) -> Result<bool, SessionError> {
-        let Some(listener) = &self.listener else {
+        let Origin::Socket(listener) = &self.origin else {
             return Ok(false);
         };
-        if self.connection.is_some() {
-            self.listen(poller, false);
-            let what = format_args!("another front-end waits until this one leaves");
-            self.requestq.lines.connections.line(LogLevel::Info, what);
-            return Ok(false);
+        match self.state {
+            State::Vacant => (),
+            State::BackedOff(_) => return Ok(false),
+            State::Connected(_) => {
+                self.watch(poller, epoll::NONE);
+                let what = format_args!("another front-end waits until this one leaves");
+                self.log(LogLevel::Info, what);
+                return Ok(false);
+            }
         }
-        // What the last ones brought is still ours.
+        // The daemon still has the fds of the last ones.
         if self.closer.pending() > MAX_DEFERRED {
             return Err(SessionError::Uncollected);
         }
-        let accepted = listener.accept();
-        if let Err(error) = &accepted
-            && [
-                ErrorKind::WouldBlock,
-                ErrorKind::Interrupted,
-                ErrorKind::ConnectionAborted,
-            ]
-            .contains(&error.kind())
-        {
-            return Ok(false);
-        }
-        let stream = accepted.map_err(SessionError::Host)?;
+        let stream = match listener.accept() {
+            Err(error) if NOBODY.contains(&error.kind()) => return Ok(false),
+            accepted => accepted.map_err(SessionError::Host)?,
+        };
         // One event when another one waits.
-        let token = Token::Listener(self.number);
-        poller.modify(listener.as_raw_fd(), token, epoll::EDGES);
-        let what = format_args!("front-end connected");
-        self.requestq.lines.connections.line(LogLevel::Info, what);
+        self.watch(poller, epoll::EDGES);
+        self.log(LogLevel::Info, format_args!("front-end connected"));
         self.connect(stream, poller)?;
         Ok(true)
     }
@@ -153,49 +183,70 @@ impl Session {
         let backend = Backend::new(self.number, grant.config, max_memory_len, poller.clone());
         let token = Token::Connection(self.number);
         let connection = Connection::new(stream, backend, token, poller, &self.closer)?;
-        self.connection = Some(connection);
+        self.state = State::Connected(connection);
         self.connections.begun = self.connections.begun.wrapping_add(1);
         Ok(())
     }
 
     /// Whether there is a front-end.
     pub fn is_connected(&self) -> bool {
-        self.connection.is_some()
+        self.state.connection().is_some()
     }
 
-    /// Whether there is no front-end, and will be none.
+    /// Whether there is no front-end, and none can come.
     pub fn is_over(&self) -> bool {
-        self.is_single && self.connection.is_none()
+        matches!(self.origin, Origin::Exhausted) && !self.is_connected()
     }
 
-    /// Somebody who has the socket too has shut it down: whoever is connected is the last.
+    /// Somebody else who has the socket has shut it down: the front-end that is connected is the last.
     pub fn lose_listener(&mut self, poller: &Poller) {
-        self.is_single = true;
-        self.give_up_listening("its socket was shut down", poller);
+        self.give_up_listening("its socket was shut down", Origin::Exhausted, poller);
     }
 
-    /// Stops listening for good, and says why: once, and whatever was said before, so as not to be
-    /// lost to the limit.
-    fn give_up_listening(&mut self, cause: &str, poller: &Poller) {
+    /// Stops listening for good, and says why: not limited as other lines are, so as not to be lost.
+    fn give_up_listening(&mut self, cause: &str, origin: Origin, poller: &Poller) {
         let guest = self.number;
         log::error(format_args!(
             "guest={guest} not listening any more: cause=\"{cause}\""
         ));
-        self.stop_listening(poller);
+        self.close_listener(origin, poller);
     }
 
     /// Stops listening for good.
     pub fn stop_listening(&mut self, poller: &Poller) {
-        self.listen_at = None;
-        if let Some(listener) = self.listener.take() {
-            poller.remove(listener.as_raw_fd());
-            listener.stop(&self.closer);
+        self.close_listener(Origin::GivenUp, poller);
+    }
+
+    fn close_listener(&mut self, origin: Origin, poller: &Poller) {
+        match std::mem::replace(&mut self.origin, origin) {
+            Origin::Socket(listener) => {
+                poller.remove(listener.as_raw_fd());
+                listener.stop(&self.closer);
+            }
+            before @ (Origin::Exhausted | Origin::GivenUp) => self.origin = before,
         }
     }
 
-    /// When more of a message must have come.
+    /// When more of a message must have come, or the socket is to listen again.
     pub fn deadline(&self) -> Option<Instant> {
-        self.connection.as_ref()?.deadline
+        match &self.state {
+            State::Vacant => None,
+            State::BackedOff(until) => Some(*until),
+            State::Connected(connection) => connection.deadline,
+        }
+    }
+
+    /// The deadline has passed.
+    ///
+    /// # Errors
+    /// The connection must end.
+    pub fn expire(&mut self, poller: &Poller) -> Result<(), SessionError> {
+        if self.is_connected() {
+            return Err(SessionError::Silent);
+        }
+        self.state = State::Vacant;
+        self.watch(poller, epoll::LEVEL);
+        Ok(())
     }
 
     /// Receives and handles messages.
@@ -204,96 +255,50 @@ impl Session {
     /// The connection must end.
     pub fn handle_messages(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
         for _ in 0..MESSAGES_PER_TURN {
-            if self.closer.pending() > MAX_DEFERRED {
-                self.held_up = true;
-                return Ok(Turn::Again);
-            }
-            let Some(connection) = &mut self.connection else {
+            let State::Connected(connection) = &mut self.state else {
                 return Ok(Turn::Idle);
             };
-            if !connection.receive(&shared.mounts, shared.now)? || !self.quiesce(shared)? {
+            if self.closer.pending() > MAX_DEFERRED {
+                connection.is_held_up = true;
                 return Ok(Turn::Again);
             }
-            self.handle()?;
+            if !connection.receive(&shared.mounts, shared.now)?
+                || !quiesce(&mut self.requestq, connection, shared)?
+            {
+                return Ok(Turn::Again);
+            }
+            connection.handle()?;
+            // So that the next message finds room for the fds that it brings.
+            if self.closer.pending() > 0 {
+                self.closer.collect();
+            }
         }
         Ok(Turn::Control)
     }
 
-    /// Brings the request on the way to where the message that is whole can be handled; `false` if
-    /// the message must wait for its end.
-    fn quiesce(&mut self, shared: &mut Shared) -> Result<bool, SessionError> {
-        let message = self.connection.as_mut().and_then(Connection::message);
-        match message.map(|message| (message.request, message.enables_ring())) {
-            Some((request, false)) => self.quiesce_for(request, shared),
-            // A ring that is enabled goes on.
-            Some((_, true)) | None => Ok(true),
-        }
-    }
-
-    /// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets the request on the
-    /// way finish if it is short, and so does memory that changes, which is no reason to release
-    /// chip select either. Whatever else changes the ring ends it. A region that is added takes
-    /// nothing away, so it goes on.
-    fn quiesce_for(&mut self, request: Request, shared: &mut Shared) -> Result<bool, SessionError> {
-        let Some(connection) = &self.connection else {
-            return Ok(true);
-        };
-        let mut guest = connection.backend().guest();
-        if matches!(request, Request::SET_MEM_TABLE | Request::REM_MEM_REG) {
-            return self.requestq.pause(&mut guest, shared);
-        }
-        if matches!(
-            request,
-            Request::GET_VRING_BASE | Request::SET_VRING_ENABLE | Request::RESET_OWNER
-        ) {
-            return self.requestq.stop(&mut guest, shared);
-        }
-        if matches!(
-            request,
-            Request::SET_VRING_NUM
-                | Request::SET_VRING_ADDR
-                | Request::SET_VRING_BASE
-                | Request::SET_FEATURES
-                | Request::RESET_DEVICE
-        ) {
-            self.requestq.abort(&mut guest, shared)?;
-        }
-        Ok(true)
-    }
-
-    fn handle(&mut self) -> Result<(), SessionError> {
-        if let Some(connection) = &mut self.connection {
-            connection.handle()?;
-        }
-        // So that the next message finds room for what it brings.
-        if self.closer.pending() > 0 {
-            self.closer.collect();
-        }
-        Ok(())
-    }
-
-    /// Makes one step: of the request on the way, or to the next one.
+    /// Makes one step: of the request in progress, or to the next one.
     ///
     /// # Errors
     /// The connection must end.
     pub fn turn(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
-        match &self.connection {
-            Some(connection) => self
-                .requestq
-                .turn(&mut connection.backend().guest(), shared),
+        match self.state.guest() {
+            Some(mut guest) => self.requestq.turn(&mut guest, shared),
             None => Ok(Turn::Idle),
         }
     }
 
     /// Whether messages waited for the kernel to close what was deferred.
     pub fn take_held_up(&mut self) -> bool {
-        std::mem::take(&mut self.held_up)
+        match &mut self.state {
+            State::Connected(connection) => std::mem::take(&mut connection.is_held_up),
+            State::Vacant | State::BackedOff(_) => false,
+        }
     }
 
     /// Whether the guest's memory was truncated.
     pub fn is_truncated(&self) -> bool {
-        let connection = self.connection.as_ref();
-        connection.is_some_and(|connection| connection.backend().guest().memory.is_truncated())
+        let guest = self.state.guest();
+        guest.is_some_and(|guest| guest.memory.is_truncated())
     }
 
     /// Tells the driver what was completed since the last time.
@@ -301,33 +306,30 @@ impl Session {
     /// # Errors
     /// The call eventfd blocked: the connection must end.
     pub fn notify(&mut self) -> Result<(), SessionError> {
-        let Some(connection) = &self.connection else {
+        let Some(mut guest) = self.state.guest() else {
             return Ok(());
         };
-        let mut guest = connection.backend().guest();
         let guest = &mut *guest;
         guest.vring.notify(&guest.memory)
     }
 
-    /// Begins no other request, and ends the one on the way unless it is short. For the end of the
+    /// Begins no other request, and ends the one in progress unless it is short. For the end of the
     /// daemon.
     pub fn wind_up(&mut self, shared: &mut Shared) {
         self.requestq.stop_accepting();
-        if let Some(connection) = &self.connection {
+        if let Some(mut guest) = self.state.guest() {
             // An eventfd that blocks has done so for the last time.
-            let _ = self
-                .requestq
-                .stop(&mut connection.backend().guest(), shared);
+            let _ = self.requestq.stop(&mut guest, shared);
         }
     }
 
     /// Whether a turn would take a request off the ring.
     pub fn has_request(&self) -> bool {
-        let connection = self.connection.as_ref();
-        connection.is_some_and(|c| self.requestq.has_request(&c.backend().guest()))
+        let guest = self.state.guest();
+        guest.is_some_and(|guest| self.requestq.has_request(&guest))
     }
 
-    /// Whether a request is on the way.
+    /// Whether a request is in progress.
     pub fn is_active(&self) -> bool {
         self.requestq.is_active()
     }
@@ -348,14 +350,17 @@ impl Session {
     }
 
     /// Ends the connection, if there is one, because of `error`, and listens again, at once or after
-    /// a rest. Returns whether there was one.
+    /// a while. Returns whether there was one.
     pub fn close(&mut self, error: &SessionError, shared: &mut Shared) -> bool {
         self.log_end(error);
-        self.listen_at = self
-            .back_off(error, shared.now)
-            .and_then(|rest| shared.now.checked_add(rest));
-        self.listen(&shared.poller, self.listen_at.is_none());
-        let Some(connection) = self.connection.take() else {
+        let wait = self.back_off(error, shared.now);
+        let until = wait.and_then(|wait| shared.now.checked_add(wait));
+        let (state, events) = match until {
+            Some(until) => (State::BackedOff(until), epoll::NONE),
+            None => (State::Vacant, epoll::LEVEL),
+        };
+        self.watch(&shared.poller, events);
+        let State::Connected(connection) = std::mem::replace(&mut self.state, state) else {
             return false;
         };
         // It ends anyway: an eventfd that blocks has done so for the last time.
@@ -366,42 +371,83 @@ impl Session {
         if let SessionError::LeftOpen(count) = error
             && self.offences.note_left_open(*count, shared.now)
         {
-            self.give_up_listening("too many fds had to be left open", &shared.poller);
+            let cause = "too many fds had to be left open";
+            self.give_up_listening(cause, Origin::GivenUp, &shared.poller);
         }
         true
     }
 
     fn log_end(&mut self, error: &SessionError) {
-        let level = match error.is_in_order() {
-            true if self.connection.is_none() => return,
-            true => LogLevel::Info,
-            false => LogLevel::Warning,
-        };
-        let is_fault = self.connection.is_some() && !error.is_in_order();
-        self.connections.faults = self.connections.faults.wrapping_add(is_fault.into());
+        let is_fault = !error.is_in_order();
+        if !is_fault && !self.is_connected() {
+            return;
+        }
+        let counted = is_fault && self.is_connected();
+        self.connections.faults = self.connections.faults.wrapping_add(counted.into());
         self.requestq.lines.tell_dropped_requests();
-        let what = format_args!("connection ended: cause={}", Quoted(error));
+        let level = if is_fault {
+            LogLevel::Warning
+        } else {
+            LogLevel::Info
+        };
+        self.log(
+            level,
+            format_args!("connection ended: cause={}", Quoted(error)),
+        );
+    }
+
+    fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>) {
         self.requestq.lines.connections.line(level, what);
     }
 
-    /// How long the socket rests after a connection ended with `error`.
+    /// For how long the socket does not listen after a connection ended with `error`.
     fn back_off(&mut self, error: &SessionError, now: Instant) -> Option<Duration> {
-        match error {
-            SessionError::CallBlocked => {
-                // Each such connection costs all guests a tick of the watchdog.
-                write_timeout::shorten();
-                Some(self.offences.note_blocked(now))
-            }
-            SessionError::Host(_) | SessionError::Uncollected => Some(PAUSE),
-            SessionError::Disconnected
-            | SessionError::Shutdown
-            | SessionError::Message(..)
-            | SessionError::Fds(_)
-            | SessionError::LeftOpen(_)
-            | SessionError::NotNotified(_)
-            | SessionError::Silent
-            | SessionError::Truncated
-            | SessionError::Vhost(_) => None,
+        if matches!(error, SessionError::CallBlocked) {
+            // Each such connection costs all guests a tick of the write time-out.
+            write_timeout::shorten();
+            return Some(self.offences.note_blocked(now));
         }
+        let host_lacks = matches!(error, SessionError::Host(_) | SessionError::Uncollected);
+        host_lacks.then_some(PAUSE)
     }
+}
+
+/// Brings the request in progress to where the message that is whole can be handled; `false` if the
+/// message must wait for its end.
+///
+/// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets a short request finish,
+/// and so does memory that changes, which is no reason to release chip select either. A message that
+/// changes the ring otherwise ends the request. A region that is added takes nothing away, and a ring
+/// that is enabled goes on.
+fn quiesce(
+    requestq: &mut Requestq,
+    connection: &mut Connection,
+    shared: &mut Shared,
+) -> Result<bool, SessionError> {
+    let message = connection.message();
+    let Some(message) = message.filter(|message| !message.enables_ring()) else {
+        return Ok(true);
+    };
+    let request = message.request;
+    let guest = &mut connection.backend().guest();
+    if matches!(request, Request::SET_MEM_TABLE | Request::REM_MEM_REG) {
+        return requestq.pause(guest, shared);
+    }
+    if matches!(
+        request,
+        Request::GET_VRING_BASE | Request::SET_VRING_ENABLE | Request::RESET_OWNER
+    ) {
+        return requestq.stop(guest, shared);
+    }
+    if matches!(
+        request,
+        Request::SET_VRING_NUM
+            | Request::SET_VRING_ADDR
+            | Request::SET_VRING_BASE
+            | Request::SET_FEATURES
+            | Request::RESET_DEVICE
+    ) {
+        requestq.abort(guest, shared)?;
+    }
+    Ok(true)
 }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::EventLoop;
 use crate::config::GuestNumber;
-use crate::error::SessionError;
 use crate::serve::session::Session;
 use crate::spi::bus::Bus;
 
@@ -58,11 +57,10 @@ impl EventLoop {
         let Some(session) = self.sessions.get_mut(number.index()) else {
             return;
         };
-        if session.listen_at.take_if(|at| *at <= now).is_some() {
-            session.listen(&self.shared.poller, true);
-        }
-        if session.deadline().is_some_and(|at| at <= now) {
-            self.close(number, &SessionError::Silent);
+        if session.deadline().is_some_and(|at| at <= now)
+            && let Err(error) = session.expire(&self.shared.poller)
+        {
+            self.close(number, &error);
         }
     }
 
@@ -99,12 +97,6 @@ impl EventLoop {
     }
 }
 
-/// When a session's front-end has been silent for too long, or its socket is to listen again.
 fn deadline(sessions: &[Session], number: GuestNumber) -> Option<Instant> {
-    let session = sessions.get(number.index())?;
-    session
-        .deadline()
-        .into_iter()
-        .chain(session.listen_at)
-        .min()
+    sessions.get(number.index())?.deadline()
 }

@@ -30,6 +30,8 @@ pub(super) struct Connection {
     token: Token,
     /// When more of a message must be there, if part of one is.
     pub(super) deadline: Option<Instant>,
+    /// Its messages wait for the kernel to close fds of the guest.
+    pub(super) is_held_up: bool,
     /// A reply waits for room: the poller tells of it.
     awaits_room: bool,
 }
@@ -58,6 +60,7 @@ impl Connection {
                 poller: poller.clone(),
                 token,
                 deadline: None,
+                is_held_up: false,
                 awaits_room: false,
             }),
             Err(error) => {

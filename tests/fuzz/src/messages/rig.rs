@@ -186,8 +186,8 @@ impl Rig {
             self.left_open_ever += count;
         }
         // The pause behind an eventfd that blocked is the loop's to keep.
-        if self.session.listen_at.take().is_some() {
-            self.session.listen(&self.shared.poller, true);
+        if !self.is_connected && self.session.deadline().is_some() {
+            self.session.expire(&self.shared.poller).unwrap();
         }
     }
 
