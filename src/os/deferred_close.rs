@@ -25,6 +25,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -130,11 +131,6 @@ impl Closer {
         self.push(fd.into(), false);
     }
 
-    /// As [`Closer::defer_close`], for a file that is memory: closing it is bounded.
-    pub fn defer_close_of_memory(&self, file: File) {
-        self.push(file.into(), true);
-    }
-
     fn push(&self, fd: OwnedFd, close_is_bounded: bool) {
         self.queue.is_touched.set(true);
         self.queue.fds.borrow_mut().push(DeferredFd {
@@ -159,8 +155,8 @@ impl Closer {
 /// A front-end's file. Where it is dropped, its close is deferred.
 #[derive(Debug)]
 pub struct FrontendFile {
-    /// `None` only while it is taken apart.
-    file: Option<File>,
+    /// `None` only while it is dropped.
+    file: Option<Arc<File>>,
     kind: FileKind,
     closer: Closer,
 }
@@ -169,7 +165,7 @@ impl FrontendFile {
     /// A file of a kind that is known.
     pub fn new(file: impl Into<OwnedFd>, kind: FileKind, closer: &Closer) -> Self {
         Self {
-            file: Some(file.into().into()),
+            file: Some(Arc::new(file.into().into())),
             kind,
             closer: closer.clone(),
         }
@@ -190,12 +186,11 @@ impl FrontendFile {
         self.kind
     }
 
-    /// The file and where its close is to be deferred, if it is memory.
-    pub fn into_memory(mut self) -> Option<(File, Closer)> {
-        if self.kind != FileKind::Memory {
-            return None;
-        }
-        self.file.take().map(|file| (file, self.closer.clone()))
+    /// The file, if it is memory. It must be given up before `self` is: the last to have it closes it.
+    pub fn memory(&self) -> Option<Arc<File>> {
+        let file = self.file.as_ref();
+        let file = file.filter(|_| self.kind == FileKind::Memory);
+        file.map(Arc::clone)
     }
 
     /// Writes once, even if that is interrupted.
@@ -204,21 +199,22 @@ impl FrontendFile {
     /// The kernel's.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let file = self.file.as_ref();
-        file.map_or(Ok(0), |mut file| file.write(bytes))
+        file.map_or(Ok(0), |file| (&**file).write(bytes))
     }
 }
 
 impl AsRawFd for FrontendFile {
     fn as_raw_fd(&self) -> RawFd {
-        self.file.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+        self.file.as_ref().map_or(-1, |file| file.as_raw_fd())
     }
 }
 
 impl Drop for FrontendFile {
     fn drop(&mut self) {
         let bounded = self.kind == FileKind::Memory;
-        let file = self.file.take().into_iter();
-        file.for_each(|file| self.closer.push(file.into(), bounded));
+        if let Some(file) = self.file.take().and_then(Arc::into_inner) {
+            self.closer.push(file.into(), bounded);
+        }
     }
 }
 

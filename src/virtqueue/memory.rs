@@ -19,7 +19,7 @@ use vm_memory::{
 };
 
 use crate::config::MAX_REGIONS;
-use crate::os::deferred_close::{Closer, FrontendFile};
+use crate::os::deferred_close::FrontendFile;
 use crate::os::file_kind;
 use crate::virtqueue::sigbus::Watch;
 
@@ -100,13 +100,14 @@ impl std::fmt::Display for MemoryError {
     }
 }
 
-/// A region that is mapped.
+/// A region that is mapped. Fields are dropped in this order: the close of the file is deferred once
+/// the mapping, which has a part in it, is gone.
 #[derive(Debug)]
 pub struct Region {
     description: RegionDescription,
     mapping: MmapRegion,
     watch: Watch,
-    closer: Closer,
+    _file: FrontendFile,
 }
 
 impl GuestMemoryRegion for Region {
@@ -132,30 +133,11 @@ impl GuestMemoryRegion for Region {
 
 impl GuestMemoryRegionBytes for Region {}
 
-impl Region {
-    /// Unmaps it, then defers the close of its file, of which it was the last to hold a part.
-    fn remove(self) {
-        let file = self
-            .mapping
-            .file_offset()
-            .map(|file| Arc::clone(file.arc()));
-        let closer = self.closer.clone();
-        drop(self);
-        file.into_iter().for_each(|file| close(file, &closer));
-    }
-}
-
-/// Defers the close of a file that nothing else holds.
-fn close(file: Arc<File>, closer: &Closer) {
-    let file = Arc::into_inner(file).into_iter();
-    file.for_each(|file| closer.defer_close_of_memory(file));
-}
-
-/// Maps `region` of `file`, and has the handler of SIGBUS know it.
-fn map(region: &RegionDescription, file: &Arc<File>) -> Result<(MmapRegion, Watch), MemoryError> {
-    let page_len = check_file(region, file)?;
+/// Maps `region` of `file`, and tells the handler of SIGBUS about the mapping.
+fn map(region: &RegionDescription, file: Arc<File>) -> Result<(MmapRegion, Watch), MemoryError> {
+    let page_len = check_file(region, &file)?;
     let len = usize::try_from(region.len).map_err(|_| MemoryError::Shape)?;
-    let part = FileOffset::from_arc(Arc::clone(file), region.file_offset);
+    let part = FileOffset::from_arc(file, region.file_offset);
     let mapping = MmapRegion::from_file(part, len)
         .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
     let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::TooMany)?;
@@ -168,12 +150,6 @@ pub struct Memory {
     /// By guest address.
     regions: Vec<Region>,
     max_len: u64,
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        self.clear();
-    }
 }
 
 impl GuestMemoryBackend for Memory {
@@ -209,7 +185,7 @@ impl Memory {
 
     /// Removes all regions.
     pub fn clear(&mut self) {
-        self.regions.drain(..).for_each(Region::remove);
+        self.regions.clear();
     }
 
     /// Adds one region backed by `file`.
@@ -223,28 +199,17 @@ impl Memory {
         file: FrontendFile,
     ) -> Result<(), MemoryError> {
         self.check(&region)?;
-        // Nothing else may be asked of a file of a FUSE server that does not answer.
-        let (file, closer) = file.into_memory().ok_or(MemoryError::NotMemory)?;
-        let file = Arc::new(file);
-        let mapped = map(&region, &file);
-        let (mapping, watch) = match mapped {
-            Ok(mapped) => mapped,
-            Err(error) => {
-                close(file, &closer);
-                return Err(error);
-            }
+        // The kind comes first: a system call on a file of a FUSE server may wait for its answer.
+        let memory = file.memory().ok_or(MemoryError::NotMemory)?;
+        let (mapping, watch) = map(&region, memory)?;
+        let region = Region {
+            description: region,
+            mapping,
+            watch,
+            _file: file,
         };
-        let index = self.upper_bound(region.guest.0);
-        let description = region;
-        self.regions.insert(
-            index,
-            Region {
-                description,
-                mapping,
-                watch,
-                closer,
-            },
-        );
+        let index = self.upper_bound(region.description.guest.0);
+        self.regions.insert(index, region);
         Ok(())
     }
 
@@ -262,12 +227,10 @@ impl Memory {
     /// There is no such region.
     pub fn remove(&mut self, region: &RegionDescription) -> Result<(), MemoryError> {
         let index = self
-            .regions
-            .iter()
-            .map(|known| &known.description)
+            .described()
             .position(|r| r.guest == region.guest && r.user == region.user && r.len == region.len)
             .ok_or(MemoryError::Unknown)?;
-        self.regions.remove(index).remove();
+        self.regions.remove(index);
         Ok(())
     }
 
@@ -385,6 +348,7 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, 
 #[allow(unsafe_code, reason = "memfd_create, which std has no name for")]
 pub(crate) mod tests {
     use super::*;
+    use crate::os::deferred_close::Closer;
     use crate::os::file_kind::FileKind;
     use std::os::fd::FromRawFd;
 
