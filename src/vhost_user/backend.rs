@@ -19,13 +19,11 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{
     Error, GpuBackend, Result, VhostUserBackendReqHandler, VhostUserProtocolFeatures,
 };
-use vm_memory::GuestAddress;
 
 use crate::config::{GuestNumber, MAX_REGIONS};
-use crate::error::SessionError;
-use crate::os::epoll::{Poller, Registered};
+use crate::os::epoll::Poller;
 use crate::spi::wire::Config;
-use crate::virtqueue::memory::{Memory, RegionDescription, UserAddress};
+use crate::virtqueue::memory::{Memory, MemoryError, UserAddress};
 use crate::virtqueue::vring::{RingAddresses, Vring};
 
 const F_RING_INDIRECT_DESC: u64 = 1 << 28;
@@ -51,7 +49,6 @@ pub struct Guest {
     pub memory: Memory,
     /// Its one vring, `requestq`.
     pub vring: Vring,
-    pub(super) kick: Option<Registered>,
 }
 
 /// The handler of one connection's messages.
@@ -72,7 +69,6 @@ impl Backend {
         let guest = Guest {
             memory: Memory::new(max_memory_len),
             vring: Vring::default(),
-            kick: None,
         };
         Self {
             number,
@@ -101,7 +97,6 @@ impl Backend {
     /// Gives up all that the front-end brought.
     pub fn clear(&self) {
         let mut guest = self.guest.borrow_mut();
-        guest.kick = None;
         guest.vring.reset();
         guest.memory.clear();
     }
@@ -111,25 +106,26 @@ impl Backend {
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
         let mut guest = self.guest.borrow_mut();
         let result = change(&mut guest)?;
-        let Guest { memory, vring, .. } = &mut *guest;
+        let Guest { memory, vring } = &mut *guest;
         if let Err(misplaced) = vring.update(memory) {
+            // It is known by its kind in `SessionError::of_vhost`.
+            let blocked = |_| Error::ReqHandlerError(ErrorKind::Interrupted.into());
             vring.set_broken().map_err(blocked)?;
             return Err(refused(misplaced));
         }
         Ok(result)
     }
 
-    /// As [`Backend::change`], for a message that adds or removes one of several regions: a ring
-    /// that is outside of memory meanwhile waits for the next.
-    pub(super) fn change_region<T>(
+    /// Adds or removes one of several regions. Unlike in [`Backend::change`], a ring that is outside of
+    /// memory then waits for the next region.
+    pub(super) fn change_memory(
         &self,
-        change: impl FnOnce(&mut Guest) -> Result<T>,
-    ) -> Result<T> {
-        let mut guest = self.guest.borrow_mut();
-        let result = change(&mut guest)?;
-        let Guest { memory, vring, .. } = &mut *guest;
+        change: impl FnOnce(&mut Memory) -> std::result::Result<(), MemoryError>,
+    ) -> Result<()> {
+        let Guest { memory, vring } = &mut *self.guest.borrow_mut();
+        change(memory).map_err(refused)?;
         let _ = vring.update(memory);
-        Ok(result)
+        Ok(())
     }
 
     /// As [`Backend::change`], for a message about ring `index`: there is one.
@@ -145,23 +141,9 @@ impl Backend {
     }
 }
 
-fn describe(region: &VhostUserMemoryRegion) -> RegionDescription {
-    RegionDescription {
-        guest: GuestAddress(region.guest_phys_addr),
-        user: UserAddress(region.user_addr),
-        len: region.memory_size,
-        file_offset: region.mmap_offset,
-    }
-}
-
 /// Why a message is refused, for the log.
 pub(super) fn refused(error: impl std::fmt::Display) -> Error {
     Error::ReqHandlerError(io::Error::other(error.to_string()))
-}
-
-/// The err eventfd blocked: `SessionError::of_vhost` knows it by this.
-fn blocked(_: SessionError) -> Error {
-    Error::ReqHandlerError(ErrorKind::Interrupted.into())
 }
 
 fn accepted(accepted: bool) -> Result<()> {
@@ -190,16 +172,12 @@ impl VhostUserBackendReqHandler for Backend {
 
     /// A message of old, for which vhost-user leaves two things: to ignore it, or to disable the ring.
     fn reset_owner(&self) -> Result<()> {
-        self.change(|guest| {
-            guest.vring.set_enabled(false);
-            Ok(())
-        })
+        self.set_vring_enable(0, false)
     }
 
     fn reset_device(&self) -> Result<()> {
         self.change(|guest| {
             guest.vring.reset();
-            guest.kick = None;
             Ok(())
         })
     }
@@ -224,10 +202,6 @@ impl VhostUserBackendReqHandler for Backend {
 
     fn get_max_mem_slots(&self) -> Result<u64> {
         u64::try_from(MAX_REGIONS).map_err(refused)
-    }
-
-    fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.change_region(|guest| guest.memory.remove(&describe(region)).map_err(refused))
     }
 
     fn get_queue_num(&self) -> Result<u64> {
@@ -267,7 +241,6 @@ impl VhostUserBackendReqHandler for Backend {
 
     fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
         self.change_ring(index, |guest| {
-            guest.kick = None;
             let base = guest.vring.stop();
             Ok(VhostUserVringState::new(index, base.into()))
         })
@@ -275,7 +248,7 @@ impl VhostUserBackendReqHandler for Backend {
 
     fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
         self.change_ring(index, |guest| {
-            guest.vring.set_enabled(enable);
+            guest.vring.enabled = enable;
             Ok(())
         })
     }
@@ -304,6 +277,7 @@ impl VhostUserBackendReqHandler for Backend {
         // Those that bring fds do not come this way (`with_fds`).
         fn set_mem_table(&[VhostUserMemoryRegion], Vec<File>, Option<bool>) -> Option<Vec<u64>>;
         fn add_mem_region(&VhostUserSingleMemoryRegion, File, Option<bool>) -> Option<u64>;
+        fn remove_mem_region(&VhostUserSingleMemoryRegion) -> ();
         fn set_vring_kick(u8, Option<File>) -> ();
         fn set_vring_call(u8, Option<File>) -> ();
         fn set_vring_err(u8, Option<File>) -> ();

@@ -13,6 +13,7 @@
 //! Must not: know the front-end's socket but to send on it.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -22,30 +23,8 @@ use vhost::vhost_user::BackendReqHandler;
 use crate::error::SessionError;
 use crate::os::socket::{self, Received};
 use crate::vhost_user::backend::Backend;
-use crate::vhost_user::message::{Header, MAX_LEN, Request, brings_fds};
+use crate::vhost_user::message::{Header, Kind, MAX_LEN};
 use crate::vhost_user::reader::Message;
-
-/// A reply, as far as the front-end has not taken it.
-#[derive(Debug)]
-struct Reply {
-    bytes: [u8; MAX_LEN],
-    sent: usize,
-    len: usize,
-}
-
-impl Reply {
-    fn put(&mut self, bytes: &[u8]) {
-        self.bytes
-            .iter_mut()
-            .zip(bytes)
-            .for_each(|(to, from)| *to = *from);
-        (self.sent, self.len) = (0, bytes.len());
-    }
-
-    fn is_empty(&self) -> bool {
-        self.sent == self.len
-    }
-}
 
 /// Handles the messages of one connection.
 pub struct Handler {
@@ -54,7 +33,10 @@ pub struct Handler {
     our_end: UnixStream,
     /// What the messages change.
     pub backend: Arc<Backend>,
-    reply: Box<Reply>,
+    /// The last reply.
+    reply: Box<[u8; MAX_LEN]>,
+    /// Where in it the bytes are that the front-end has not taken.
+    unsent: Range<usize>,
 }
 
 impl Handler {
@@ -73,11 +55,8 @@ impl Handler {
             crate_end: BackendReqHandler::from_stream(crate_end, Arc::clone(&backend)),
             our_end,
             backend,
-            reply: Box::new(Reply {
-                bytes: [0; MAX_LEN],
-                sent: 0,
-                len: 0,
-            }),
+            reply: Box::new([0; MAX_LEN]),
+            unsent: 0..0,
         })
     }
 
@@ -86,20 +65,19 @@ impl Handler {
     /// # Errors
     /// It was refused: the connection must end, after the reply.
     pub fn handle(&mut self, mut message: Message<'_>) -> Result<(), SessionError> {
-        let (header, request) = (message.header, message.request);
-        // vhost-user, REM_MEM_REG: a back-end may accept one fd, of which it makes no use.
-        let spare_fds = usize::from(request == Request::REM_MEM_REG);
-        let handled = if brings_fds(request) {
+        let header = message.header;
+        let handled = if message.kind == Kind::Fds {
             let handled = self.backend.handle_with_fds(&mut message);
             handled.map_err(SessionError::of_vhost)
-        } else if message.files.len() > spare_fds {
+        } else if !message.files.is_empty() {
             Err(SessionError::Fds("came with a message that has none"))
         } else {
             self.hand_over(message.bytes)
         };
-        let must_ack = handled.is_err() || self.backend.acknowledges();
-        if must_ack && self.reply.is_empty() && header.needs_ack() {
-            self.reply.put(&header.ack(handled.is_ok()));
+        // A refusal is answered even before REPLY_ACK is negotiated: a front-end that sets the flag
+        // waits for something.
+        if handled.is_err() || self.backend.acknowledges() {
+            self.acknowledge(header, handled.is_ok());
         }
         handled
     }
@@ -113,17 +91,21 @@ impl Handler {
             return Err(SessionError::Host(io::ErrorKind::WriteZero.into()));
         }
         let handled = self.crate_end.handle_request();
-        let received = socket::receive(pair, &mut self.reply.bytes, &mut Vec::new());
+        let received = socket::receive(pair, &mut self.reply[..], &mut Vec::new());
         if let Received::Bytes(len) = received.map_err(SessionError::Host)? {
-            (self.reply.sent, self.reply.len) = (0, len);
+            self.unsent = 0..len;
         }
         handled.map_err(SessionError::of_vhost)
     }
 
-    /// Refuses a message that is not handed on, if the front-end waits for an answer.
-    pub fn refuse(&mut self, header: Header) {
-        if header.needs_ack() {
-            self.reply.put(&header.ack(false));
+    /// Acknowledges the message with this header, if it asks for that and the `vhost` crate has not
+    /// answered it.
+    pub fn acknowledge(&mut self, header: Header, succeeded: bool) {
+        if self.unsent.is_empty() && header.needs_ack() {
+            let ack = header.ack(succeeded);
+            self.unsent = 0..ack.len();
+            let bytes = self.reply.iter_mut().zip(ack);
+            bytes.for_each(|(to, from)| *to = from);
         }
     }
 
@@ -133,13 +115,12 @@ impl Handler {
     /// # Errors
     /// It left.
     pub fn send_reply(&mut self, stream: RawFd) -> Result<bool, SessionError> {
-        let Reply { bytes, sent, len } = &mut *self.reply;
-        if sent < len {
-            let left = bytes.get(*sent..*len).unwrap_or_default();
+        if !self.unsent.is_empty() {
+            let left = self.reply.get(self.unsent.clone()).unwrap_or_default();
             let taken = socket::send(stream, left).map_err(|_| SessionError::Disconnected)?;
-            *sent = sent.saturating_add(taken);
+            self.unsent.start = self.unsent.start.saturating_add(taken);
         }
-        Ok(self.reply.is_empty())
+        Ok(self.unsent.is_empty())
     }
 }
 
@@ -151,7 +132,7 @@ mod tests {
     use crate::os::epoll::Poller;
     use crate::os::mounts::Mounts;
     use crate::spi::wire::Config;
-    use crate::vhost_user::reader::{Progress, Reader};
+    use crate::vhost_user::reader::Reader;
     use std::io::{Read, Write};
 
     /// A handler with a reader, and their front-end.
@@ -183,8 +164,7 @@ mod tests {
             self.front.write_all(header.as_flattened()).unwrap();
             self.front.write_all(body).unwrap();
             let back = self.back.as_raw_fd();
-            let progress = self.reader.receive(back, &Mounts::default()).unwrap();
-            assert_eq!(progress, Progress::Whole);
+            assert!(self.reader.receive(back, &Mounts::default()).unwrap());
             let handled = self.handler.handle(self.reader.message().unwrap());
             self.reader.finish();
             handled

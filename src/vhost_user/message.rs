@@ -1,9 +1,11 @@
-//! What a message is: header, request, and the acknowledgement that it may ask for.
+//! The header of a message: which request it is, how long its body is, and the acknowledgement that
+//! it may ask for (vhost-user, "Message Specification").
 //!
-//! Only what is listed here reaches a handler. The `vhost` crate knows more requests, some of which
-//! it acts on without negotiation, and reads a header of any version.
+//! Only a request that is listed here reaches a handler. The `vhost` crate knows more requests, some of
+//! which it acts on without negotiation, and reads a header of any version.
 //!
-//! Must not: receive or send.
+//! Must not: receive or send. Called by `reader` when a header is there, and by `handler` for the
+//! acknowledgement.
 
 pub use vhost::vhost_user::message::FrontendReq as Request;
 
@@ -20,64 +22,51 @@ pub const MAX_FDS: usize = 32;
 
 const ACK_LEN: usize = HEADER_LEN + 8;
 
-const VERSION_MASK: u32 = 0x3;
+/// The version, in the lowest two bits of the flags.
 const VERSION: u32 = 0x1;
+/// Flag: the message is a reply, which only a back-end sends.
 const FLAG_REPLY: u32 = 1 << 2;
+/// Flag: the front-end waits for an acknowledgement.
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 
-/// Whether a request is one of those that this daemon serves.
-fn is_served(request: Request) -> bool {
-    matches!(
-        request,
-        Request::GET_FEATURES
-            | Request::SET_FEATURES
-            | Request::SET_OWNER
-            | Request::RESET_OWNER
-            | Request::SET_MEM_TABLE
-            | Request::SET_VRING_NUM
-            | Request::SET_VRING_ADDR
-            | Request::SET_VRING_BASE
-            | Request::GET_VRING_BASE
-            | Request::SET_VRING_KICK
-            | Request::SET_VRING_CALL
-            | Request::SET_VRING_ERR
-            | Request::GET_PROTOCOL_FEATURES
-            | Request::SET_PROTOCOL_FEATURES
-            | Request::GET_QUEUE_NUM
-            | Request::SET_VRING_ENABLE
-            | Request::GET_CONFIG
-            | Request::SET_CONFIG
-            | Request::RESET_DEVICE
-            | Request::GET_MAX_MEM_SLOTS
-            | Request::ADD_MEM_REG
-            | Request::REM_MEM_REG
-    )
+/// Who decodes a message, and whether it has a reply of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The `vhost` crate; the answer, if it is asked for, is an acknowledgement.
+    Plain,
+    /// The `vhost` crate; the reply has a value that the front-end waits for.
+    Reply,
+    /// [`with_fds`](super::with_fds), since fds may come with it; the answer is an acknowledgement.
+    Fds,
 }
 
-/// Whether fds belong to a request.
-pub fn brings_fds(request: Request) -> bool {
-    matches!(
-        request,
-        Request::SET_MEM_TABLE
-            | Request::ADD_MEM_REG
-            | Request::SET_VRING_KICK
-            | Request::SET_VRING_CALL
-            | Request::SET_VRING_ERR
-    )
-}
-
-/// Whether the reply to a request says more than that it succeeded.
-fn has_reply(request: Request) -> bool {
-    matches!(
-        request,
-        Request::GET_FEATURES
-            | Request::GET_VRING_BASE
-            | Request::GET_PROTOCOL_FEATURES
-            | Request::GET_QUEUE_NUM
-            | Request::GET_CONFIG
-            | Request::GET_MAX_MEM_SLOTS
-    )
-}
+/// The requests that are served (vhost-user, "Front-end message types"); every other one ends the
+/// connection. Those of dirty logging, in-flight buffers, postcopy, IOTLB, GPU and device state belong
+/// to protocol features that are not offered, but the `vhost` crate acts on some of them all the same.
+const SERVED: [(Request, Kind); 22] = [
+    (Request::GET_FEATURES, Kind::Reply),
+    (Request::SET_FEATURES, Kind::Plain),
+    (Request::SET_OWNER, Kind::Plain),
+    (Request::RESET_OWNER, Kind::Plain),
+    (Request::SET_MEM_TABLE, Kind::Fds),
+    (Request::SET_VRING_NUM, Kind::Plain),
+    (Request::SET_VRING_ADDR, Kind::Plain),
+    (Request::SET_VRING_BASE, Kind::Plain),
+    (Request::GET_VRING_BASE, Kind::Reply),
+    (Request::SET_VRING_KICK, Kind::Fds),
+    (Request::SET_VRING_CALL, Kind::Fds),
+    (Request::SET_VRING_ERR, Kind::Fds),
+    (Request::GET_PROTOCOL_FEATURES, Kind::Reply),
+    (Request::SET_PROTOCOL_FEATURES, Kind::Plain),
+    (Request::GET_QUEUE_NUM, Kind::Reply),
+    (Request::SET_VRING_ENABLE, Kind::Plain),
+    (Request::GET_CONFIG, Kind::Reply),
+    (Request::SET_CONFIG, Kind::Plain),
+    (Request::RESET_DEVICE, Kind::Plain),
+    (Request::GET_MAX_MEM_SLOTS, Kind::Reply),
+    (Request::ADD_MEM_REG, Kind::Fds),
+    (Request::REM_MEM_REG, Kind::Fds),
+];
 
 /// A header as it was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,32 +87,35 @@ impl Header {
         })
     }
 
-    fn request(&self) -> Option<Request> {
-        Request::try_from(self.code).ok()
+    fn served(&self) -> Option<(Request, Kind)> {
+        let mut served = SERVED.into_iter();
+        served.find(|(request, _)| u32::from(*request) == self.code)
     }
 
-    /// The request, and the length of its body in bytes.
+    /// The request, its kind, and the length of its body in bytes (vhost-user, "Header").
     ///
     /// # Errors
-    /// It is not one that is served, or not as the protocol has it.
-    pub fn check(&self) -> Result<(Request, usize), SessionError> {
+    /// The request is not served, the version is not 1, a flag is set that only a reply may have or
+    /// that is reserved, or the body is too long.
+    pub fn check(&self) -> Result<(Request, Kind, usize), SessionError> {
         let Self { code, flags, size } = *self;
-        let Some(request) = self.request().filter(|request| is_served(*request)) else {
+        let Some((request, kind)) = self.served() else {
             return Err(SessionError::Message(code, "is not supported"));
         };
-        if flags & VERSION_MASK != VERSION || flags & !(VERSION_MASK | FLAG_NEED_REPLY) != 0 {
+        if flags & !FLAG_NEED_REPLY != VERSION {
             return Err(SessionError::Message(code, "has a wrong version or flags"));
         }
         match usize::try_from(size) {
-            Ok(body_len @ ..=MAX_BODY_LEN) => Ok((request, body_len)),
+            Ok(body_len @ ..=MAX_BODY_LEN) => Ok((request, kind, body_len)),
             Ok(_) | Err(_) => Err(SessionError::Message(code, "has a body that is too long")),
         }
     }
 
-    /// Whether the front-end waits for an acknowledgement, if that was negotiated. The flag has no
-    /// meaning for a request with a reply of its own.
+    /// Whether the message asks for an acknowledgement (vhost-user, "REPLY_ACK"). The flag has no
+    /// meaning for a request with a reply of its own. A message that is not allowed may ask for one,
+    /// too: it is refused by it.
     pub fn needs_ack(&self) -> bool {
-        let has_reply = self.request().is_some_and(has_reply);
+        let has_reply = matches!(self.served(), Some((_, Kind::Reply)));
         self.flags & FLAG_NEED_REPLY != 0 && self.flags & FLAG_REPLY == 0 && !has_reply
     }
 
@@ -169,7 +161,7 @@ mod tests {
         }
         assert_eq!(
             header(25, 9, 4096).check().unwrap(),
-            (Request::SET_CONFIG, 4096)
+            (Request::SET_CONFIG, Kind::Plain, 4096)
         );
     }
 

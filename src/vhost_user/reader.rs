@@ -19,27 +19,18 @@ use crate::error::SessionError;
 use crate::os::deferred_close::{Closer, FrontendFile};
 use crate::os::mounts::Mounts;
 use crate::os::socket::{self, Received};
-use crate::vhost_user::message::{HEADER_LEN, Header, MAX_FDS, MAX_LEN, Request};
+use crate::vhost_user::message::{HEADER_LEN, Header, Kind, MAX_FDS, MAX_LEN, Request};
 
 /// Room for the fds of a message, and of the receipt that brings too many.
 const ROOM: usize = MAX_FDS + socket::MAX_FDS;
-
-/// How much of a message there is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
-    /// Nothing.
-    Nothing,
-    /// Part of one.
-    Part,
-    /// All of one; [`Reader::message`] has it until [`Reader::finish`].
-    Whole,
-}
 
 /// A whole message, as far as it is the same for all requests.
 #[derive(Debug)]
 pub struct Message<'a> {
     /// What it asks.
     pub request: Request,
+    /// Who decodes it.
+    pub kind: Kind,
     /// Its header.
     pub header: Header,
     /// Header and body.
@@ -84,15 +75,16 @@ impl Reader {
         })
     }
 
-    /// Receives on the socket `stream` until a message is whole or nothing more is there.
+    /// Receives on the socket `stream` until a message is whole or nothing more is there. Returns
+    /// whether one is whole: then [`Reader::message`] has it until [`Reader::finish`].
     ///
     /// # Errors
     /// The front-end left, or what it sends must end the connection.
-    pub fn receive(&mut self, stream: RawFd, mounts: &Mounts) -> Result<Progress, SessionError> {
+    pub fn receive(&mut self, stream: RawFd, mounts: &Mounts) -> Result<bool, SessionError> {
         loop {
             let whole_len = self.whole_len()?;
             if self.len == whole_len {
-                return Ok(Progress::Whole);
+                return Ok(true);
             }
             // A part that ends before the message does: what comes after it is the next one's.
             let room = self.bytes.get_mut(self.len..whole_len);
@@ -103,8 +95,7 @@ impl Reader {
             // Whatever else is wrong: each of them is an fd of the process now.
             self.classify(mounts)?;
             match received.map_err(lack)? {
-                Received::Nothing if self.len == 0 => return Ok(Progress::Nothing),
-                Received::Nothing => return Ok(Progress::Part),
+                Received::Nothing => return Ok(false),
                 Received::End => {
                     self.is_drained = true;
                     return Err(SessionError::Disconnected);
@@ -119,7 +110,7 @@ impl Reader {
         let Some(header) = self.header() else {
             return Ok(HEADER_LEN);
         };
-        let (_, body_len) = header.check()?;
+        let (_, _, body_len) = header.check()?;
         Ok(HEADER_LEN.saturating_add(body_len))
     }
 
@@ -149,11 +140,12 @@ impl Reader {
     /// The message, if it is whole.
     pub fn message(&mut self) -> Option<Message<'_>> {
         let header = self.header()?;
-        let (request, body_len) = header.check().ok()?;
+        let (request, kind, body_len) = header.check().ok()?;
         let bytes = self.bytes.get(..self.len)?;
         let body = bytes.get(HEADER_LEN..)?;
         (body.len() == body_len).then_some(Message {
             request,
+            kind,
             header,
             bytes,
             body,
@@ -232,14 +224,14 @@ mod tests {
             assert_eq!(sent, bytes.len());
         }
 
-        fn receive(&mut self) -> Result<Progress, SessionError> {
+        fn receive(&mut self) -> Result<bool, SessionError> {
             self.reader
                 .receive(self.back.as_raw_fd(), &Mounts::default())
         }
 
         /// Request, length of the body and count of fds of the message, which is then handled.
         fn take(&mut self) -> (Request, usize, usize) {
-            assert_eq!(self.receive().unwrap(), Progress::Whole);
+            assert!(self.receive().unwrap());
             let message = self.reader.message().unwrap();
             let seen = (message.request, message.body.len(), message.files.len());
             self.reader.finish();
@@ -253,10 +245,12 @@ mod tests {
         let message = encode(2, &[0; 8]);
         for _ in 0..2 {
             let (last, first) = message.split_last().unwrap();
-            assert_eq!(rig.receive().unwrap(), Progress::Nothing);
-            for byte in first {
+            assert!(!rig.receive().unwrap());
+            assert_eq!(rig.reader.received_len(), 0);
+            for (count, byte) in (1..).zip(first) {
                 rig.front.write_all(&[*byte]).unwrap();
-                assert_eq!(rig.receive().unwrap(), Progress::Part);
+                assert!(!rig.receive().unwrap());
+                assert_eq!(rig.reader.received_len(), count);
                 assert!(rig.reader.message().is_none());
             }
             rig.front.write_all(&[*last]).unwrap();
@@ -269,11 +263,12 @@ mod tests {
         let mut rig = Rig::new();
         let two = [encode(1, &[]), encode(24, &[7; 20])].concat();
         rig.front.write_all(&two).unwrap();
-        assert_eq!(rig.receive().unwrap(), Progress::Whole);
+        assert!(rig.receive().unwrap());
         // It stays until it was handled.
         assert_eq!(rig.take(), (Request::GET_FEATURES, 0, 0));
         assert_eq!(rig.take(), (Request::GET_CONFIG, 20, 0));
-        assert_eq!(rig.receive().unwrap(), Progress::Nothing);
+        assert!(!rig.receive().unwrap());
+        assert_eq!(rig.reader.received_len(), 0);
     }
 
     #[test]

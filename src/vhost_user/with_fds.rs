@@ -20,7 +20,7 @@ use crate::os::deferred_close::FrontendFile;
 use crate::os::epoll::{Registered, Token};
 use crate::os::file_kind::FileKind;
 use crate::os::write_timeout;
-use crate::vhost_user::backend::{Backend, refused};
+use crate::vhost_user::backend::{Backend, Guest, refused};
 use crate::vhost_user::message::Request;
 use crate::vhost_user::reader::Message;
 use crate::virtqueue::memory::{RegionDescription, UserAddress};
@@ -47,7 +47,9 @@ impl Backend {
             (Request::SET_MEM_TABLE, [count, regions @ ..]) => {
                 self.set_memory(number(count), regions, files)
             }
-            (Request::ADD_MEM_REG, [_, region @ ..]) => self.add_region(region, files),
+            (Request::ADD_MEM_REG | Request::REM_MEM_REG, [_, region @ ..]) => {
+                self.change_region(message.request, region, files)
+            }
             (request, [vring]) => self.set_vring_file(request, number(vring), files),
             _ => Err(Error::InvalidMessage),
         }
@@ -75,15 +77,24 @@ impl Backend {
         })
     }
 
-    fn add_region(&self, region: &[Field], files: &mut Vec<FrontendFile>) -> Result<()> {
-        if !self.has_acked(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS) {
-            let feature = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    fn change_region(
+        &self,
+        request: Request,
+        region: &[Field],
+        files: &mut Vec<FrontendFile>,
+    ) -> Result<()> {
+        let feature = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        if !self.has_acked(feature) {
             return Err(Error::InactiveOperation(feature));
         }
-        let (Ok(region), Some(file), []) = (region.try_into(), files.pop(), &**files) else {
-            return Err(Error::InvalidMessage);
-        };
-        self.change_region(|guest| guest.memory.add(describe(region), file).map_err(refused))
+        let region = region.try_into().map_err(|_| Error::InvalidMessage)?;
+        let region = describe(region);
+        match (request, files.pop(), &**files) {
+            // One fd is accepted and not used (vhost-user, "VHOST_USER_REM_MEM_REG").
+            (Request::REM_MEM_REG, _, []) => self.change_memory(|memory| memory.remove(&region)),
+            (_, Some(file), []) => self.change_memory(|memory| memory.add(region, file)),
+            _ => Err(Error::InvalidMessage),
+        }
     }
 
     fn set_vring_file(
@@ -97,30 +108,19 @@ impl Backend {
             return Err(Error::IncorrectFds);
         }
         let index = u32::try_from(value & INDEX_MASK).unwrap_or(u32::MAX);
-        if request == Request::SET_VRING_KICK {
-            return self.set_kick(index, file);
-        }
-        self.change_ring(index, |guest| {
-            let signal = check_signal(file)?;
+        self.change_ring(index, |Guest { vring, .. }| {
+            if let Some(file) = &file {
+                check_vring_file(request, file)?;
+            }
             if request == Request::SET_VRING_CALL {
-                guest.vring.set_call(signal);
+                vring.call = file;
+            } else if request == Request::SET_VRING_ERR {
+                vring.err = file;
             } else {
-                guest.vring.set_err(signal);
+                let token = Token::Kick(self.number);
+                let kick = file.map(|file| Registered::new(&self.poller, file, token));
+                vring.start(kick.transpose().map_err(Error::ReqHandlerError)?);
             }
-            Ok(())
-        })
-    }
-
-    fn set_kick(&self, index: u32, file: Option<FrontendFile>) -> Result<()> {
-        self.change_ring(index, |guest| {
-            let absent = file.is_none();
-            guest.kick = None;
-            if let Some(file) = file {
-                check_eventfd(&file)?;
-                let kick = Registered::new(&self.poller, file, Token::Kick(self.number));
-                guest.kick = Some(kick.map_err(Error::ReqHandlerError)?);
-            }
-            guest.vring.start(absent);
             Ok(())
         })
     }
@@ -140,27 +140,23 @@ fn describe(region: &[Field; 4]) -> RegionDescription {
     }
 }
 
-/// Refuses what is not an eventfd.
-fn check_eventfd(file: &FrontendFile) -> Result<()> {
-    if file.kind() != FileKind::Anonymous {
-        return Err(NOT_AN_EVENTFD);
+/// Refuses a file that is not an eventfd; but SET_VRING_CALL and _ERR may bring one end of a
+/// socketpair, which user-mode Linux does.
+fn check_vring_file(request: Request, file: &FrontendFile) -> Result<()> {
+    match file.kind() {
+        FileKind::Anonymous => (),
+        // Nothing is written to it: its reader would take that for a signal.
+        FileKind::SocketEnd if request != Request::SET_VRING_KICK => return Ok(()),
+        // Nor is a pipe taken: a process that holds its lock would make our write wait, and no signal
+        // interrupts that.
+        FileKind::Memory | FileKind::SocketEnd | FileKind::Unwanted => return Err(NOT_AN_EVENTFD),
     }
-    // Of a counter at its very end even the zero has to wait.
+    // Of the anonymous inodes only an eventfd takes a write of 0, which changes nothing. It waits if
+    // the counter is at its maximum and the front-end made the eventfd blocking.
     let _armed = write_timeout::arm();
     match file.write(&0u64.to_ne_bytes()) {
         Ok(8) => Ok(()),
         Err(error) if error.kind() == ErrorKind::Interrupted => Err(Error::ReqHandlerError(error)),
         Ok(_) | Err(_) => Err(NOT_AN_EVENTFD),
     }
-}
-
-/// As [`check_eventfd`], but for what we write to: user-mode Linux gives one end of a socketpair.
-/// It is not tried, since its reader would take that for a signal. A pipe is refused: whoever holds
-/// its lock would hold up our write, and no signal ends that.
-fn check_signal(file: Option<FrontendFile>) -> Result<Option<FrontendFile>> {
-    let is_socket = |file: &FrontendFile| file.kind() == FileKind::SocketEnd;
-    if let Some(file) = file.as_ref().filter(|file| !is_socket(file)) {
-        check_eventfd(file)?;
-    }
-    Ok(file)
 }

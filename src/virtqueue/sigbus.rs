@@ -89,8 +89,7 @@ pub fn take_hit() -> bool {
 /// # Errors
 /// The kernel's.
 pub fn install() -> io::Result<()> {
-    register_signal_handler(libc::SIGBUS, on_sigbus)
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    Ok(register_signal_handler(libc::SIGBUS, on_sigbus)?)
 }
 
 extern "C" fn on_sigbus(

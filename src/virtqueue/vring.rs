@@ -22,6 +22,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::error::{RingError, SessionError};
 use crate::os::deferred_close::FrontendFile;
+use crate::os::epoll::Registered;
 use crate::os::write_timeout::signal;
 use crate::virtqueue::chain::Chain;
 use crate::virtqueue::memory::{Memory, UserAddress};
@@ -50,20 +51,19 @@ pub struct RingAddresses {
 /// Why a ring cannot run: a part of it is not aligned, or not wholly in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Misplaced {
-    part: &'static str,
-    at: UserAddress,
+    part: Part,
     why: &'static str,
 }
 
 impl fmt::Display for Misplaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { part, at, why } = self;
-        write!(f, "{part} at user address {:#x} {why}", at.0)
+        let Part { name, at, .. } = self.part;
+        write!(f, "{name} at user address {:#x} {}", at.0, self.why)
     }
 }
 
 /// A part of the ring as the front-end described it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part {
     name: &'static str,
     at: UserAddress,
@@ -73,11 +73,7 @@ struct Part {
 
 impl Part {
     const fn misplaced(&self, why: &'static str) -> Misplaced {
-        Misplaced {
-            part: self.name,
-            at: self.at,
-            why,
-        }
+        Misplaced { part: *self, why }
     }
 
     /// The guest address of its first byte.
@@ -96,17 +92,18 @@ impl Part {
     /// Some byte of it is not in guest memory.
     fn locate(&self, memory: &Memory) -> Result<GuestAddress, Misplaced> {
         let begin = self.begin(memory)?;
-        let is_held = memory.check_range(begin, self.len);
-        let located = is_held.then_some(begin);
-        located.ok_or(self.misplaced("ends outside guest memory"))
+        match memory.check_range(begin, self.len) {
+            true => Ok(begin),
+            false => Err(self.misplaced("ends outside guest memory")),
+        }
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The front-end has not set a kick since the last stop.
+    /// The front-end has not sent SET_VRING_KICK since the last stop.
     Stopped,
-    /// The front-end set a kick: the ring runs if it is also enabled and in memory.
+    /// The front-end has sent SET_VRING_KICK: the ring runs if it is also enabled and in memory.
     Started,
     /// The driver broke the rules of the ring: only a stop or a reset leads out.
     Broken,
@@ -148,17 +145,20 @@ pub struct Vring {
     addresses: Option<RingAddresses>,
     /// The driver may use indirect tables.
     indirect: bool,
-    enabled: bool,
+    /// As the last SET_VRING_ENABLE left it; [`Vring::update`] applies a change.
+    pub enabled: bool,
     /// No protocol features were acknowledged: the ring needs no enabling.
     always_enabled: bool,
-    /// The front-end gave no kick fd: the ring must be polled.
-    kick_absent: bool,
     /// Chains were completed since the driver's wish for notifications was last read.
     completed: bool,
     /// The driver is to be notified, and was not yet.
     owed: bool,
-    call: Option<FrontendFile>,
-    err: Option<FrontendFile>,
+    /// The eventfd by which the driver notifies us; a ring that runs without one must be polled.
+    kick: Option<Registered>,
+    /// The eventfd that notifies the driver.
+    pub call: Option<FrontendFile>,
+    /// The eventfd that reports a broken ring.
+    pub err: Option<FrontendFile>,
 }
 
 impl Default for Vring {
@@ -171,9 +171,9 @@ impl Default for Vring {
             indirect: false,
             enabled: false,
             always_enabled: true,
-            kick_absent: false,
             completed: false,
             owed: false,
+            kick: None,
             call: None,
             err: None,
         }
@@ -238,36 +238,22 @@ impl Vring {
         }
     }
 
-    /// Enables or disables the ring.
-    pub fn set_enabled(&mut self, enabled: bool) {
-        self.enabled = enabled;
-    }
-
-    /// Starts the ring: the front-end set its kick fd, or said that there is none. A broken ring
-    /// stays broken.
-    pub fn start(&mut self, kick_absent: bool) {
+    /// Starts the ring: the front-end set its kick fd, or said that there is none (vhost-user, "Ring
+    /// states"). A broken ring stays broken.
+    pub fn start(&mut self, kick: Option<Registered>) {
         if self.state == State::Stopped {
             self.state = State::Started;
         }
-        self.kick_absent = kick_absent;
+        self.kick = kick;
     }
 
-    /// Stops the ring and returns the index of the next available entry, where a later start
-    /// continues.
+    /// Stops the ring, gives up its kick fd, and returns the index of the next available entry, where
+    /// a later start continues (vhost-user, "GET_VRING_BASE").
     pub fn stop(&mut self) -> u16 {
         self.state = State::Stopped;
+        self.kick = None;
         self.queue.set_ready(false);
         self.queue.next_avail()
-    }
-
-    /// Sets or removes the eventfd that notifies the driver.
-    pub fn set_call(&mut self, call: Option<FrontendFile>) {
-        self.call = call;
-    }
-
-    /// Sets or removes the eventfd that reports a broken ring.
-    pub fn set_err(&mut self, err: Option<FrontendFile>) {
-        self.err = err;
     }
 
     /// Whether chains may be taken and completed.
@@ -277,7 +263,7 @@ impl Vring {
 
     /// Whether the ring must be polled, because no kick will come.
     pub fn needs_polling(&self) -> bool {
-        self.is_running() && self.kick_absent
+        self.is_running() && self.kick.is_none()
     }
 
     /// Translates the ring's addresses anew and decides whether the ring runs: to be called after each
@@ -518,7 +504,7 @@ mod tests {
             rig.set_addresses(DESC, AVAIL, USED);
             let kind = FileKind::SocketEnd;
             let call = FrontendFile::new(device_end, kind, &Closer::default());
-            rig.vring.set_call(Some(call));
+            rig.vring.call = Some(call);
             rig
         }
 
@@ -552,7 +538,7 @@ mod tests {
         }
 
         fn start(&mut self) {
-            self.vring.start(false);
+            self.vring.start(None);
             self.update();
         }
 
@@ -631,7 +617,7 @@ mod tests {
         rig.serve();
         rig.store(USED + 2, 0x7777);
         // A message such as SET_VRING_ENABLE comes, and leaves the ring running.
-        rig.vring.set_enabled(true);
+        rig.vring.enabled = true;
         rig.update();
         rig.offer(AVAIL, 2);
         rig.serve();

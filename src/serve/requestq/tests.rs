@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use super::*;
 use crate::config::{DeviceConfig, DevicePath, TransferConfig};
 use crate::os::deferred_close::{Closer, DeferredClose, FrontendFile};
-use crate::os::epoll::Poller;
+use crate::os::epoll::{Poller, Registered, Token};
 use crate::os::file_kind::FileKind;
 use crate::os::mounts::Mounts;
 use crate::os::write_timeout;
@@ -127,10 +127,12 @@ impl Player {
         };
         let _ = vring.set_addresses(addresses, &guest_ref.memory);
         let signal = FrontendFile::new(device_end, FileKind::SocketEnd, &Closer::default());
-        vring.set_call(Some(signal));
+        vring.call = Some(signal);
         vring.set_features(false, false, true);
-        vring.set_enabled(true);
-        vring.start(false);
+        vring.enabled = true;
+        let (_, kick) = UnixStream::pair().unwrap();
+        let kick = FrontendFile::new(kick, FileKind::SocketEnd, &Closer::default());
+        vring.start(Registered::new(poller, kick, Token::Kick(number)).ok());
         let _ = vring.update(&guest_ref.memory);
         assert!(vring.is_running());
         drop(guest);
@@ -188,7 +190,7 @@ impl Player {
     fn disable_ring(&self) {
         let mut guest = self.backend.guest();
         let guest = &mut *guest;
-        guest.vring.set_enabled(false);
+        guest.vring.enabled = false;
         let _ = guest.vring.update(&guest.memory);
         assert!(!guest.vring.is_running());
     }

@@ -16,7 +16,7 @@ use crate::os::mounts::Mounts;
 use crate::os::socket;
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::handler::Handler;
-use crate::vhost_user::reader::{Message, Progress, Reader};
+use crate::vhost_user::reader::{Message, Reader};
 
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -92,22 +92,20 @@ impl Connection {
         }
         let len = self.reader.received_len();
         match self.reader.receive(self.fd(), mounts) {
-            Ok(Progress::Whole) => {
+            Ok(true) => {
                 self.deadline = None;
                 Ok(true)
             }
-            Ok(Progress::Part) => {
+            Ok(false) => {
                 if self.reader.received_len() > len {
                     self.deadline = now.checked_add(SILENCE);
                 }
                 Ok(false)
             }
-            Ok(Progress::Nothing) => Ok(false),
             Err(error) => {
-                let header = self.reader.header();
-                header
-                    .into_iter()
-                    .for_each(|header| self.handler.refuse(header));
+                if let Some(header) = self.reader.header() {
+                    self.handler.acknowledge(header, false);
+                }
                 // The one that matters is reported.
                 let _ = self.send_reply();
                 Err(error)

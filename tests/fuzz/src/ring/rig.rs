@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use vhost_device_spi::config::{GuestNumber, HoldPolicy};
 use vhost_device_spi::error::SessionError;
 use vhost_device_spi::os::deferred_close::{Closer, FrontendFile};
+use vhost_device_spi::os::epoll::{Registered, Token};
 use vhost_device_spi::os::file_kind::FileKind;
 use vhost_device_spi::serve::grant::Shared;
 use vhost_device_spi::serve::requestq::{Requestq, Turn};
@@ -159,7 +160,7 @@ impl Rig {
         let closer = self.closer();
         let call = (flags & 16 != 0).then(|| self.call.try_clone().unwrap());
         let call = call.map(|file| FrontendFile::new(file, FileKind::Anonymous, &closer));
-        self.backend.guest().vring.set_call(call);
+        self.backend.guest().vring.call = call;
         self.restart(input);
     }
 
@@ -207,14 +208,17 @@ impl Rig {
             avail: user(avail),
             used: user(used),
         };
+        let kick = FrontendFile::new(fds::eventfd(), FileKind::Anonymous, &self.closer());
+        let token = Token::Kick(GuestNumber::default());
+        let kick = Registered::new(&self.shared.poller, kick, token).unwrap();
         let mut guest = self.backend.guest();
         let guest = &mut *guest;
         assert!(guest.vring.set_size(size.into()));
         let _ = guest.vring.set_addresses(addresses, &guest.memory);
         assert!(guest.vring.set_base(base.into()));
         guest.vring.set_features(event_idx, indirect, true);
-        guest.vring.set_enabled(true);
-        guest.vring.start(false);
+        guest.vring.enabled = true;
+        guest.vring.start(Some(kick));
         let _ = guest.vring.update(&guest.memory);
         self.next_avail = base;
         self.next_used = u16::from_le_bytes([self.copy[used + 2], self.copy[used + 3]]);
