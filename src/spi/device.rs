@@ -30,6 +30,16 @@ const DMA_MINALIGN: u32 = 128;
 /// What is charged where `bufsiz` is smaller than that: x86_64's own.
 const SMALL_MINALIGN: u32 = 8;
 
+/// The mode bits of a request (VIRTIO 1.4, "SPI Controller Device / Device Operation") and those of
+/// spidev: LOOP is not the same bit.
+const MODE_BITS: [(u32, u32); 5] = [
+    (wire::CPHA, SPI_CPHA),
+    (wire::CPOL, SPI_CPOL),
+    (wire::CS_HIGH, SPI_CS_HIGH),
+    (wire::LSB_FIRST, SPI_LSB_FIRST),
+    (wire::LOOP, SPI_LOOP),
+];
+
 /// How a device is reached.
 #[derive(Debug)]
 pub enum Port {
@@ -52,6 +62,8 @@ pub struct Device {
     pub bufsiz: u32,
     /// Mode bits that requests do not choose.
     fixed_mode: u32,
+    /// The mode that it is in between guests.
+    idle_mode: u32,
     /// The earliest start of the next transfer, for the sake of an inactive delay.
     not_before: Option<Instant>,
     /// It failed with `ESHUTDOWN` last time, and the log says so already.
@@ -95,84 +107,40 @@ impl Device {
         bufsiz: u32,
         others: &[&Self],
     ) -> Result<Self, Fatal> {
-        let common = Limits {
-            mode_mask: 0,
-            bits_per_word_mask: 0,
-            tx_lanes: Lanes(0),
-            rx_lanes: Lanes(0),
-            min_speed_hz: config.min_speed_hz,
-            max_speed_hz: 0,
-            max_word_delay_ns: if config.word_delay {
-                MAX_WORD_DELAY_NS
-            } else {
-                0
-            },
-            max_cs_setup_ns: if config.cs_setup { MAX_CS_SETUP_NS } else { 0 },
-            max_cs_hold_ns: MAX_CS_HOLD_NS,
-            max_cs_inactive_ns: MAX_CS_INACTIVE_NS,
-            half_duplex: false,
-            max_transfer_len: transfers.max_len,
-            max_transfer_ns: transfers.max_ms.saturating_mul(1_000_000),
+        let option = format!("option '--device': '{}'", config.path);
+        let (port, found, bufsiz) = match &config.path {
+            DevicePath::Loopback => (Port::Loopback, loopback::FOUND, loopback::MESSAGE_LEN),
+            DevicePath::Spidev(path) => {
+                let others = others.iter().filter_map(|other| other.spidev());
+                let mut spidev = Spidev::open(path, others)?;
+                let found = probe(&mut spidev);
+                let found = found.map_err(|e| Fatal::os(ExitCode::NoInput, &option, &e))?;
+                (Port::Spidev(spidev), found, bufsiz)
+            }
         };
-        let mut device = Self {
+        let limits = limits(config, transfers, &found);
+        check_speed(&limits)
+            .map_err(|why| Fatal::new(ExitCode::Config, format!("{option}: {why}")))?;
+        Ok(Self {
             name: config.path.to_string(),
-            port: Port::Loopback,
-            limits: loopback::limits(common),
-            bufsiz: loopback::MESSAGE_LEN,
-            fixed_mode: 0,
+            port,
+            limits,
+            bufsiz,
+            fixed_mode: fixed_mode(config, &found),
+            idle_mode: found.idle_mode(),
             not_before: None,
             down: false,
             line: Line::Released,
             mode_of: ModeOf::Nobody,
-        };
-        if let DevicePath::Spidev(path) = &config.path {
-            let mut spidev = Spidev::open(path, others.iter().filter_map(|other| other.spidev()))?;
-            let capabilities = probe(&mut spidev).map_err(|e| {
-                Fatal::os(
-                    ExitCode::NoInput,
-                    format!("option '--device': '{}'", config.path),
-                    &e,
-                )
-            })?;
-            device.limits = spidev_limits(config, &capabilities, common);
-            device.fixed_mode = fixed_mode(config, &capabilities);
-            device.bufsiz = bufsiz;
-            device.port = Port::Spidev(spidev);
-        }
-        device.limit_speed(config)?;
-        Ok(device)
+        })
     }
 
-    /// Its name and the spidev behind it, if there is one.
+    /// Its name and its spidev, if it is one.
     fn spidev(&self) -> Option<(&str, &Spidev)> {
         match &self.port {
             Port::Spidev(spidev) => Some((&self.name, spidev)),
             Port::Loopback => None,
         }
-    }
-
-    fn limit_speed(&mut self, config: &DeviceConfig) -> Result<(), Fatal> {
-        let name = format!("option '--device': '{}'", self.name);
-        if let Some(max) = config.max_speed_hz {
-            self.limits.max_speed_hz = max;
-        }
-        if self.limits.max_speed_hz == 0 {
-            let why = "reports no limit of its speed; set max-speed-hz";
-            return Err(Fatal::new(ExitCode::Config, format!("{name}: {why}")));
-        }
-        if let Some(bits) = self.limits.word_too_slow() {
-            let max = self.limits.max_speed_hz;
-            let why = format!(
-                "is too slow: at its limit of {max} Hz a word of {bits} bits takes more than 100 ms"
-            );
-            return Err(Fatal::new(ExitCode::Config, format!("{name}: {why}")));
-        }
-        if self.limits.min_speed_hz > self.limits.max_speed_hz {
-            let (min, max) = (self.limits.min_speed_hz, self.limits.max_speed_hz);
-            let why = format!("min-speed-hz {min} is above the limit of {max} Hz");
-            return Err(Fatal::new(ExitCode::Config, format!("{name}: {why}")));
-        }
-        Ok(())
     }
 
     /// What spidev rounds each length up to, in bytes.
@@ -186,17 +154,10 @@ impl Device {
 
     /// spidev's mode for a request.
     pub fn mode_for(&self, head: &TransferHead) -> u32 {
-        let pairs = [
-            (wire::CPHA, SPI_CPHA),
-            (wire::CPOL, SPI_CPOL),
-            (wire::CS_HIGH, SPI_CS_HIGH),
-            (wire::LSB_FIRST, SPI_LSB_FIRST),
-            (wire::LOOP, SPI_LOOP),
-        ];
-        pairs
+        let asked = MODE_BITS
             .iter()
-            .filter(|(virtio, _)| head.mode & virtio != 0)
-            .fold(self.fixed_mode, |mode, (_, spidev)| mode | spidev)
+            .filter(|(virtio, _)| head.mode & virtio != 0);
+        asked.fold(self.fixed_mode, |mode, (_, spidev)| mode | spidev)
     }
 
     /// Puts the device into `mode`; no system call if it is in it.
@@ -254,15 +215,9 @@ impl Device {
     /// Puts the device back into its idle mode, if that is pending. A failure is left to the next
     /// transfer to meet.
     pub fn restore_idle_mode(&mut self) {
-        if self.mode_of != ModeOf::RestorePending {
-            return;
-        }
-        self.mode_of = ModeOf::Nobody;
-        if let Port::Spidev(spidev) = &mut self.port {
-            let mode = spidev.idle_mode();
-            if spidev.mode() != mode {
-                let _ = spidev.set_mode(mode);
-            }
+        if self.mode_of == ModeOf::RestorePending {
+            self.mode_of = ModeOf::Nobody;
+            let _ = self.use_mode(self.idle_mode);
         }
     }
 
@@ -287,32 +242,57 @@ impl Device {
     }
 }
 
-fn spidev_limits(config: &DeviceConfig, found: &Capabilities, common: Limits) -> Limits {
-    let mut mode_mask = 0;
-    for (spidev, virtio) in [
-        (SPI_CPHA, wire::CPHA),
-        (SPI_CPOL, wire::CPOL),
-        (SPI_LSB_FIRST, wire::LSB_FIRST),
-    ] {
-        if found.settable & spidev != 0 {
-            mode_mask |= virtio;
-        }
-    }
-    if found.settable & SPI_LOOP != 0 && config.loop_mode.unwrap_or(true) {
-        mode_mask |= wire::LOOP;
-    }
-    if config.cs_high.unwrap_or(found.mode & SPI_CS_HIGH != 0) {
-        mode_mask |= wire::CS_HIGH;
-    }
+/// What a request may ask of a device: what was found, narrowed by the administrator. A delay is
+/// offered where the administrator says that the controller carries it out: spidev reports success for
+/// one that its controller ignores.
+fn limits(config: &DeviceConfig, transfers: &TransferConfig, found: &Capabilities) -> Limits {
+    let offered = |is_carried_out, max| if is_carried_out { max } else { 0 };
     Limits {
-        mode_mask,
+        mode_mask: mode_mask(config, found),
         bits_per_word_mask: found.bits_per_word_mask,
         tx_lanes: lanes(found.lanes, SPI_TX_DUAL, SPI_TX_QUAD, SPI_TX_OCTAL),
         rx_lanes: lanes(found.lanes, SPI_RX_DUAL, SPI_RX_QUAD, SPI_RX_OCTAL),
-        max_speed_hz: found.max_speed_hz,
+        min_speed_hz: config.min_speed_hz,
+        max_speed_hz: config.max_speed_hz.unwrap_or(found.max_speed_hz),
+        max_word_delay_ns: offered(config.word_delay, MAX_WORD_DELAY_NS),
+        max_cs_setup_ns: offered(config.cs_setup, MAX_CS_SETUP_NS),
+        max_cs_hold_ns: MAX_CS_HOLD_NS,
+        max_cs_inactive_ns: MAX_CS_INACTIVE_NS,
         half_duplex: found.mode & SPI_3WIRE != 0,
-        ..common
+        max_transfer_len: transfers.max_len,
+        max_transfer_ns: transfers.max_ms.saturating_mul(1_000_000),
     }
+}
+
+/// Why a device with these limits of speed cannot be served.
+fn check_speed(limits: &Limits) -> Result<(), String> {
+    let (min, max) = (limits.min_speed_hz, limits.max_speed_hz);
+    if max == 0 {
+        return Err("reports no limit of its speed; set max-speed-hz".to_owned());
+    }
+    if let Some(bits) = limits.word_too_slow() {
+        return Err(format!(
+            "is too slow: at its limit of {max} Hz a word of {bits} bits takes more than 100 ms"
+        ));
+    }
+    if min > max {
+        return Err(format!("min-speed-hz {min} is above the limit of {max} Hz"));
+    }
+    Ok(())
+}
+
+/// The mode bits of VIRTIO that a request may set. An active-high chip select is offered where the
+/// device has it, though it cannot be turned off there: see [`fixed_mode`].
+fn mode_mask(config: &DeviceConfig, found: &Capabilities) -> u32 {
+    let mut allowed = found.settable;
+    if config.loop_mode == Some(false) {
+        allowed &= !SPI_LOOP;
+    }
+    if config.cs_high.unwrap_or(found.mode & SPI_CS_HIGH != 0) {
+        allowed |= SPI_CS_HIGH;
+    }
+    let allowed = MODE_BITS.iter().filter(|(_, spidev)| allowed & spidev != 0);
+    allowed.fold(0, |mask, (virtio, _)| mask | virtio)
 }
 
 /// A device with more lanes also does with fewer (`__spi_validate()` in `drivers/spi/spi.c`).
@@ -343,6 +323,11 @@ mod tests {
     use super::*;
     use crate::start::cli::parse_config;
 
+    const TRANSFERS: TransferConfig = TransferConfig {
+        max_len: 1,
+        max_ms: 1,
+    };
+
     fn config(options: &str) -> DeviceConfig {
         let argument = format!("--device=/dev/spidev0.0{options}");
         let arguments = ["--socket-path=s".to_owned(), argument];
@@ -362,22 +347,15 @@ mod tests {
 
     #[test]
     fn mode_of_a_request_maps_loop_and_keeps_what_is_the_hosts() {
-        let common = Device::open(
-            &parse_config(["-s", "s", "-l", "loopback"]).unwrap().devices[0],
-            &TransferConfig {
-                max_len: 1,
-                max_ms: 1,
-            },
-            4096,
-            &[],
-        )
-        .unwrap();
+        let loopback = &parse_config(["-s", "s", "-l", "loopback"]).unwrap().devices[0];
+        let common = Device::open(loopback, &TRANSFERS, 4096, &[]).unwrap();
         let with = |options, mode| Device {
             fixed_mode: fixed_mode(&config(options), &found(mode)),
             name: String::new(),
             port: Port::Loopback,
             limits: common.limits,
             bufsiz: 4096,
+            idle_mode: 0,
             not_before: None,
             down: false,
             line: Line::Released,
@@ -402,27 +380,26 @@ mod tests {
 
     #[test]
     fn limits_offer_cs_high_only_where_it_is_the_devices_or_allowed() {
-        let common = loopback::limits(Limits {
-            mode_mask: 0,
-            bits_per_word_mask: 0,
-            tx_lanes: Lanes(0),
-            rx_lanes: Lanes(0),
-            min_speed_hz: 0,
-            max_speed_hz: 0,
-            max_word_delay_ns: 0,
-            max_cs_setup_ns: 0,
-            max_cs_hold_ns: 0,
-            max_cs_inactive_ns: 0,
-            half_duplex: false,
-            max_transfer_len: 1,
-            max_transfer_ns: 1,
-        });
-        let mask = |options, mode| spidev_limits(&config(options), &found(mode), common).mode_mask;
+        let mask = |options, mode| limits(&config(options), &TRANSFERS, &found(mode)).mode_mask;
         let plain = wire::CPHA | wire::CPOL;
         assert_eq!(mask("", 0), plain | wire::LOOP);
         assert_eq!(mask(",loop=off", 0), plain);
         assert_eq!(mask(",loop=off", SPI_CS_HIGH), plain | wire::CS_HIGH);
         assert_eq!(mask(",loop=off,cs-high=on", 0), plain | wire::CS_HIGH);
         assert_eq!(mask(",loop=off,cs-high=off", SPI_CS_HIGH), plain);
+    }
+
+    #[test]
+    fn open_loopback_offers_what_its_options_allow() {
+        let mask = |options: &str| {
+            let argument = format!("--device=loopback{options}");
+            let config = parse_config(["--socket-path=s".to_owned(), argument]).unwrap();
+            let device = Device::open(&config.devices[0], &TRANSFERS, 4096, &[]).unwrap();
+            device.limits.mode_mask
+        };
+        let all = wire::MODE_MASK;
+        assert_eq!(mask(""), all & !wire::CS_HIGH);
+        assert_eq!(mask(",loop=off"), all & !wire::CS_HIGH & !wire::LOOP);
+        assert_eq!(mask(",cs-high=on"), all);
     }
 }

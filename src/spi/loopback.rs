@@ -4,26 +4,22 @@
 //! a deadline of the transfer that asked for them.
 
 use crate::spi::message::Buffer;
-use crate::spi::wire::{CPHA, CPOL, LOOP, LSB_FIRST, Lanes, Limits};
+use crate::spi::probe::Capabilities;
+use crate::spi::spidev::{SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST};
 
 /// Most bytes of one message: short enough that the loop looks up between two of them.
 pub const MESSAGE_LEN: u32 = 1 << 16;
-/// A clock above every real controller's, so that whatever a guest is configured for is accepted.
-const MAX_SPEED_HZ: u32 = 1_000_000_000;
 const IDLE: [u8; 256] = [0xff; 256];
 
-/// What the device takes: everything that means something without wires.
-pub fn limits(common: Limits) -> Limits {
-    Limits {
-        mode_mask: CPHA | CPOL | LSB_FIRST | LOOP,
-        bits_per_word_mask: u32::MAX,
-        tx_lanes: Lanes(0),
-        rx_lanes: Lanes(0),
-        max_speed_hz: MAX_SPEED_HZ,
-        half_duplex: false,
-        ..common
-    }
-}
+/// What the device can do: all that has a meaning without wires. Its clock is above that of every real
+/// controller, so that a guest's own setting is accepted.
+pub const FOUND: Capabilities = Capabilities {
+    mode: 0,
+    settable: SPI_CPHA | SPI_CPOL | SPI_LSB_FIRST | SPI_LOOP,
+    lanes: 0,
+    bits_per_word_mask: u32::MAX,
+    max_speed_hz: 1_000_000_000,
+};
 
 /// Moves the bytes of one piece.
 pub fn transfer(tx: &Buffer<'_>, rx: &Buffer<'_>) {
@@ -39,6 +35,6 @@ pub fn transfer(tx: &Buffer<'_>, rx: &Buffer<'_>) {
                 offset = offset.saturating_add(IDLE.len());
             }
         }
-        (Buffer::Guest(_) | Buffer::Absent | Buffer::Word(_), _) => (),
+        (Buffer::Guest(_) | Buffer::Absent | Buffer::Word(..), _) => (),
     }
 }

@@ -10,7 +10,8 @@
 use std::marker::PhantomData;
 
 use crate::error::TransferError;
-use crate::spi::plan::MAX_PIECES;
+use crate::spi::plan::{MAX_PIECES, Position};
+use crate::spi::wire::TransferHead;
 use crate::virtqueue::memory::Slice;
 
 /// `struct spi_ioc_transfer` of `include/uapi/linux/spi/spidev.h`.
@@ -30,21 +31,6 @@ pub struct SpiIocTransfer {
     pad: u8,
 }
 
-/// The fields that are equal in all transfers of a message.
-#[derive(Debug, Clone, Copy)]
-pub struct Common {
-    /// Clock in Hz, never 0: that means the device's own to spidev, which another opener can change.
-    pub speed_hz: u32,
-    /// Bits per word.
-    pub bits_per_word: u8,
-    /// Lanes for sending.
-    pub tx_nbits: u8,
-    /// Lanes for receiving.
-    pub rx_nbits: u8,
-    /// Microseconds between words.
-    pub word_delay_usecs: u8,
-}
-
 /// One direction of a transfer.
 #[derive(Debug)]
 pub enum Buffer<'m> {
@@ -52,24 +38,27 @@ pub enum Buffer<'m> {
     Absent,
     /// In guest memory.
     Guest(Slice<'m>),
-    /// A word across a segment boundary: it is sent from, or received into, the message's storage.
-    Word([u8; 4]),
+    /// A word that is cut by a segment boundary: where it lies, and a copy of its bytes. It is sent from,
+    /// or received into, the message's storage.
+    Word(Position, [u8; 4]),
 }
 
 /// The storage of a message, allocated once; a page that was never written to takes no memory.
 #[derive(Debug)]
 pub struct Scratch {
     transfers: Vec<SpiIocTransfer>,
-    tx_words: Box<[[u8; 4]; MAX_PIECES]>,
-    rx_words: Box<[[u8; 4]; MAX_PIECES]>,
+    /// Words to send and received words, at the index of their transfer.
+    words: Box<[[[u8; 4]; 2]; MAX_PIECES]>,
+    /// Where received words belong: the index of the transfer, and the position in the request.
+    rx_cuts: Vec<(usize, Position)>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
         Self {
             transfers: Vec::with_capacity(MAX_PIECES),
-            tx_words: Box::new([[0; 4]; MAX_PIECES]),
-            rx_words: Box::new([[0; 4]; MAX_PIECES]),
+            words: Box::new([[[0; 4]; 2]; MAX_PIECES]),
+            rx_cuts: Vec::with_capacity(MAX_PIECES),
         }
     }
 }
@@ -79,18 +68,29 @@ impl Default for Scratch {
 pub struct Message<'m> {
     scratch: &'m mut Scratch,
     total: u32,
-    common: Common,
+    /// What all transfers have in common.
+    template: SpiIocTransfer,
     guest: PhantomData<Slice<'m>>,
 }
 
 impl<'m> Message<'m> {
-    /// An empty message.
-    pub fn new(scratch: &'m mut Scratch, common: Common) -> Self {
+    /// An empty message of a request with this head, at a clock of `speed_hz`. The clock is never 0,
+    /// which to spidev means the device's own: another opener of the device can change that.
+    pub fn new(scratch: &'m mut Scratch, head: &TransferHead, speed_hz: u32) -> Self {
         scratch.transfers.clear();
+        scratch.rx_cuts.clear();
+        let template = SpiIocTransfer {
+            speed_hz,
+            bits_per_word: head.bits_per_word,
+            tx_nbits: head.tx_nbits,
+            rx_nbits: head.rx_nbits,
+            word_delay_usecs: u8::try_from(usecs(head.word_delay_ns)).unwrap_or(u8::MAX),
+            ..SpiIocTransfer::default()
+        };
         Self {
             scratch,
             total: 0,
-            common,
+            template,
             guest: PhantomData,
         }
     }
@@ -108,56 +108,43 @@ impl<'m> Message<'m> {
         len: u32,
     ) -> Result<(), TransferError> {
         let index = self.scratch.transfers.len();
-        let tx_word = self
-            .scratch
-            .tx_words
-            .get_mut(index)
-            .ok_or(TransferError::Memory)?;
-        let rx_word = self
-            .scratch
-            .rx_words
-            .get_mut(index)
-            .ok_or(TransferError::Memory)?;
-        if let Buffer::Word(bytes) = tx {
+        let words = self.scratch.words.get_mut(index);
+        let [tx_word, rx_word] = words.ok_or(TransferError::Memory)?;
+        if let Buffer::Word(_, bytes) = tx {
             *tx_word = *bytes;
         }
-        let tx_buf = address(tx, tx_word, len)?;
-        let rx_buf = address(rx, rx_word, len)?;
-        // There is one word for each transfer, so this stays within the capacity.
+        // There are two words for each transfer, so neither list grows beyond its capacity.
+        if let Buffer::Word(position, _) = rx {
+            self.scratch.rx_cuts.push((index, *position));
+        }
         self.scratch.transfers.push(SpiIocTransfer {
-            tx_buf,
-            rx_buf,
+            tx_buf: address(tx, tx_word, len)?,
+            rx_buf: address(rx, rx_word, len)?,
             len,
-            speed_hz: self.common.speed_hz,
-            delay_usecs: 0,
-            bits_per_word: self.common.bits_per_word,
-            cs_change: 0,
-            tx_nbits: self.common.tx_nbits,
-            rx_nbits: self.common.rx_nbits,
-            word_delay_usecs: self.common.word_delay_usecs,
-            pad: 0,
+            ..self.template
         });
         self.total = self.total.saturating_add(len);
         Ok(())
     }
 
-    /// Appends a setup delay: a transfer of 0 bytes with `delay_usecs`, in microseconds.
+    /// Appends a delay of `delay_ns` before the next transfer: a transfer of 0 bytes, which touches
+    /// nothing but chip select.
     ///
     /// # Errors
     /// The message is full.
-    pub fn push_delay(&mut self, delay_usecs: u16) -> Result<(), TransferError> {
+    pub fn push_delay(&mut self, delay_ns: u32) -> Result<(), TransferError> {
         self.push(&Buffer::Absent, &Buffer::Absent, 0)?;
-        self.finish(false, delay_usecs);
+        self.finish(false, delay_ns);
         Ok(())
     }
 
-    /// Sets what happens after the last transfer so far: a delay of `delay_usecs` microseconds, and
-    /// whether chip select stays asserted. On the last transfer of a message spidev's `cs_change` of 1
-    /// means that it stays.
-    pub fn finish(&mut self, keep_chip_select: bool, delay_usecs: u16) {
+    /// Sets what happens after the last transfer so far: a delay of `delay_ns`, and whether chip select
+    /// stays asserted. On the last transfer of a message spidev's `cs_change` of 1 means that it stays
+    /// (`struct spi_transfer` in Linux `include/linux/spi/spi.h`).
+    pub fn finish(&mut self, keep_chip_select: bool, delay_ns: u32) {
         if let Some(transfer) = self.scratch.transfers.last_mut() {
             transfer.cs_change = u8::from(keep_chip_select);
-            transfer.delay_usecs = delay_usecs;
+            transfer.delay_usecs = usecs(delay_ns);
         }
     }
 
@@ -171,14 +158,20 @@ impl<'m> Message<'m> {
         self.total
     }
 
-    /// The word that was received for transfer `index`.
-    pub fn rx_word(&self, index: usize) -> [u8; 4] {
-        self.scratch
-            .rx_words
-            .get(index)
-            .copied()
-            .unwrap_or_default()
+    /// The words that were received into the message's storage, and where each belongs.
+    pub fn rx_words(&self) -> impl Iterator<Item = (Position, [u8; 4])> {
+        let cuts = self.scratch.rx_cuts.iter();
+        cuts.filter_map(|(index, position)| {
+            let [_, word] = self.scratch.words.get(*index)?;
+            Some((*position, *word))
+        })
     }
+}
+
+/// Nanoseconds as the microseconds that spidev takes, rounded up: a delay is never shorter than asked.
+/// Validation keeps all of them within 16 bits.
+fn usecs(ns: u32) -> u16 {
+    u16::try_from(ns.div_ceil(1000)).unwrap_or(u16::MAX)
 }
 
 /// The pointer for spidev to the `len` bytes of a buffer; 0 for none.
@@ -193,7 +186,7 @@ fn address(buffer: &Buffer<'_>, word: &mut [u8; 4], len: u32) -> Result<u64, Tra
             slice.ptr_guard_mut().as_ptr()
         }
         Buffer::Guest(_) => return Err(TransferError::Memory),
-        Buffer::Word(_) => word.as_mut_ptr(),
+        Buffer::Word(..) => word.as_mut_ptr(),
     };
     u64::try_from(pointer.expose_provenance()).map_err(|_| TransferError::Memory)
 }

@@ -86,7 +86,6 @@ pub struct Spidev {
     file: File,
     identity: Identity,
     found_mode: u32,
-    idle_mode: u32,
     mode: u32,
 }
 
@@ -130,7 +129,6 @@ impl Spidev {
             file,
             identity,
             found_mode,
-            idle_mode: found_mode,
             mode: found_mode,
         })
     }
@@ -143,21 +141,6 @@ impl Spidev {
     /// The mode that the device was found in.
     pub fn found_mode(&self) -> u32 {
         self.found_mode
-    }
-
-    /// The mode that the device is in between guests: as found, with its lanes.
-    pub fn idle_mode(&self) -> u32 {
-        self.idle_mode
-    }
-
-    /// Puts the device into the mode that it is to be in between guests.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_idle_mode(&mut self, mode: u32) -> io::Result<()> {
-        self.set_mode(mode)?;
-        self.idle_mode = mode;
-        Ok(())
     }
 
     /// The mode as the kernel has it.

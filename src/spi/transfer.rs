@@ -10,8 +10,10 @@ use crate::error::TransferError;
 use crate::spi::device::{Device, Line, Port};
 use crate::spi::hold::Claim;
 use crate::spi::loopback;
-use crate::spi::message::{Buffer, Common, Message, Scratch};
-use crate::spi::plan::{Budget, MAX_PIECES, Piece, Place, Progress, Segment, Work, plan_message};
+use crate::spi::message::{Buffer, Message, Scratch};
+use crate::spi::plan::{
+    Budget, MAX_PIECES, Place, Position, Progress, Segment, Work, plan_message,
+};
 use crate::spi::request::{Request, Store};
 use crate::spi::spidev::Spidev;
 use crate::spi::wire::{Timing, TransferHead};
@@ -131,12 +133,13 @@ impl Transfer {
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
-        if let Some(until) = self.busy_until {
-            if until > *now {
-                return Ok(Step::Until(until));
+        match self.busy_until {
+            Some(until) if until > *now => return Ok(Step::Until(until)),
+            Some(_) => {
+                self.busy_until = None;
+                return Ok(self.after_message(device, follows));
             }
-            self.busy_until = None;
-            return Ok(self.after_message(device, follows));
+            None => (),
         }
         let mode = self.claim.mode;
         device.use_mode(mode).map_err(TransferError::Ioctl)?;
@@ -148,23 +151,17 @@ impl Transfer {
             Port::Spidev(spidev) => {
                 let sent = self.send(spidev, &next, memory, scratch, follows);
                 *now = Instant::now();
-                sent.map(|()| None)
+                sent
             }
             Port::Loopback => self.echo(&next, memory, *now),
         };
-        match sent {
-            Ok(None) => Ok(self.after_message(device, follows)),
-            Ok(Some(until)) => {
-                self.busy_until = Some(until);
-                Ok(Step::Until(until))
-            }
-            Err(error) => {
-                if error.is_shutdown() && before == Line::Released {
-                    device.set_line(Line::Untouched);
-                }
-                Err(error)
-            }
+        if sent.as_ref().is_err_and(TransferError::is_shutdown) && before == Line::Released {
+            // spidev refuses with ESHUTDOWN before it touches the line.
+            device.set_line(Line::Untouched);
         }
+        sent?;
+        let busy = self.busy_until.map(Step::Until);
+        Ok(busy.unwrap_or_else(|| self.after_message(device, follows)))
     }
 
     fn after_message(&self, device: &mut Device, follows: bool) -> Step {
@@ -212,29 +209,27 @@ impl Transfer {
         }
     }
 
-    fn common(&self) -> Common {
-        let word_delay = self.head.word_delay_ns.div_ceil(1000);
-        Common {
-            speed_hz: self.timing.speed_hz,
-            bits_per_word: self.head.bits_per_word,
-            tx_nbits: self.head.tx_nbits,
-            rx_nbits: self.head.rx_nbits,
-            word_delay_usecs: u8::try_from(word_delay).unwrap_or(u8::MAX),
-        }
-    }
-
-    /// Plans the next message; its length in bytes, which is never 0: each step makes progress.
-    fn plan(
+    /// Plans the next message, and calls `emit` with the buffers and the length of each of its pieces.
+    /// Returns the message's length in bytes, which is never 0: each step makes progress.
+    fn plan<'m>(
         &mut self,
         next: &NextMessage<'_>,
-        emit: impl FnMut(Piece) -> Result<(), TransferError>,
+        memory: &'m Memory,
+        mut emit: impl FnMut(&Buffer<'m>, &Buffer<'m>, u32) -> Result<(), TransferError>,
     ) -> Result<u32, TransferError> {
-        match plan_message(&next.work, self.len, &next.budget, &mut self.progress, emit)? {
+        let NextMessage { work, budget, .. } = next;
+        let len = plan_message(work, self.len, budget, &mut self.progress, |piece| {
+            let tx = buffer(memory, work.tx, piece.tx, piece.len)?;
+            let rx = buffer(memory, work.rx, piece.rx, piece.len)?;
+            emit(&tx, &rx, piece.len)
+        })?;
+        match len {
             0 => Err(TransferError::NoMessage),
             len => Ok(len),
         }
     }
 
+    /// Sends the next message to a spidev, in one ioctl.
     fn send(
         &mut self,
         spidev: &Spidev,
@@ -243,42 +238,36 @@ impl Transfer {
         scratch: &mut Scratch,
         follows: bool,
     ) -> Result<(), TransferError> {
-        let mut message = Message::new(scratch, self.common());
+        let mut message = Message::new(scratch, &self.head, self.timing.speed_hz);
         if next.sets_up {
-            message.push_delay(usecs(self.head.cs_setup_ns))?;
+            message.push_delay(self.head.cs_setup_ns)?;
         }
-        let before = self.progress;
-        let mut rx_cut = false;
-        self.plan(next, |piece| {
-            rx_cut |= matches!(piece.rx, Place::Cut(_));
-            let tx = buffer(memory, next.work.tx, piece.tx, piece.len)?;
-            let rx = buffer(memory, next.work.rx, piece.rx, piece.len)?;
-            message.push(&tx, &rx, piece.len)
-        })?;
+        self.plan(next, memory, |tx, rx, len| message.push(tx, rx, len))?;
         let keep = self.progress.done < self.len || self.keeps(follows);
-        let delay = if keep {
-            0
-        } else {
-            usecs(self.head.cs_delay_hold_ns)
-        };
-        message.finish(keep, delay);
+        // The hold delay is between the last bit and the release of chip select (VIRTIO 1.4,
+        // `cs_delay_hold_ns`); where chip select stays, the bus waits it out before it releases.
+        let hold_ns = if keep { 0 } else { self.head.cs_delay_hold_ns };
+        message.finish(keep, hold_ns);
         spidev.transfer(&message)?;
-        if rx_cut {
-            scatter(next, self.len, before, memory, &message)?;
+        for (position, mut word) in message.rx_words() {
+            let (rx, len) = (next.work.rx, self.word_len);
+            each_part(rx, position, len, &mut word, |address, part| {
+                memory.write(address, part)
+            })?;
         }
         Ok(())
     }
 
+    /// Moves the bytes of the next message at once, then lets the time pass that it would take on the
+    /// wire.
     fn echo(
         &mut self,
         next: &NextMessage<'_>,
         memory: &Memory,
         now: Instant,
-    ) -> Result<Option<Instant>, TransferError> {
-        let len = self.plan(next, |piece| {
-            let tx = buffer(memory, next.work.tx, piece.tx, piece.len)?;
-            let rx = buffer(memory, next.work.rx, piece.rx, piece.len)?;
-            loopback::transfer(&tx, &rx);
+    ) -> Result<(), TransferError> {
+        let len = self.plan(next, memory, |tx, rx, _| {
+            loopback::transfer(tx, rx);
             Ok(())
         })?;
         let mut ns = self.timing.wire_ns(len.into(), self.word_len.into());
@@ -288,15 +277,12 @@ impl Transfer {
         if self.progress.done == self.len {
             ns = ns.saturating_add(self.head.cs_delay_hold_ns.into());
         }
-        Ok(now.checked_add(Duration::from_nanos(ns)))
+        self.busy_until = now.checked_add(Duration::from_nanos(ns));
+        Ok(())
     }
 }
 
-/// Nanoseconds as microseconds, rounded up; validation keeps them within 16 bits.
-fn usecs(ns: u32) -> u16 {
-    u16::try_from(ns.div_ceil(1000)).unwrap_or(u16::MAX)
-}
-
+/// The buffer of one direction of a piece. Its guest address is translated here, for this step alone.
 #[inline(always)]
 fn buffer<'m>(
     memory: &'m Memory,
@@ -310,50 +296,33 @@ fn buffer<'m>(
             .slice(address, len)
             .map(Buffer::Guest)
             .ok_or(TransferError::Memory),
-        Place::Cut(mut position) => {
+        Place::Cut(position) => {
             let mut word = [0; 4];
-            let mut rest = word.as_mut_slice();
-            let mut whole = Some(());
-            position.walk(segments, len, |address, run| {
-                let taken = std::mem::take(&mut rest);
-                let at = usize::try_from(run).unwrap_or(usize::MAX).min(taken.len());
-                let (part, left) = taken.split_at_mut(at);
-                whole = whole.and_then(|()| memory.read(address, part));
-                rest = left;
-            });
-            whole
-                .map(|()| Buffer::Word(word))
-                .ok_or(TransferError::Memory)
+            each_part(segments, position, len, &mut word, |address, part| {
+                memory.read(address, part)
+            })?;
+            Ok(Buffer::Word(position, word))
         }
     }
 }
 
-/// Puts the words that were received into our own storage where they belong, by planning the same
-/// message once more.
-fn scatter(
-    next: &NextMessage<'_>,
-    len: u64,
-    mut progress: Progress,
-    memory: &Memory,
-    message: &Message<'_>,
+/// Calls `each` with the guest address of each contiguous part of the `len` bytes at `position`, which
+/// are a word that is cut, and with the same part of `word`.
+fn each_part(
+    segments: &[Segment],
+    mut position: Position,
+    len: u32,
+    word: &mut [u8; 4],
+    mut each: impl FnMut(u64, &mut [u8]) -> Option<()>,
 ) -> Result<(), TransferError> {
-    let NextMessage { work, budget, .. } = next;
-    let mut index = usize::from(next.sets_up);
-    plan_message(work, len, budget, &mut progress, |piece: Piece| {
-        let word = message.rx_word(index);
-        index = index.saturating_add(1);
-        let Place::Cut(mut position) = piece.rx else {
-            return Ok(());
-        };
-        let mut rest = word.as_slice();
-        let mut whole = Some(());
-        position.walk(work.rx, piece.len, |address, run| {
-            let at = usize::try_from(run).unwrap_or(usize::MAX).min(rest.len());
-            let (part, left) = rest.split_at(at);
-            whole = whole.and_then(|()| memory.write(address, part));
-            rest = left;
-        });
-        whole.ok_or(TransferError::Memory)
-    })?;
-    Ok(())
+    let mut rest = word.as_mut_slice();
+    let mut all = Some(());
+    position.walk(segments, len, |address, run| {
+        let rest_now = std::mem::take(&mut rest);
+        let run = usize::try_from(run).unwrap_or(usize::MAX);
+        let (part, left) = rest_now.split_at_mut(run.min(rest_now.len()));
+        all = all.and_then(|()| each(address, part));
+        rest = left;
+    });
+    all.ok_or(TransferError::Memory)
 }
