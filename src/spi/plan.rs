@@ -134,12 +134,8 @@ pub fn plan_message<E>(
             break;
         };
         emit(piece)?;
-        if !work.tx.is_empty() {
-            progress.tx.walk(work.tx, piece.len, |_, _| ());
-        }
-        if !work.rx.is_empty() {
-            progress.rx.walk(work.rx, piece.len, |_, _| ());
-        }
+        progress.tx.walk(work.tx, piece.len, |_, _| ());
+        progress.rx.walk(work.rx, piece.len, |_, _| ());
         progress.done = progress.done.saturating_add(u64::from(piece.len));
         total = total.saturating_add(piece.len);
         bytes = bytes.saturating_sub(u64::from(piece.len));
@@ -158,45 +154,37 @@ fn next_piece(
     bytes: u64,
     align: u32,
 ) -> Option<Piece> {
-    let tx = side(work.tx, progress.tx)?;
-    let rx = side(work.rx, progress.rx)?;
     let run = u32::try_from(bytes)
         .unwrap_or(u32::MAX)
         .min(round_down(room, align));
-    let contiguous = run.min(left(tx)).min(left(rx));
+    let (tx_left, rx_left) = (left(work.tx, progress.tx)?, left(work.rx, progress.rx)?);
+    let contiguous = run.min(tx_left).min(rx_left);
     let whole = round_down(contiguous, work.word_len);
     let len = if whole > 0 { whole } else { work.word_len };
     if round_down(run, work.word_len) < len {
         return None;
     }
     Some(Piece {
-        tx: place(tx, progress.tx, len),
-        rx: place(rx, progress.rx, len),
+        tx: place(work.tx, progress.tx, len),
+        rx: place(work.rx, progress.rx, len),
         len,
     })
 }
 
-/// What is contiguous on one side of a request. Outer `None`: the request is done. Inner `None`: it
-/// does not have this direction.
-#[expect(
-    clippy::option_option,
-    reason = "two different absences, both short-lived"
-)]
-fn side(segments: &[Segment], position: Position) -> Option<Option<(u64, u32)>> {
-    if segments.is_empty() {
-        return Some(None);
+/// Bytes of one direction that are contiguous at `position`. A direction that the request does not have
+/// sets no limit. `None` if the request is done.
+#[inline(always)]
+fn left(segments: &[Segment], position: Position) -> Option<u32> {
+    match segments {
+        [] => Some(u32::MAX),
+        _ => position.here(segments).map(|(_, left)| left),
     }
-    position.here(segments).map(Some)
 }
 
-/// Bytes that are contiguous on one side; a direction that is absent sets no limit.
-fn left(side: Option<(u64, u32)>) -> u32 {
-    side.map_or(u32::MAX, |(_, left)| left)
-}
-
-/// Where `len` bytes of one side lie: cut if they go beyond what is contiguous.
-fn place(side: Option<(u64, u32)>, position: Position, len: u32) -> Place {
-    match side {
+/// Where `len` bytes of one direction lie, which is not done: cut if they go beyond what is contiguous.
+#[inline(always)]
+fn place(segments: &[Segment], position: Position, len: u32) -> Place {
+    match position.here(segments) {
         None => Place::Absent,
         Some((address, left)) if left >= len => Place::At(address),
         Some(_) => Place::Cut(position),

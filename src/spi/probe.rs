@@ -11,6 +11,7 @@ use crate::spi::spidev::{
     SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_DUAL, SPI_RX_OCTAL, SPI_RX_QUAD,
     SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
 };
+use crate::spi::wire::word_size_bit;
 
 /// What a device reported or was found to do at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,8 +144,7 @@ fn probe_word_sizes(
     let mut mask = 0;
     for bits in 1..=32u8 {
         if bits == current || accepts(bits)? {
-            let shift = u32::from(bits).checked_sub(1);
-            mask |= shift.and_then(|shift| 1u32.checked_shl(shift)).unwrap_or(0);
+            mask |= word_size_bit(bits);
         }
     }
     Ok(mask)

@@ -97,16 +97,10 @@ pub struct Answer<C> {
 impl Answer<Chain> {
     /// Takes the chain off its ring.
     pub fn consume(self, vring: &mut Vring) -> Answer<Consumed> {
-        let Self {
-            chain,
-            result,
-            used_len,
-        } = self;
-        let chain = vring.consume(chain);
         Answer {
-            chain,
-            result,
-            used_len,
+            chain: vring.consume(self.chain),
+            result: self.result,
+            used_len: self.used_len,
         }
     }
 }
@@ -158,36 +152,37 @@ pub fn parse(
         memory,
         store,
         head: [0; HEAD_LEN],
-        readable: 0,
+        head_len: 0,
+        tx_len: 0,
         writable: 0,
         last_writable: None,
         error: None,
     };
     let walked = chain.walk(memory, |descriptor| parser.add(descriptor));
-    let last = parser
-        .last_writable
-        .filter(|&a| memory.contiguous(a, 1).is_some());
-    let mut answer = Answer {
+    let last = parser.last_writable.filter(|_| walked.is_ok());
+    let result = last.filter(|&address| memory.contiguous(address, 1).is_some());
+    let used_len = u32::try_from(parser.writable).unwrap_or(u32::MAX);
+    let request = match result {
+        Some(_) => parser.finish(),
+        None => Err(ParamError::Framing),
+    };
+    let answer = Answer {
         chain,
-        result: None,
-        used_len: 0,
+        result,
+        used_len,
     };
-    let (Ok(()), Some(_)) = (walked, last) else {
-        return (answer, Err(ParamError::Framing));
-    };
-    answer.result = last;
-    answer.used_len = u32::try_from(parser.writable).unwrap_or(u32::MAX);
-    (answer, parser.finish())
+    (answer, request)
 }
 
 /// What was found in a chain up to some descriptor.
 struct Parser<'a> {
     memory: &'a Memory,
     store: &'a mut Store,
-    /// The head, as far as it was read.
     head: [u8; HEAD_LEN],
-    /// Device-readable bytes.
-    readable: u64,
+    /// How many bytes of the head were read.
+    head_len: usize,
+    /// Device-readable bytes after the head.
+    tx_len: u64,
     /// Device-writable bytes.
     writable: u64,
     /// Guest address of the last device-writable byte: the result, if the chain ends here.
@@ -219,20 +214,18 @@ impl Parser<'_> {
 
     /// Adds a device-readable buffer: to the head until that is complete, then to tx.
     fn add_readable(&mut self, address: u64, len: u32) -> Result<(), ParamError> {
-        let from = usize::try_from(self.readable).unwrap_or(usize::MAX);
-        self.readable = self.readable.saturating_add(u64::from(len));
-        let missing = self.head.get_mut(from..).unwrap_or_default();
-        let part_len = missing
-            .len()
-            .min(usize::try_from(len).unwrap_or(usize::MAX));
-        let part = missing.get_mut(..part_len).unwrap_or_default();
+        let missing = self.head.get_mut(self.head_len..).unwrap_or_default();
+        let part_len = usize::try_from(len).unwrap_or(usize::MAX);
+        let (part, _) = missing.split_at_mut(part_len.min(missing.len()));
+        self.head_len = self.head_len.saturating_add(part.len());
+        let part_len = u32::try_from(part.len()).unwrap_or(len);
+        let tx_len = len.saturating_sub(part_len);
+        self.tx_len = self.tx_len.saturating_add(u64::from(tx_len));
         // The head is copied once, validated and used from the copy: the driver may still write to it.
         // tx is not copied: a driver that changes it meanwhile changes what it sends, and nothing else.
         let read = self.memory.read(address, part);
         read.ok_or(ParamError::Address(address))?;
-        let part_len = u32::try_from(part.len()).unwrap_or(u32::MAX);
-        let tx = address.saturating_add(u64::from(part_len));
-        let pushed = self.push_segments(tx, len.saturating_sub(part_len));
+        let pushed = self.push_segments(address.saturating_add(part_len.into()), tx_len);
         self.store.end_tx();
         pushed
     }
@@ -257,15 +250,13 @@ impl Parser<'_> {
         if let Some(error) = self.error {
             return Err(error);
         }
-        let head_len = u64::try_from(HEAD_LEN).unwrap_or(u64::MAX);
-        let tx_len = self
-            .readable
-            .checked_sub(head_len)
-            .ok_or(ParamError::Framing)?;
+        if self.head_len < HEAD_LEN {
+            return Err(ParamError::Framing);
+        }
         self.store.drop_last_byte();
         Ok(Request {
             head: TransferHead::parse(&self.head),
-            tx_len,
+            tx_len: self.tx_len,
             rx_len: self.writable.saturating_sub(1),
         })
     }

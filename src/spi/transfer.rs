@@ -156,7 +156,8 @@ impl Transfer {
             Port::Loopback => self.echo(&next, memory, *now),
         };
         if sent.as_ref().is_err_and(TransferError::is_shutdown) && before == Line::Released {
-            // spidev refuses with ESHUTDOWN before it touches the line.
+            // spidev of a device that is gone, and the core of a controller that is suspended, refuse
+            // before the line is touched (`spidev_sync()`, `__spi_sync()`).
             device.set_line(Line::Untouched);
         }
         sent?;
@@ -318,9 +319,8 @@ fn each_part(
     let mut rest = word.as_mut_slice();
     let mut all = Some(());
     position.walk(segments, len, |address, run| {
-        let rest_now = std::mem::take(&mut rest);
-        let run = usize::try_from(run).unwrap_or(usize::MAX);
-        let (part, left) = rest_now.split_at_mut(run.min(rest_now.len()));
+        let at = usize::try_from(run).unwrap_or(usize::MAX).min(rest.len());
+        let (part, left) = std::mem::take(&mut rest).split_at_mut(at);
         all = all.and_then(|()| each(address, part));
         rest = left;
     });

@@ -240,13 +240,16 @@ pub fn validate(
     timing(head, len, limits)
 }
 
+/// The bit of `bits_per_word_mask` that stands for words of so many bits; 0 for a size without one.
+pub fn word_size_bit(bits: u8) -> u32 {
+    let shift = u32::from(bits).checked_sub(1);
+    let bit = shift.and_then(|shift| 1u32.checked_shl(shift));
+    bit.unwrap_or(0)
+}
+
 /// Word size, `cs_change`, lanes, mode and clock.
 fn check_fields(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> {
-    let bits = u32::from(head.bits_per_word);
-    let bit = bits
-        .checked_sub(1)
-        .and_then(|shift| 1u32.checked_shl(shift));
-    if bit.is_none_or(|bit| limits.bits_per_word_mask & bit == 0) {
+    if limits.bits_per_word_mask & word_size_bit(head.bits_per_word) == 0 {
         return Err(ParamError::BitsPerWord(head.bits_per_word));
     }
     if head.cs_change > 1 {
@@ -378,16 +381,11 @@ impl Config {
                 *max = own.max(*max);
             }
         }
-        let mut bytes = [0; CONFIG_LEN];
-        let fields = [count, 1, tx, rx].into_iter().chain(
-            [bits, modes]
-                .into_iter()
-                .chain(maxima)
-                .flat_map(u32::to_le_bytes),
-        );
-        for (byte, field) in bytes.iter_mut().zip(fields) {
-            *byte = field;
-        }
+        // `cs_change_supported` is 1; then two words of masks, and the maxima.
+        let words = [bits, modes].into_iter().chain(maxima);
+        let words = words.flat_map(u32::to_le_bytes);
+        let mut fields = [count, 1, tx, rx].into_iter().chain(words);
+        let bytes = std::array::from_fn(|_| fields.next().unwrap_or_default());
         Self { bytes }
     }
 
@@ -398,26 +396,19 @@ impl Config {
     }
 }
 
-/// The encoding of the mode bits in the config space: two bits each for CPHA and CPOL, "0 is
-/// supported" and "1 is supported"; one each for the others.
-const fn mode_func_supported(mode_mask: u32) -> u32 {
-    let mut func = 0b01 | (0b01 << 2);
-    if mode_mask & CPHA != 0 {
-        func |= 0b10;
-    }
-    if mode_mask & CPOL != 0 {
-        func |= 0b10 << 2;
-    }
-    if mode_mask & CS_HIGH != 0 {
-        func |= 1 << 4;
-    }
-    if mode_mask & LSB_FIRST != 0 {
-        func |= 1 << 5;
-    }
-    if mode_mask & LOOP != 0 {
-        func |= 1 << 6;
-    }
-    func
+/// The encoding of the mode bits in the config space (VIRTIO 1.4, `mode_func_supported`): two bits each
+/// for CPHA and CPOL, "0 is supported" and "1 is supported"; one each for the others.
+fn mode_func_supported(mode_mask: u32) -> u32 {
+    let functions = [
+        (CPHA, 1 << 1),
+        (CPOL, 1 << 3),
+        (CS_HIGH, 1 << 4),
+        (LSB_FIRST, 1 << 5),
+        (LOOP, 1 << 6),
+    ];
+    let always = 1 << 0 | 1 << 2;
+    let supported = functions.iter().filter(|(mode, _)| mode_mask & mode != 0);
+    supported.fold(always, |all, (_, function)| all | function)
 }
 
 #[cfg(test)]
