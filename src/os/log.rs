@@ -6,8 +6,8 @@
 //! `guest=0 cs=1 request refused: cause="no chip select 9"`.
 //!
 //! Where stderr is the journal, which the environment says as systemd.exec(5) has it
-//! (`JOURNAL_STREAM` is its device and inode), each line begins with sd-daemon's `<N>`. A terminal
-//! or a file is spared that.
+//! (`JOURNAL_STREAM` is its device and inode), each line begins with sd-daemon's `<N>` in place of the
+//! program's name, which the journal adds.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Display, Write as _};
@@ -40,10 +40,12 @@ fn compose<'b>(
 ) -> &'b [u8] {
     // The last place is the newline's. Writing fails where the line is cut.
     let (mut room, _) = buffer.split_at_mut(LINE_LEN - 1);
-    if is_journal {
-        let _ = write!(room, "<{}>", level.priority());
-    }
-    let _ = write!(room, "{PREFIX}{text}");
+    let _ = if is_journal {
+        // The journal has the program's name of its own.
+        write!(room, "<{}>{text}", level.priority())
+    } else {
+        write!(room, "{PREFIX}{text}")
+    };
     let len = (LINE_LEN - 1).saturating_sub(room.len());
     // A name from the command line must not make two lines of one.
     let written = buffer.iter_mut().take(len);
@@ -255,12 +257,12 @@ mod tests {
     #[test]
     fn line_longer_than_512_bytes_is_cut_and_ends_with_its_newline() {
         for is_journal in [false, true] {
-            let prefix = if is_journal { "<4>" } else { "" };
-            let room = LINE_LEN - prefix.len() - PREFIX.len() - 1;
+            let prefix = if is_journal { "<4>" } else { PREFIX };
+            let room = LINE_LEN - prefix.len() - 1;
             for len in [room - 1, room, room + 1, 3 * LINE_LEN] {
                 let text = "x".repeat(len);
                 let kept = "x".repeat(len.min(room));
-                let expected = format!("{prefix}{PREFIX}{kept}\n");
+                let expected = format!("{prefix}{kept}\n");
                 assert_eq!(composed(is_journal, &text), expected.as_bytes(), "{len}");
             }
         }

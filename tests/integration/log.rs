@@ -52,7 +52,7 @@ fn log_lines_begin_with_priorities_where_stderr_is_the_journal() {
         ),
         (lines[4], "<6>", "guest=0 connection ended: "),
     ] {
-        let expected = format!("{priority}vhost-device-spi: {words}");
+        let expected = format!("{priority}{words}");
         assert!(line.starts_with(&expected), "{line}");
     }
 }
