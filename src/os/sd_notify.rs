@@ -1,5 +1,6 @@
 //! Tells a service manager how things go, by the protocol of sd_notify(3): `READY=1` when guests
-//! are served, `WATCHDOG=1` for as long as the loop turns, `STOPPING=1` when the end has begun.
+//! are served, `STATUS=` with the number of those connected, `WATCHDOG=1` for as long as the loop
+//! turns, `STOPPING=1` when the end has begun.
 //!
 //! The socket is connected before confinement. After it, it can only be written to, which reaches
 //! nobody but that peer. A message arrives or is lost: a service manager that does not read, or is
@@ -25,6 +26,8 @@ pub struct SdNotify {
     every: Option<Duration>,
     /// When the next one is due.
     next: Option<Instant>,
+    /// How many guests were connected when that was last told.
+    connected: Option<usize>,
 }
 
 impl SdNotify {
@@ -38,6 +41,7 @@ impl SdNotify {
                 socket: Some(socket),
                 every: config.alive_every,
                 next: None,
+                connected: None,
             },
             Err(error) => {
                 let address = address.display();
@@ -53,6 +57,15 @@ impl SdNotify {
     pub fn ready(&mut self, now: Instant) {
         self.send(b"READY=1");
         self.next = self.after(now);
+    }
+
+    /// Tells how many of the `guests` have a front-end, if that has changed.
+    pub fn status(&mut self, connected: usize, guests: usize) {
+        if self.connected != Some(connected) && self.socket.is_some() {
+            self.connected = Some(connected);
+            let status = format!("STATUS={connected} of {guests} guests connected");
+            self.send(status.as_bytes());
+        }
     }
 
     /// When the next sign of life is due.

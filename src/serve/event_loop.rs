@@ -111,6 +111,7 @@ impl EventLoop {
     fn serve_until_the_end(&mut self) -> Result<(), Fatal> {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
+            self.sd_notify.status(self.connected, self.sessions.len());
             if let Some(at) = self.next_deadline() {
                 self.timer.set(at);
             }

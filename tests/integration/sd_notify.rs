@@ -48,10 +48,19 @@ impl Manager {
     }
 
     #[track_caller]
-    fn next(&self) -> String {
+    fn receive(&self) -> String {
         let mut message = [0; 64];
         let len = self.socket.recv(&mut message).expect("a message");
         String::from_utf8(message[..len].to_vec()).unwrap()
+    }
+
+    /// The next message but for those that tell how many guests are connected.
+    #[track_caller]
+    fn next(&self) -> String {
+        let mut messages = std::iter::repeat_with(|| self.receive());
+        messages
+            .find(|message| !message.starts_with("STATUS="))
+            .unwrap()
     }
 
     /// What comes within `time`.
@@ -62,8 +71,9 @@ impl Manager {
             std::os::fd::AsRawFd::as_raw_fd(&self.socket),
             end.saturating_duration_since(Instant::now()),
         ) {
-            all.push(self.next());
+            all.push(self.receive());
         }
+        all.retain(|message| !message.starts_with("STATUS="));
         all
     }
 }
@@ -84,6 +94,25 @@ fn ready_is_said_when_all_is_done_and_stopping_when_the_end_begins() {
         assert_eq!(manager.next(), "STOPPING=1");
         assert_eq!(manager.during(Duration::ZERO), [""; 0]);
     }
+}
+
+#[test]
+fn status_says_how_many_guests_are_connected_when_that_changes() {
+    let (manager, host) = (Manager::new(), Host::with_devices(1));
+    let daemon = manager.setup(&host).guests(2).start();
+    let expect = |message: &str| assert_eq!(manager.receive(), message);
+    expect("READY=1");
+    expect("STATUS=0 of 2 guests connected");
+    let mut guest = Guest::connect(&daemon, 1);
+    expect("STATUS=1 of 2 guests connected");
+    guest.assert_served();
+    let other = Guest::connect(&daemon, 0);
+    expect("STATUS=2 of 2 guests connected");
+    drop((guest, other));
+    assert!(sys::eventually(PATIENCE, || manager.receive()
+        == "STATUS=0 of 2 guests connected"));
+    daemon.stop();
+    expect("STOPPING=1");
 }
 
 #[test]
