@@ -11,7 +11,7 @@ use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::mounts::Mounts;
 use crate::spi::bus::Bus;
-use crate::spi::hold::{Claim, HoldTerms};
+use crate::spi::hold::{Claim, Direction, HoldTerms};
 use crate::spi::message::Scratch;
 use crate::spi::request::{Request, Store};
 use crate::spi::transfer::{Keep, Transfer};
@@ -100,17 +100,22 @@ impl Grant {
         let device = bus.devices.get(device_index).ok_or(unknown)?;
         let (tx_len, rx_len) = (request.tx_len, request.rx_len);
         let timing = wire::validate(head, tx_len, rx_len, &device.limits)?;
+        let direction = match (tx_len, rx_len) {
+            (_, 0) => Direction::Write,
+            (0, _) => Direction::Read,
+            _ => Direction::Both,
+        };
         let keep = match (head.cs_change, self.policy) {
             (0, HoldPolicy::Queued) => Keep::IfFollowed,
             (0, HoldPolicy::Spec) => Keep::Always,
-            (0, HoldPolicy::WriteRead) if rx_len == 0 => Keep::Always,
+            (0, HoldPolicy::WriteRead) if direction == Direction::Write => Keep::Always,
             _ => Keep::Never,
         };
         let claim = Claim {
             guest: number,
             device: device_index,
             mode: device.mode_for(head),
-            only_reads: tx_len == 0,
+            direction,
             terms: HoldTerms {
                 timeout: self.hold_timeout,
                 max_total: Duration::from_nanos(device.limits.max_transfer_ns),

@@ -23,9 +23,11 @@ use crate::vhost_user::backend::Guest;
 use crate::virtqueue::chain::Chain;
 use crate::virtqueue::vring::Consumed;
 
+mod cut_pairs;
 mod quiesce;
 mod watch;
 
+use self::cut_pairs::CutPairs;
 pub use self::quiesce::GRACE;
 use self::quiesce::Intake;
 use self::watch::Watch;
@@ -79,6 +81,7 @@ pub struct Requestq {
     /// Since when the next request waits, if it was looked at and could not begin.
     waits_since: Option<Instant>,
     watch: Watch,
+    cut_pairs: CutPairs,
 }
 
 impl Requestq {
@@ -93,6 +96,7 @@ impl Requestq {
             intake: Intake::Open,
             waits_since: None,
             watch: Watch::Off,
+            cut_pairs: CutPairs::default(),
         }
     }
 
@@ -104,6 +108,15 @@ impl Requestq {
     fn log_failure(&mut self, chip_select: Option<u8>, error: &TransferError) {
         let cs = ChipSelect(chip_select);
         self.log(error.level(), format_args!("{cs} request failed"), error);
+    }
+
+    #[cold]
+    fn log_cut_pair(&mut self, chip_select: Option<u8>) {
+        let cs = ChipSelect(chip_select);
+        let what = format_args!(
+            "{cs} chip select was released between a write and the read after it; if they are one command, use --cs-hold=write-read"
+        );
+        self.lines.requests.line(LogLevel::Warning, what);
     }
 
     /// What became of the requests so far.
@@ -209,6 +222,10 @@ impl Requestq {
             Access::Free => (),
         }
         bus.begin(&transfer.claim, &mut shared.store, shared.now);
+        let (claim, pairs) = (&transfer.claim, &mut self.cut_pairs);
+        if pairs.are_shown_by(claim, chip_select, shared.now) {
+            self.log_cut_pair(chip_select);
+        }
         if let Some(since) = self.waits_since.take() {
             let waited = shared.now.saturating_duration_since(since);
             self.tally.note_wait(chip_select, waited);
@@ -286,7 +303,11 @@ impl Requestq {
         match bus.step(transfer, memory, scratch, follows, now) {
             Ok(Step::More) => Ok(Turn::Again),
             Ok(Step::Until(at)) => Ok(Turn::At(at)),
-            Ok(Step::Done { .. }) => self.end(guest, bus, Ok(())),
+            Ok(Step::Done { kept }) => {
+                let cut = !kept && transfer.may_begin_a_pair();
+                self.cut_pairs.note_end(active.chip_select, cut, *now);
+                self.end(guest, bus, Ok(()))
+            }
             Err(error) => self.end(guest, bus, Err(error)),
         }
     }

@@ -4,6 +4,17 @@ use std::time::{Duration, Instant};
 
 use crate::config::GuestNumber;
 
+/// Which way the bytes of a request go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// There is tx alone.
+    Write,
+    /// There is rx alone.
+    Read,
+    /// Full duplex.
+    Both,
+}
+
 /// What a request wants of the bus.
 #[derive(Debug, Clone, Copy)]
 pub struct Claim {
@@ -13,8 +24,8 @@ pub struct Claim {
     pub device: usize,
     /// spidev's mode for it.
     pub mode: u32,
-    /// It has rx and no tx.
-    pub only_reads: bool,
+    /// Which way its bytes go.
+    pub direction: Direction,
     /// For how long and how it may hold chip select.
     pub terms: HoldTerms,
 }
@@ -53,7 +64,7 @@ impl Hold {
         self.claim.guest == claim.guest
             && self.claim.device == claim.device
             && self.claim.mode == claim.mode
-            && (claim.only_reads || !self.claim.terms.for_read)
+            && (claim.direction == Direction::Read || !self.claim.terms.for_read)
     }
 
     /// The earliest release.

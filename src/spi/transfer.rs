@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::TransferError;
 use crate::spi::device::{Device, Line, Port};
-use crate::spi::hold::Claim;
+use crate::spi::hold::{Claim, Direction};
 use crate::spi::loopback;
 use crate::spi::message::{Buffer, Message, Scratch};
 use crate::spi::plan::{
@@ -81,6 +81,11 @@ impl Transfer {
             progress: Progress::default(),
             busy_until: None,
         }
+    }
+
+    /// Whether it only writes, and keeps chip select only for a request that is queued.
+    pub fn may_begin_a_pair(&self) -> bool {
+        self.keep == Keep::IfFollowed && self.claim.direction == Direction::Write
     }
 
     /// Releases chip select at its end, whatever the request says.

@@ -166,3 +166,52 @@ fn hold_queued_is_released_where_the_ring_runs_no_more() {
     assert!(sys::eventually(PATIENCE, || !host.selected(DEV)));
     assert_trace(&host, "0+ w0");
 }
+
+#[test]
+fn hold_queued_write_and_read_cut_in_two_is_logged_once_with_the_option_that_helps() {
+    let host = three_devices();
+    let (daemon, mut guests) = serve_three(&host, 1, &[]);
+    let lines = || {
+        daemon
+            .said()
+            .iter()
+            .filter(|line| line.contains("--cs-hold=write-read"))
+            .count()
+    };
+    let guest = &mut guests[0];
+    // Not a pair: the second is no read, or of another chip select; the first does not ask to keep it, or is a read.
+    for pair in [
+        [write(keep(0)), write(keep(0))],
+        [write(keep(0)), both(keep(0))],
+        [write(keep(0)), read(keep(1))],
+        [write(let_go(0)), read(keep(0))],
+        [read(keep(0)), read(keep(0))],
+    ] {
+        assert_eq!(in_turn(guest, &pair), [TRANS_OK; 2]);
+    }
+    // Nor this, which is one assertion.
+    assert_eq!(
+        together(guest, &[write(keep(0)), read(keep(0))]),
+        [TRANS_OK; 2]
+    );
+    assert_eq!(lines(), 0, "{:?}", daemon.said());
+    // The pause between the two may be too long on a busy machine.
+    assert!(sys::eventually(PATIENCE, || {
+        assert_eq!(
+            in_turn(guest, &[write(keep(0)), read(keep(0))]),
+            [TRANS_OK; 2]
+        );
+        lines() == 1
+    }));
+    daemon.wait_line(&[
+        "guest=0 cs=0 chip select was released between a write and the read after it",
+    ]);
+    for _ in 0..10 {
+        in_turn(guest, &[write(keep(0)), read(keep(0))]);
+    }
+    assert_eq!(lines(), 1, "{:?}", daemon.said());
+    assert!(sys::eventually(PATIENCE, || {
+        in_turn(guest, &[write(keep(1)), read(keep(1))]);
+        lines() == 2
+    }));
+}
