@@ -92,6 +92,11 @@ fn readme_names_tests_that_exist_only() {
 }
 
 #[test]
+fn integration_names_tests_that_exist_only() {
+    check("dist/INTEGRATION.md", 12);
+}
+
+#[test]
 fn readme_has_300_lines_or_fewer() {
     let text = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     let count = text.lines().count();
@@ -120,6 +125,7 @@ fn documents_name_files_that_exist_only() {
         "README.md",
         "dist/README.md",
         "dist/CHANGELOG.md",
+        "dist/INTEGRATION.md",
         "tests/README.md",
         "tests/RULES.md",
         ".github/SECURITY.md",
