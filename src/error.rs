@@ -1,4 +1,4 @@
-//! Errors, sorted by what becomes of whom.
+//! Errors, sorted by whom they cost.
 //!
 //! | type | who is to blame | what follows |
 //! |---|---|---|
@@ -8,7 +8,7 @@
 //! | [`SessionError`] | front-end | the connection ends, the socket listens again |
 //! | [`Fatal`] | host or administrator | one line on stderr and an exit code |
 //!
-//! There is no `From` between them: whoever turns one fate into another writes the `match` out.
+//! There is no `From` between them: where one turns into another, a `match` says so.
 
 use std::fmt;
 use std::io;
@@ -239,36 +239,28 @@ impl fmt::Display for SessionError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitCode {
     /// `EX_USAGE`: the command line is wrong.
-    Usage,
+    Usage = 64,
     /// `EX_NOINPUT`: a device is not there, or is no spidev.
-    NoInput,
+    NoInput = 66,
     /// `EX_UNAVAILABLE`: a device or socket is somebody else's.
-    Unavailable,
+    Unavailable = 69,
     /// `EX_OSERR`: the host refused a system call.
-    OsError,
+    OsError = 71,
     /// `EX_CANTCREAT`: a socket cannot be made.
-    CantCreate,
+    CantCreate = 73,
     /// `EX_IOERR`: what was asked for cannot be written to stdout.
-    IoError,
+    IoError = 74,
     /// `EX_NOPERM`: a device or socket directory may not be used.
-    NoPermission,
+    NoPermission = 77,
     /// `EX_CONFIG`: a device cannot be served as configured.
-    Config,
+    Config = 78,
 }
 
 impl ExitCode {
     /// The number that the process exits with.
+    #[allow(clippy::as_conversions, reason = "the numbers are below 256")]
     pub const fn number(self) -> u8 {
-        match self {
-            Self::Usage => 64,
-            Self::NoInput => 66,
-            Self::Unavailable => 69,
-            Self::OsError => 71,
-            Self::CantCreate => 73,
-            Self::IoError => 74,
-            Self::NoPermission => 77,
-            Self::Config => 78,
-        }
+        self as u8
     }
 }
 

@@ -83,11 +83,8 @@ fn close_all_but(adopted: &[RawFd]) {
 /// The kernel refused a stage.
 pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
     let failed = |stage: &str, error: &io::Error| {
-        Fatal::os(
-            ExitCode::OsError,
-            format_args!("cannot confine the process: {stage}"),
-            error,
-        )
+        let what = format_args!("cannot confine the process: {stage}");
+        Fatal::os(ExitCode::OsError, what, error)
     };
     let stages = [
         ("no_new_privs", prctl(libc::PR_SET_NO_NEW_PRIVS, 1)),
@@ -98,19 +95,16 @@ pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
     for (stage, result) in stages {
         result.map_err(|error| failed(stage, &error))?;
     }
-    match mode {
-        SeccompMode::Kill => (),
-        SeccompMode::Log => {
-            log::warning(format_args!(
-                "warning: --seccomp=log: what is not allowed is only logged by the kernel"
-            ));
-        }
-        SeccompMode::None => {
-            log::warning(format_args!(
-                "warning: --seccomp=none: there is neither a filter nor Landlock"
-            ));
-            return Ok(());
-        }
+    if mode == SeccompMode::None {
+        log::warning(format_args!(
+            "warning: --seccomp=none: there is neither a filter nor Landlock"
+        ));
+        return Ok(());
+    }
+    if mode == SeccompMode::Log {
+        log::warning(format_args!(
+            "warning: --seccomp=log: what is not allowed is only logged by the kernel"
+        ));
     }
     if !landlock::restrict(&pins.directories).map_err(|error| failed("Landlock", &error))? {
         log::warning(format_args!(

@@ -174,11 +174,8 @@ impl EventLoop {
         // Before the first turn: a long one is followed by a look for events.
         let start = self.shared.now;
         let mut last = None;
-        let turns = if self.connected > 1 {
-            self.turns.len()
-        } else {
-            TURNS
-        };
+        let is_alone = self.connected <= 1;
+        let turns = if is_alone { TURNS } else { self.turns.len() };
         for _ in 0..turns {
             let Some(taken) = self.turns.take() else {
                 break;
@@ -249,11 +246,10 @@ impl EventLoop {
     }
 
     fn notify(&mut self, number: Option<GuestNumber>) {
-        let Some(number) = number else {
-            return;
-        };
-        let notified = self.sessions.get_mut(number.index()).map(Session::notify);
-        if let Some(Err(error)) = notified {
+        if let Some(number) = number
+            && let Some(session) = self.sessions.get_mut(number.index())
+            && let Err(error) = session.notify()
+        {
             self.close(number, &error);
         }
     }

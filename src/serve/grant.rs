@@ -105,12 +105,7 @@ impl Grant {
             (0, _) => Direction::Read,
             _ => Direction::Both,
         };
-        let keep = match (head.cs_change, self.policy) {
-            (0, HoldPolicy::Queued) => Keep::IfFollowed,
-            (0, HoldPolicy::Spec) => Keep::Always,
-            (0, HoldPolicy::WriteRead) if direction == Direction::Write => Keep::Always,
-            _ => Keep::Never,
-        };
+        let keep = self.keep(head.cs_change, direction);
         let claim = Claim {
             guest: number,
             device: device_index,
@@ -131,6 +126,16 @@ impl Grant {
             transfer.never_keep();
         }
         Ok((bus_index, transfer))
+    }
+
+    /// When a request keeps chip select asserted after it.
+    fn keep(&self, cs_change: u8, direction: Direction) -> Keep {
+        match (cs_change, self.policy) {
+            (0, HoldPolicy::Queued) => Keep::IfFollowed,
+            (0, HoldPolicy::Spec) => Keep::Always,
+            (0, HoldPolicy::WriteRead) if direction == Direction::Write => Keep::Always,
+            _ => Keep::Never,
+        }
     }
 
     /// The chip select that a request names, if the guest has it.

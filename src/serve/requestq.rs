@@ -226,10 +226,9 @@ impl Requestq {
         if pairs.are_shown_by(claim, chip_select, shared.now) {
             self.log_cut_pair(chip_select);
         }
-        if let Some(since) = self.waits_since.take() {
-            let waited = shared.now.saturating_duration_since(since);
-            self.tally.note_wait(chip_select, waited);
-        }
+        let since = self.waits_since.take().unwrap_or(shared.now);
+        let waited = shared.now.saturating_duration_since(since);
+        self.tally.note_wait(chip_select, waited);
         self.active = Some(Active {
             bus: index,
             transfer,

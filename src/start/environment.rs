@@ -1,7 +1,7 @@
 //! What a service manager says in variables of the environment, by systemd's conventions:
 //! sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 //!
-//! They are taken out of the environment when the process begins, and judged when it is known that
+//! They are taken out of the environment when the process begins, and validated when it is known that
 //! it is to serve. What they say of another process, by its number, is not for us.
 
 use std::ffi::{OsStr, OsString};
@@ -14,28 +14,34 @@ use crate::os::ffi::remove_variable;
 /// Shortest time between two signs of life, whatever is asked for.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
+/// The variables that matter; the sockets' names do not, which are told apart by their order.
+const NAMES: [&str; 6] = [
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
 /// The variables, as they were.
 #[derive(Debug, Default)]
-pub struct Environment {
-    listen_pid: Option<OsString>,
-    listen_fds: Option<OsString>,
-    notify_socket: Option<OsString>,
-    watchdog_pid: Option<OsString>,
-    watchdog_usec: Option<OsString>,
-}
+pub struct Environment(Vec<(&'static str, OsString)>);
 
 impl Environment {
     /// Takes the variables out of the environment; before there is a second thread.
     pub fn take() -> Self {
-        // The sockets are told apart by their order.
-        take("LISTEN_FDNAMES");
-        Self {
-            listen_pid: take("LISTEN_PID"),
-            listen_fds: take("LISTEN_FDS"),
-            notify_socket: take("NOTIFY_SOCKET"),
-            watchdog_pid: take("WATCHDOG_PID"),
-            watchdog_usec: take("WATCHDOG_USEC"),
-        }
+        let taken = NAMES.into_iter().filter_map(|name| {
+            let value = std::env::var_os(name)?;
+            remove_variable(name);
+            Some((name, value))
+        });
+        Self(taken.collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&OsStr> {
+        let found = self.0.iter().find(|(other, _)| *other == name);
+        found.map(|(_, value)| &**value)
     }
 
     /// How many sockets were handed in, from fd 3 on.
@@ -43,10 +49,10 @@ impl Environment {
     /// # Errors
     /// One line that names the variable, its value and what is wrong with it.
     pub fn listen_fds(&self) -> Result<usize, Fatal> {
-        let (Some(pid), Some(count)) = (&self.listen_pid, &self.listen_fds) else {
+        let Some(count) = self.get("LISTEN_FDS") else {
             return Ok(0);
         };
-        if !is_own("LISTEN_PID", pid)? {
+        if self.is_meant("LISTEN_PID")? != Some(true) {
             return Ok(0);
         }
         let why = format!("is not a number from 1 to {MAX_GUESTS}");
@@ -62,19 +68,17 @@ impl Environment {
     /// As above.
     pub fn service(&self) -> Result<ServiceConfig, Fatal> {
         Ok(ServiceConfig {
-            notify_socket: self.notify_socket.clone(),
+            notify_socket: self.get("NOTIFY_SOCKET").map(ToOwned::to_owned),
             alive_every: self.alive_every()?,
         })
     }
 
     /// Half of the time that the service manager waits for a sign of life.
     fn alive_every(&self) -> Result<Option<Duration>, Fatal> {
-        let Some(usec) = &self.watchdog_usec else {
+        let Some(usec) = self.get("WATCHDOG_USEC") else {
             return Ok(None);
         };
-        if let Some(pid) = &self.watchdog_pid
-            && !is_own("WATCHDOG_PID", pid)?
-        {
+        if self.is_meant("WATCHDOG_PID")? == Some(false) {
             return Ok(None);
         }
         let half = digits(usec)
@@ -83,26 +87,23 @@ impl Environment {
             / 2;
         Ok(Some(Duration::from_micros(half).max(MIN_INTERVAL)))
     }
+
+    /// Whether the variable `name`, if there is one, has the number of this process.
+    fn is_meant(&self, name: &str) -> Result<Option<bool>, Fatal> {
+        let own = u64::from(std::process::id());
+        let is_own = |value| {
+            let pid = digits(value).map(|pid| pid == own);
+            pid.ok_or_else(|| bad(name, value, "is not the number of a process"))
+        };
+        self.get(name).map(is_own).transpose()
+    }
 }
 
-fn take(name: &str) -> Option<OsString> {
-    let value = std::env::var_os(name)?;
-    remove_variable(name);
-    Some(value)
-}
-
-fn is_own(name: &str, value: &OsStr) -> Result<bool, Fatal> {
-    digits(value)
-        .map(|pid| pid == u64::from(std::process::id()))
-        .ok_or_else(|| bad(name, value, "is not the number of a process"))
-}
-
+#[cold]
 fn bad(name: &str, value: &OsStr, why: &str) -> Fatal {
     let value = value.display();
-    Fatal::new(
-        ExitCode::Usage,
-        format!("environment variable {name}: '{value}' {why}"),
-    )
+    let message = format!("environment variable {name}: '{value}' {why}");
+    Fatal::new(ExitCode::Usage, message)
 }
 
 #[cfg(test)]
@@ -118,11 +119,8 @@ mod tests {
     }
 
     fn sockets(pid: Option<OsString>, fds: &str) -> Result<usize, String> {
-        let environment = Environment {
-            listen_pid: pid,
-            listen_fds: Some(fds.into()),
-            ..Environment::default()
-        };
+        let mut environment = Environment(vec![("LISTEN_FDS", fds.into())]);
+        environment.0.extend(pid.map(|pid| ("LISTEN_PID", pid)));
         environment.listen_fds().map_err(|fatal| fatal.message)
     }
 
@@ -143,11 +141,8 @@ mod tests {
     }
 
     fn interval(pid: Option<OsString>, usec: &str) -> Result<Option<Duration>, String> {
-        let environment = Environment {
-            watchdog_pid: pid,
-            watchdog_usec: Some(usec.into()),
-            ..Environment::default()
-        };
+        let mut environment = Environment(vec![("WATCHDOG_USEC", usec.into())]);
+        environment.0.extend(pid.map(|pid| ("WATCHDOG_PID", pid)));
         let service = environment.service().map_err(|fatal| fatal.message)?;
         Ok(service.alive_every)
     }

@@ -33,31 +33,39 @@ pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal>
     let mut seen = Vec::new();
     for part in parts {
         let (name, value) = cut(part, b'=');
-        let shown = OsStr::from_bytes(name).display();
-        if seen.contains(&name) {
-            return Err(given.bad(&format!("has '{shown}' twice")));
-        }
-        // What follows a comma in a list.
-        if seen.contains(&&b"guests"[..]) && name.first().is_some_and(u8::is_ascii_digit) {
-            return Err(given.bad(COMMA));
-        }
-        if name == b"loopback" || name.starts_with(b"/") {
-            return Err(given.bad("names two devices; repeat the option for each"));
-        }
+        let value = OsStr::from_bytes(value.unwrap_or_default());
+        check_name(name, &seen)
+            .and_then(|()| {
+                let not = |what| {
+                    format!(
+                        "has '{}', which is {what}",
+                        OsStr::from_bytes(part).display()
+                    )
+                };
+                set(&mut device, name, value).map_err(not)
+            })
+            .map_err(|why| given.bad(&why))?;
         seen.push(name);
-        set(
-            &mut device,
-            name,
-            OsStr::from_bytes(value.unwrap_or_default()),
-        )
-        .map_err(|why| {
-            let part = OsStr::from_bytes(part).display();
-            given.bad(&format!("has '{part}', which is {why}"))
-        })?;
     }
     let what = format!("option '--device': '{}'", device.path);
     check_guests(device.guests, count, &what)?;
     Ok(device)
+}
+
+/// Why an option of a device cannot come after those `seen`.
+fn check_name(name: &[u8], seen: &[&[u8]]) -> Result<(), String> {
+    if seen.contains(&name) {
+        let name = OsStr::from_bytes(name).display();
+        return Err(format!("has '{name}' twice"));
+    }
+    if name == b"loopback" || name.starts_with(b"/") {
+        return Err("names two devices; repeat the option for each".to_owned());
+    }
+    // What follows a comma in a list.
+    if seen.contains(&&b"guests"[..]) && name.first().is_some_and(u8::is_ascii_digit) {
+        return Err(COMMA.to_owned());
+    }
+    Ok(())
 }
 
 /// Sets an option of a device, or says what it is instead.
