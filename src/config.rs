@@ -188,6 +188,23 @@ pub struct DeviceConfig {
     pub exclusive_bus: bool,
 }
 
+impl DeviceConfig {
+    /// The device at `path` for `guests`, without options.
+    pub fn new(path: DevicePath, guests: u64) -> Self {
+        Self {
+            path,
+            guests,
+            max_speed_hz: None,
+            min_speed_hz: 0,
+            cs_high: None,
+            loop_mode: None,
+            word_delay: false,
+            cs_setup: false,
+            exclusive_bus: false,
+        }
+    }
+}
+
 /// Which device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DevicePath {

@@ -121,9 +121,9 @@ pub struct Counted<'t> {
 }
 
 impl Counted<'_> {
-    /// The n-th line about the guest, given to `write` if there is anything to it: about the guest,
-    /// then about each of its chip selects, then about requests that name none of them. `None`
-    /// behind the last one; `false` if it could not be written.
+    /// Gives `write` the n-th line about the guest: first one about the guest, then one about each of
+    /// its chip selects, then one about requests that name none of them, which is left out if there
+    /// were none. `None` after the last one; `false` if the line could not be written.
     fn write(&self, number: usize, write: impl FnOnce(fmt::Arguments<'_>) -> bool) -> Option<bool> {
         let guest = self.guest;
         let Connections { begun, faults } = self.connections;
@@ -166,11 +166,17 @@ impl fmt::Display for ChipSelect {
 pub struct Report {
     /// When the daemon began to serve.
     started: Instant,
-    /// Guest and number of the next line, while there is one.
-    next: Option<(usize, usize)>,
+    running: Option<Running>,
+}
+
+/// A report that was asked for.
+#[derive(Debug, Default)]
+struct Running {
+    /// Guest and number of the next line.
+    next: (usize, usize),
     /// Asked for once more meanwhile: what is written already may be out of date.
     again: bool,
-    /// Since when stderr has no room, and how often it was asked.
+    /// How often stderr had no room for this line, and when it is tried again.
     tries: u32,
     retry_at: Option<Instant>,
 }
@@ -178,29 +184,27 @@ pub struct Report {
 impl Report {
     /// None is asked for yet. The daemon began to serve at `started`.
     pub fn new(started: Instant) -> Self {
-        Self {
-            started,
-            next: None,
-            again: false,
-            tries: 0,
-            retry_at: None,
-        }
+        let running = None;
+        Self { started, running }
     }
 
     /// Begins, or has another one follow that which is under way.
     pub fn begin(&mut self) {
-        self.again = self.next.is_some();
-        self.next.get_or_insert((0, 0));
+        match &mut self.running {
+            Some(running) => running.again = true,
+            None => self.running = Some(Running::default()),
+        }
     }
 
     /// Whether the next line can be tried at once.
     pub fn is_due(&self) -> bool {
-        self.next.is_some() && self.retry_at.is_none()
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.retry_at.is_none())
     }
 
     /// When the next line is to be tried again, if it could not be written.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
+        self.running.as_ref()?.retry_at
     }
 
     /// Gives `write` the next line, of what `of` has counted of its guest, unless it is to be tried
@@ -211,13 +215,13 @@ impl Report {
         of: impl FnOnce(usize) -> Option<Counted<'t>>,
         write: impl FnOnce(fmt::Arguments<'_>) -> bool,
     ) {
-        let Some((guest, number)) = self.next else {
+        let Some(running) = &mut self.running else {
             return;
         };
-        if self.retry_at.is_some_and(|at| at > now) {
+        if running.retry_at.is_some_and(|at| at > now) {
             return;
         }
-        self.retry_at = None;
+        let (guest, number) = running.next;
         let (written, next) = match of(guest) {
             None => {
                 let uptime_s = now.saturating_duration_since(self.started).as_secs();
@@ -228,18 +232,27 @@ impl Report {
                 None => (true, Some((guest.saturating_add(1), 0))),
             },
         };
-        if written {
-            self.tries = 0;
-            self.next = next.or_else(|| self.again.then_some((0, 0)));
-            self.again &= next.is_some();
-            return;
+        match next {
+            _ if !written => self.retry(now),
+            None => self.running = running.again.then(Running::default),
+            Some(next) => {
+                let again = running.again;
+                *running = Running {
+                    next,
+                    again,
+                    ..Running::default()
+                };
+            }
         }
-        self.tries = self.tries.saturating_add(1);
-        if self.tries > TRIES {
-            *self = Self::new(self.started);
-            return;
+    }
+
+    /// There was no room for a line.
+    fn retry(&mut self, now: Instant) {
+        if let Some(running) = &mut self.running {
+            running.tries = running.tries.saturating_add(1);
+            running.retry_at = now.checked_add(RETRY);
         }
-        self.retry_at = now.checked_add(RETRY);
+        self.running.take_if(|running| running.tries > TRIES);
     }
 }
 
@@ -266,7 +279,7 @@ mod tests {
         mut has_room: impl FnMut() -> bool,
     ) -> (Vec<String>, u32) {
         let (mut now, mut lines, mut waits) = (report.started, Vec::new(), 0);
-        while report.next.is_some() {
+        while report.running.is_some() {
             let write = |text: fmt::Arguments<'_>| {
                 let room = has_room();
                 lines.extend(room.then(|| text.to_string()));

@@ -211,38 +211,42 @@ impl EventLoop {
     fn turn(&mut self, taken: Taken) -> Option<bool> {
         let number = taken.number;
         self.shared.due_since = taken.since;
-        let session = self.sessions.get_mut(number.index())?;
-        let mut turn = Ok(Turn::Again);
-        if taken.control {
-            turn = session.handle_messages(&mut self.shared);
-            // Messages may take long: gigabytes may have been unmapped.
-            self.shared.now = Instant::now();
-            self.note_deadline(number);
-        }
-        let session = self.sessions.get_mut(number.index())?;
-        // A flood of messages must not keep the transfer from going on, and with it the bus.
-        let more_control = matches!(turn, Ok(Turn::Control));
-        if turn.is_ok() {
-            turn = session.turn(&mut self.shared);
-        }
+        let turn = self.messages_and_step(taken);
         for bus in &mut self.shared.buses {
             bus.clear_reservation(number);
         }
         // A guest that waited for a bus goes before the one that just had it.
         self.wake_waiters();
         match turn {
-            Ok(Turn::Idle) => more_control.then_some(true),
-            Ok(Turn::Again) => Some(more_control),
-            Ok(Turn::Control) => Some(true),
-            Ok(Turn::At(at)) => {
+            Ok((Turn::Again, more_messages)) => Some(more_messages),
+            Ok((Turn::Control, _)) => Some(true),
+            Ok((Turn::Idle, more_messages)) => more_messages.then_some(true),
+            Ok((Turn::At(at), more_messages)) => {
                 self.turns.sleep(number, at);
-                more_control.then_some(true)
+                more_messages.then_some(true)
             }
             Err(error) => {
                 self.close(number, &error);
                 None
             }
         }
+    }
+
+    /// What a turn consists of; returns also whether there may be more messages. A flood of these
+    /// must not keep the transfer from going on, and with it the bus.
+    fn messages_and_step(&mut self, taken: Taken) -> Result<(Turn, bool), SessionError> {
+        let Some(session) = self.sessions.get_mut(taken.number.index()) else {
+            return Ok((Turn::Idle, false));
+        };
+        if !taken.control {
+            return Ok((session.turn(&mut self.shared)?, false));
+        }
+        let handled = session.handle_messages(&mut self.shared);
+        // Messages may take long: gigabytes may have been unmapped.
+        self.shared.now = Instant::now();
+        let turn = handled.and_then(|more| Ok((session.turn(&mut self.shared)?, more)));
+        self.note_deadline(taken.number);
+        turn
     }
 
     fn notify(&mut self, number: Option<GuestNumber>) {

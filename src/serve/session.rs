@@ -249,23 +249,23 @@ impl Session {
         Ok(())
     }
 
-    /// Receives and handles messages.
+    /// Receives and handles messages, until others are to have their turn; returns whether there may
+    /// be more.
     ///
     /// # Errors
     /// The connection must end.
-    pub fn handle_messages(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
+    pub fn handle_messages(&mut self, shared: &mut Shared) -> Result<bool, SessionError> {
         for _ in 0..MESSAGES_PER_TURN {
             let State::Connected(connection) = &mut self.state else {
-                return Ok(Turn::Idle);
+                return Ok(false);
             };
             if self.closer.pending() > MAX_DEFERRED {
                 connection.is_held_up = true;
-                return Ok(Turn::Again);
+                return Ok(false);
             }
-            if !connection.receive(&shared.mounts, shared.now)?
-                || !quiesce(&mut self.requestq, connection, shared)?
-            {
-                return Ok(Turn::Again);
+            let is_whole = connection.receive(&shared.mounts, shared.now)?;
+            if !is_whole || !quiesce(&mut self.requestq, connection, shared)? {
+                return Ok(false);
             }
             connection.handle()?;
             // So that the next message finds room for the fds that it brings.
@@ -273,7 +273,7 @@ impl Session {
                 self.closer.collect();
             }
         }
-        Ok(Turn::Control)
+        Ok(true)
     }
 
     /// Makes one step: of the request in progress, or to the next one.

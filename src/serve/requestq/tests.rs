@@ -82,17 +82,7 @@ struct Rig {
 }
 
 fn loopback() -> Device {
-    let config = DeviceConfig {
-        path: DevicePath::Loopback,
-        guests: 3,
-        max_speed_hz: None,
-        min_speed_hz: 0,
-        cs_high: None,
-        loop_mode: None,
-        word_delay: false,
-        cs_setup: false,
-        exclusive_bus: false,
-    };
+    let config = DeviceConfig::new(DevicePath::Loopback, 3);
     let transfers = TransferConfig {
         max_len: 1 << 20,
         max_ms: 10_000,

@@ -19,17 +19,7 @@ pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal>
         b"loopback" => DevicePath::Loopback,
         path => DevicePath::Spidev(OsStr::from_bytes(path).into()),
     };
-    let mut device = DeviceConfig {
-        path,
-        guests: guests_below(count),
-        max_speed_hz: None,
-        min_speed_hz: 0,
-        cs_high: None,
-        loop_mode: None,
-        word_delay: false,
-        cs_setup: false,
-        exclusive_bus: false,
-    };
+    let mut device = DeviceConfig::new(path, guests_below(count));
     let mut seen = Vec::new();
     for part in parts {
         let (name, value) = cut(part, b'=');

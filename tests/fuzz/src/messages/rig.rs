@@ -139,14 +139,12 @@ impl Rig {
 
     /// A turn; returns the moment that it waits for.
     fn turn(&mut self) -> Option<Instant> {
-        let mut turn = Ok(Turn::Again);
+        let mut handled = Ok(false);
         if std::mem::take(&mut self.control) {
-            turn = self.session.handle_messages(&mut self.shared);
+            handled = self.session.handle_messages(&mut self.shared);
         }
-        let more = matches!(turn, Ok(Turn::Control));
-        if turn.is_ok() {
-            turn = self.session.turn(&mut self.shared);
-        }
+        let more = matches!(handled, Ok(true));
+        let turn = handled.and_then(|_| self.session.turn(&mut self.shared));
         self.due = false;
         for bus in &mut self.shared.buses {
             bus.clear_reservation(GuestNumber::default());
