@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use vhost_device_spi::config::{Config, Source};
 use vhost_device_spi::confine::emergency_cleanup;
-use vhost_device_spi::confine::seccomp::Pins;
 use vhost_device_spi::confine::stages;
 use vhost_device_spi::error::{self, Fatal};
 use vhost_device_spi::os::handed_in::{self, Socket};
@@ -59,12 +58,7 @@ fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), F
     let hardware = assemble::open(config)?;
     let sockets = assemble::bind(config, handed_in)?;
     let served = assemble::assemble(config, hardware, sockets, signals).and_then(|event_loop| {
-        let (devices, directories) = emergency_cleanup::fds();
-        let pins = Pins {
-            devices,
-            directories,
-        };
-        stages::restrict(config.seccomp, &pins)?;
+        stages::restrict(config.seccomp, &emergency_cleanup::pins())?;
         event_loop.run()
     });
     emergency_cleanup::remove_sockets();

@@ -3,13 +3,14 @@
 //!
 //! It is written down once at start, as fds and numbers, so that a panic can do it without the
 //! state that may have caused it. Only SIGKILL, the seccomp filter and faults of our own (SIGSEGV,
-//! SIGBUS) take no way out: what they leave asserted, the next start releases.
+//! SIGBUS) end it without: chip selects that they leave asserted are released by the next start.
 
 use std::os::fd::RawFd;
 use std::panic;
 use std::process;
 use std::sync::OnceLock;
 
+use crate::confine::seccomp::Pins;
 use crate::os::listener::SocketFile;
 use crate::os::log;
 use crate::spi::spidev::write_mode;
@@ -28,8 +29,8 @@ pub fn set_sockets(sockets: Vec<SocketFile>) {
     let _ = SOCKETS.set(sockets);
 }
 
-/// Has panics undo what is written down, and end the process: unwinding, which debug builds would
-/// go on with, needs system calls that the filter does not allow.
+/// Makes a panic undo what is written down and end the process. Unwinding, which debug builds would
+/// do next, needs system calls that the filter does not allow.
 pub fn install() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -41,14 +42,14 @@ pub fn install() {
     }));
 }
 
-/// The fds that the way out uses: those of the devices, and those of the sockets' directories.
-pub fn fds() -> (Vec<RawFd>, Vec<RawFd>) {
+/// The fds that this and the devices' transfers use, for the filter.
+pub fn pins() -> Pins {
     let devices = MODES.get().into_iter().flatten().map(|&(fd, _)| fd);
     let sockets = SOCKETS.get().into_iter().flatten();
-    (
-        devices.collect(),
-        sockets.map(SocketFile::directory).collect(),
-    )
+    Pins {
+        devices: devices.collect(),
+        directories: sockets.map(SocketFile::directory).collect(),
+    }
 }
 
 /// Removes the sockets that this process made.

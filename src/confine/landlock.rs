@@ -3,7 +3,7 @@
 //! process's user may, so the sockets are best in a directory of their own.
 //!
 //! The seccomp filter already lets no path through to the kernel but that of `unlinkat`. This is
-//! the second wall behind it, which also covers what a mistake in the table would let through, and
+//! a second wall, which also covers what a mistake in the table would let through, and
 //! TCP, abstract sockets and signals to others (`Documentation/userspace-api/landlock.rst` in
 //! Linux). Files that are open stay as usable as they were.
 

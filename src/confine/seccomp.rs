@@ -298,7 +298,7 @@ impl Pins {
         }
     }
 
-    /// The rules with their numbers. One about devices or directories, of which there are none,
+    /// The rules with their numbers. A rule about devices or directories, of which there are none,
     /// allows nothing.
     fn apply(&self, rules: &[Rule]) -> Vec<Allowed> {
         let condition = |test: &Test| Condition {

@@ -1,9 +1,9 @@
-//! The stages of confinement. [`leave_inherited`] and [`allow_fds`] come before the process opens anything;
-//! [`restrict`] between the last file opened and the first byte from a front-end.
+//! The stages of confinement. [`leave_inherited`] and [`allow_fds`] come before the process opens
+//! anything, [`restrict`] between the last file opened and the first byte from a front-end.
 //!
 //! | stage | takes away |
 //! |---|---|
-//! | [`leave_inherited`] | fds that whoever started us left open and did not hand in |
+//! | [`leave_inherited`] | fds that were inherited and not handed in |
 //! | `no_new_privs` | rights that a program executed could gain |
 //! | `drop_capabilities` | every capability, even where the daemon runs as root |
 //! | `hide` | core dumps, debuggers and `/proc/PID` of other processes of this user |

@@ -4,8 +4,8 @@
 //! callers say. Those that are safe take no pointers but from references, and give back what the
 //! kernel filled in and nothing else.
 //!
-//! Fds are taken by their number where whoever calls has no more: a wrong number costs an error, or
-//! the file of somebody else, but no memory. An [`OwnedFd`] is made of a number only if the call
+//! Fds are taken by their number where the caller has no more. A wrong number costs an error, or
+//! changes a file that was not meant, but no memory. An [`OwnedFd`] is made of a number only if the call
 //! itself made that fd.
 
 use std::ffi::CStr;
@@ -139,8 +139,8 @@ pub fn open_path(directory: RawFd, name: &CStr) -> io::Result<File> {
 /// The kernel's.
 pub fn give_to_group(file: &File, group: libc::gid_t) -> io::Result<()> {
     let nobody_else = libc::uid_t::MAX.into();
-    let rest = [nobody_else, group.into(), libc::AT_EMPTY_PATH.into()];
-    at(libc::SYS_fchownat, file.as_raw_fd(), c"", rest).map(drop)
+    let arguments = [nobody_else, group.into(), libc::AT_EMPTY_PATH.into()];
+    at(libc::SYS_fchownat, file.as_raw_fd(), c"", arguments).map(drop)
 }
 
 /// Removes the file `name` in `directory`.
@@ -151,7 +151,7 @@ pub fn remove(directory: RawFd, name: &CStr) -> io::Result<()> {
     at(libc::SYS_unlinkat, directory, name, [0; 3]).map(drop)
 }
 
-/// Has files that are made have none of the permissions in `mask`; gives the mask that was.
+/// New files get none of the permissions in `mask`. Returns the mask before.
 pub fn set_umask(mask: libc::mode_t) -> libc::mode_t {
     // It cannot fail.
     let before = numbers(libc::SYS_umask, [mask.into(), 0, 0]).unwrap_or_default();
@@ -196,7 +196,7 @@ pub fn bind(socket: &OwnedFd, path: &Path) -> io::Result<()> {
     checked(result.into()).map(drop)
 }
 
-/// Has `socket` listen, with as many connections waiting as the kernel allows.
+/// Makes `socket` listen, with as many connections waiting as the kernel allows.
 ///
 /// # Errors
 /// The kernel's.
@@ -321,7 +321,7 @@ pub fn signal_file(set: &libc::sigset_t) -> io::Result<File> {
     owned(checked(made.into())).map(File::from)
 }
 
-/// Has SIGALRM come every `ms` milliseconds, less than 1,000; 0 ends that.
+/// Raises SIGALRM every `ms` milliseconds, less than 1,000; 0 ends that.
 pub fn set_interval_timer(ms: u32) {
     let interval = libc::timeval {
         tv_sec: 0,
@@ -406,7 +406,7 @@ pub fn landlock_ruleset(attributes: &[u64]) -> io::Result<OwnedFd> {
     }))
 }
 
-/// Has `ruleset` allow `access` to what is below `directory`.
+/// Lets `ruleset` allow `access` to everything below `directory`.
 ///
 /// # Errors
 /// The kernel's.

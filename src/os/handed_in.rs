@@ -1,8 +1,8 @@
-//! Sockets that whoever started us hands in, by their fd: a service manager, a VMM, a test.
+//! Sockets that a service manager, a VMM or a test hands in, as fds with a number.
 //!
-//! Each is told apart by what it is itself: one that listens is accepted from, one that is connected
-//! is a front-end already. They are looked at before the process opens anything, so that no fd of its
-//! own is taken for one of theirs. Must not: unlink or shut down what is not ours.
+//! Their own state tells them apart: connections are accepted from one that listens; one that is
+//! connected is a front-end already. They are adopted before the process opens anything, so that no fd
+//! of its own is taken for one that was handed in. Must not: unlink or shut down any of them.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -14,12 +14,13 @@ use crate::error::{ExitCode, Fatal};
 use crate::os::ffi::{self, socket_option};
 use crate::os::listener::Listener;
 
-/// Options that have the kernel add to what is received. The C libraries do not all name the last two.
+/// Options with which the kernel adds messages of its own. The C libraries do not all name the last two.
 const UNWANTED: [(&str, libc::c_int); 3] = [
     ("SO_PASSCRED", libc::SO_PASSCRED),
     ("SO_PASSSEC", 34),
     ("SO_PASSPIDFD", 76),
 ];
+
 /// What a guest's front-ends come through.
 #[derive(Debug)]
 pub enum Socket {
@@ -63,13 +64,13 @@ pub fn adopt(sources: &[Source]) -> Result<Vec<Socket>, Fatal> {
             return Err(wrong(format!("is the same socket as '{other}'")));
         }
         seen.push((inode, fd));
-        sockets.push(judge(file, fd).map_err(wrong)?);
+        sockets.push(classify(file, fd).map_err(wrong)?);
     }
     Ok(sockets)
 }
 
-/// What kind of socket `file` is, or why it is of no use.
-fn judge(file: File, fd: RawFd) -> Result<Socket, String> {
+/// The socket that `file` is, or why it is of no use.
+fn classify(file: File, fd: RawFd) -> Result<Socket, String> {
     let get =
         |option| socket_option(file.as_raw_fd(), option).map_err(|_| "is not a socket".to_owned());
     if get(libc::SO_DOMAIN)? != libc::AF_UNIX {

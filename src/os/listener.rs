@@ -1,5 +1,5 @@
-//! Listening sockets: those made here, in the file system, which are removed if they are still ours;
-//! and those handed in, which stay whoever's they are.
+//! Listening sockets: those made here, in the file system, which the daemon removes at its end if they
+//! are still its own; and those handed in, which it never removes.
 //!
 //! A socket that is made has its permissions from the moment it is there, and its group before it
 //! listens: until then nobody gets in.
@@ -170,8 +170,8 @@ impl Listener {
         &self.name
     }
 
-    /// Listens no more. Those who wait at a socket of ours see that now; those who wait at one that
-    /// was handed in are whoever's it is, who may have it served by the next daemon.
+    /// Stops listening. Clients that wait at a socket made here see that now. Those that wait at one
+    /// that was handed in stay: its owner may give it to the next daemon.
     pub fn stop(self, closer: &Closer) {
         if self.is_ours {
             ffi::shut_down(self.as_raw_fd());
@@ -221,7 +221,7 @@ fn open_directory(path: &Path) -> io::Result<(File, CString)> {
 }
 
 /// Waits up to two seconds for another daemon that makes its sockets in the same directory. No longer,
-/// and once in all, which `waited` says: whoever may read the directory can lock it.
+/// and once in all, which `waited` says: every user who may read the directory can lock it.
 fn lock(directory: &File, path: &Path, waited: &Cell<bool>) -> io::Result<()> {
     for _ in 0..20 {
         match directory.try_lock() {
@@ -262,7 +262,7 @@ fn clear_the_way(path: &Path) -> io::Result<()> {
     if_there(std::fs::remove_file(path)).map(drop)
 }
 
-/// Whether somebody has the socket at `path`. A daemon that just ended may have left its own to the
+/// Whether another process has the socket at `path`. A daemon that just ended may have left its own to the
 /// kernel's collector (`deferred_close`), so the answer is yes only if it stays that for a while.
 ///
 /// A datagram socket finds out without waiting for anybody, and without getting through to a stream
@@ -302,8 +302,8 @@ impl SocketFile {
         self.directory.as_raw_fd()
     }
 
-    /// Gives it to `group`. Not by its name: whoever may write to the directory could have put a
-    /// file there that is somebody else's.
+    /// Gives it to `group`. Not by its name: a user who may write to the directory could have put
+    /// another user's file there.
     fn give_to(&self, group: libc::gid_t) -> io::Result<()> {
         let file = ffi::open_path(self.directory(), &self.name)?;
         let found = file.metadata()?;

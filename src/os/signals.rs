@@ -1,5 +1,5 @@
-//! The signals that end the daemon and the one that asks what it has counted, as a file that the
-//! loop can wait for.
+//! The signals that end the daemon, and the one that prints its counters, as a file that the loop can
+//! wait for.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,16 +20,17 @@ const CAUGHT: [libc::c_int; 5] = [
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum SignalAction {
     /// The end.
     End,
     /// The counters.
     Report,
 }
 
-/// Blocks these signals and gives a signalfd for them: from here on none is lost, and none
-/// interrupts anything. SIGALRM, the watchdog's, and SIGBUS are unblocked whatever was inherited. A
-/// file on stderr that may not grow further costs its lines, not the process (SIGXFSZ).
+/// Blocks these signals and returns a signalfd for them: from here on none is lost, and none
+/// interrupts anything. SIGALRM, the write time-out's, and SIGBUS are unblocked even if they were
+/// inherited as blocked. A file on stderr that may not grow further costs its lines, not the process
+/// (SIGXFSZ).
 ///
 /// # Errors
 /// The kernel's.
@@ -52,15 +53,15 @@ pub fn catch() -> io::Result<File> {
     ffi::signal_file(&caught)
 }
 
-/// Has `signal` neither ignored nor end the process.
+/// Makes `signal` neither ignored nor the end of the process.
 fn handle(signal: libc::c_int) -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     register_signal_handler(signal, nothing)
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
-/// Takes one signal from the signalfd: what it asks for, if there was one.
-pub fn take(mut signals: &File) -> Option<Wish> {
+/// Takes one signal from the signalfd; returns the action that it asks for.
+pub fn take(mut signals: &File) -> Option<SignalAction> {
     // `struct signalfd_siginfo` begins with the signal's number.
     let mut siginfo = [0; 128];
     signals.read_exact(&mut siginfo).ok()?;
@@ -68,7 +69,11 @@ pub fn take(mut signals: &File) -> Option<Wish> {
         .first_chunk()
         .map(|bytes| u32::from_ne_bytes(*bytes))?;
     let report = libc::c_int::try_from(number) == Ok(libc::SIGUSR1);
-    Some(if report { Wish::Report } else { Wish::End })
+    Some(if report {
+        SignalAction::Report
+    } else {
+        SignalAction::End
+    })
 }
 
 fn other(error: &Error) -> io::Error {

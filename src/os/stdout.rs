@@ -2,15 +2,16 @@
 //!
 //! Before `main`, Rust's standard library opens `/dev/null` in place of a stdout that is closed,
 //! where a text is lost without an error. So stdout is looked at even earlier, by a function in
-//! `.init_array`, which the C library calls first. `/dev/null` itself does not tell: whoever starts
-//! the program may have put it there, to discard the text.
+//! `.init_array`, which the C library calls first. `/dev/null` itself does not tell: the program
+//! may have been started with it, to discard the text.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::os::ffi::fcntl;
 
-/// Stdout was closed when the process began.
+/// Stdout was closed when the process began. A static, since a function that runs before `main` has
+/// no owner that it could give this to.
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
 #[used]

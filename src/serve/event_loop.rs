@@ -23,7 +23,7 @@ use crate::os::deadline_timer::DeadlineTimer;
 use crate::os::epoll::{self, Token};
 use crate::os::log;
 use crate::os::sd_notify::SdNotify;
-use crate::os::signals::{self, Wish};
+use crate::os::signals::{self, SignalAction};
 use crate::serve::counters::Report;
 use crate::serve::grant::Shared;
 use crate::serve::requestq::Turn;
@@ -288,8 +288,8 @@ impl EventLoop {
 
     fn obey(&mut self) {
         match signals::take(&self.signals) {
-            Some(Wish::End) => self.wind_up(),
-            Some(Wish::Report) => self.report.begin(),
+            Some(SignalAction::End) => self.wind_up(),
+            Some(SignalAction::Report) => self.report.begin(),
             None => (),
         }
     }

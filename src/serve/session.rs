@@ -28,7 +28,6 @@ use crate::serve::counters::{Connections, Counted};
 use crate::serve::grant::{Grant, Shared};
 use crate::serve::requestq::{Requestq, Turn};
 use crate::vhost_user::backend::{Backend, Guest};
-use crate::vhost_user::message::Request;
 
 mod connection;
 mod offences;
@@ -263,9 +262,18 @@ impl Session {
                 connection.is_held_up = true;
                 return Ok(false);
             }
-            let is_whole = connection.receive(&shared.mounts, shared.now)?;
-            if !is_whole || !quiesce(&mut self.requestq, connection, shared)? {
+            if !connection.receive(&shared.mounts, shared.now)? {
                 return Ok(false);
+            }
+            // A ring that is enabled goes on.
+            let message = connection
+                .message()
+                .filter(|message| !message.enables_ring());
+            if let Some(request) = message.map(|message| message.request) {
+                let guest = &mut connection.backend().guest();
+                if !self.requestq.quiesce_for(request, guest, shared)? {
+                    return Ok(false);
+                }
             }
             connection.handle()?;
             // So that the next message finds room for the fds that it brings.
@@ -410,44 +418,4 @@ impl Session {
         let host_lacks = matches!(error, SessionError::Host(_) | SessionError::Uncollected);
         host_lacks.then_some(PAUSE)
     }
-}
-
-/// Brings the request in progress to where the message that is whole can be handled; `false` if the
-/// message must wait for its end.
-///
-/// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets a short request finish,
-/// and so does memory that changes, which is no reason to release chip select either. A message that
-/// changes the ring otherwise ends the request. A region that is added takes nothing away, and a ring
-/// that is enabled goes on.
-fn quiesce(
-    requestq: &mut Requestq,
-    connection: &mut Connection,
-    shared: &mut Shared,
-) -> Result<bool, SessionError> {
-    let message = connection.message();
-    let Some(message) = message.filter(|message| !message.enables_ring()) else {
-        return Ok(true);
-    };
-    let request = message.request;
-    let guest = &mut connection.backend().guest();
-    if matches!(request, Request::SET_MEM_TABLE | Request::REM_MEM_REG) {
-        return requestq.pause(guest, shared);
-    }
-    if matches!(
-        request,
-        Request::GET_VRING_BASE | Request::SET_VRING_ENABLE | Request::RESET_OWNER
-    ) {
-        return requestq.stop(guest, shared);
-    }
-    if matches!(
-        request,
-        Request::SET_VRING_NUM
-            | Request::SET_VRING_ADDR
-            | Request::SET_VRING_BASE
-            | Request::SET_FEATURES
-            | Request::RESET_DEVICE
-    ) {
-        requestq.abort(guest, shared)?;
-    }
-    Ok(true)
 }

@@ -109,7 +109,7 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
 }
 
 /// A device of the controller that this daemon was not given, unless the administrator says that
-/// nobody uses it. A host that has no list of SPI devices is taken at its word.
+/// nobody uses it. Without a list of the host's SPI devices none is assumed.
 fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<&'static str> {
     let Controller::Host(bus) = *controller else {
         return None;
@@ -131,7 +131,7 @@ fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<&'sta
     others.next().map(|name| &*name.leak())
 }
 
-/// The name of the SPI device behind `/dev/spidevX.Y`: `spiX.Y`, or whatever ACPI calls it.
+/// The name of the SPI device behind `/dev/spidevX.Y`: `spiX.Y`, or the name that ACPI gives it.
 fn own_name(bus: u32, device: u32) -> String {
     let link = format!("/sys/class/spidev/spidev{bus}.{device}/device");
     let real = fs::canonicalize(link).ok();

@@ -1,8 +1,8 @@
-//! What a service manager says in variables of the environment, by systemd's conventions:
+//! The settings that a service manager makes in variables of the environment, by systemd's conventions:
 //! sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 //!
 //! They are taken out of the environment when the process begins, and validated when it is known that
-//! it is to serve. What they say of another process, by its number, is not for us.
+//! it is to serve. Those with the number of another process are ignored.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;

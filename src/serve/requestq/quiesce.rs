@@ -1,13 +1,14 @@
 //! What a message means for the requests of its guest: the one in progress comes to its end first, or
 //! is ended.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Requestq, Turn};
+use super::{Active, Requestq, Turn};
 use crate::error::{SessionError, TransferError};
 use crate::serve::grant::Shared;
 use crate::spi::wire::TransResult;
 use crate::vhost_user::backend::Guest;
+use crate::vhost_user::message::Request;
 
 /// How much wire time a transfer may have left to be finished when its ring stops.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -31,42 +32,77 @@ impl Requestq {
         self.intake = Intake::Ended;
     }
 
-    /// A message waits for the request in progress: no other begins. It may come to its end if it
-    /// has at most [`GRACE`] to go. Returns whether there is none any more; then the driver was told
-    /// of all that went before.
+    /// Brings the request in progress to where the message `request` can be handled; `false` if that
+    /// must wait for its end.
+    ///
+    /// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets a short request finish,
+    /// and so does memory that changes, which is no reason to release chip select either. A message
+    /// that changes the ring otherwise ends the request. A region that is added takes nothing away.
     ///
     /// # Errors
     /// The call eventfd blocked.
-    pub fn pause(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        if self.is_finishing(Intake::Paused, shared.now) {
+    pub fn quiesce_for(
+        &mut self,
+        request: Request,
+        guest: &mut Guest,
+        shared: &mut Shared,
+    ) -> Result<bool, SessionError> {
+        if matches!(request, Request::SET_MEM_TABLE | Request::REM_MEM_REG) {
+            return self.pause(Intake::Paused, guest, shared);
+        }
+        if matches!(
+            request,
+            Request::GET_VRING_BASE | Request::SET_VRING_ENABLE | Request::RESET_OWNER
+        ) {
+            return self.stop(guest, shared);
+        }
+        if matches!(
+            request,
+            Request::SET_VRING_NUM
+                | Request::SET_VRING_ADDR
+                | Request::SET_VRING_BASE
+                | Request::SET_FEATURES
+                | Request::RESET_DEVICE
+        ) {
+            self.abort(guest, shared)?;
+        }
+        Ok(true)
+    }
+
+    /// As [`Requestq::quiesce_for`] a message that stops the ring.
+    ///
+    /// # Errors
+    /// The call eventfd blocked.
+    pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
+        self.pause(Intake::Stopping, guest, shared)
+    }
+
+    /// No other request begins, with this `intake` until the one in progress comes to its end; it may
+    /// if it has at most [`GRACE`] to go. Returns whether there is none any more; then the driver was
+    /// notified of all that went before.
+    fn pause(
+        &mut self,
+        intake: Intake,
+        guest: &mut Guest,
+        shared: &mut Shared,
+    ) -> Result<bool, SessionError> {
+        let remaining = |active: &Active| active.transfer.remaining(shared.now);
+        if self
+            .active
+            .as_ref()
+            .map(remaining)
+            .is_some_and(|time| time <= GRACE)
+        {
+            self.set_intake(intake);
             return Ok(false);
         }
-        if self.is_active() {
+        self.set_intake(Intake::Open);
+        if intake == Intake::Stopping || self.is_active() {
             self.abort(guest, shared)?;
         } else {
             guest.vring.notify(&guest.memory)?;
         }
         Ok(true)
-    }
-
-    /// As [`Requestq::pause`], and releases what is held.
-    ///
-    /// # Errors
-    /// The call eventfd blocked.
-    pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
-        if self.is_finishing(Intake::Stopping, shared.now) {
-            return Ok(false);
-        }
-        self.abort(guest, shared)?;
-        Ok(true)
-    }
-
-    /// Whether the request in progress may come to its end: with this intake until then.
-    fn is_finishing(&mut self, intake: Intake, now: Instant) -> bool {
-        let active = self.active.as_ref();
-        let finishing = active.is_some_and(|active| active.transfer.remaining(now) <= GRACE);
-        self.set_intake(if finishing { intake } else { Intake::Open });
-        finishing
     }
 
     fn set_intake(&mut self, intake: Intake) {

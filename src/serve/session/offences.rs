@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 const MAX_LEFT_OPEN: u32 = 16;
 /// How long one of them is remembered: all that a front-end can do in a year costs a few hundred.
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How long a socket rests after a front-end's eventfd had blocked, for the first time; each
-/// further time it is twice as long, up to `MAX_REST`.
-const REST: Duration = Duration::from_secs(1);
-const MAX_REST: Duration = Duration::from_secs(64);
+/// For how long a socket does not listen after a front-end's eventfd had blocked, for the first time;
+/// each further time it is twice as long, up to `MAX_BACK_OFF`.
+const BACK_OFF: Duration = Duration::from_secs(1);
+const MAX_BACK_OFF: Duration = Duration::from_secs(64);
 /// An eventfd that blocks after this time counts as the first again.
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -21,7 +21,7 @@ pub(super) struct Offences {
     left_open: u32,
     /// Since when the next of them is being forgotten.
     left_open_since: Option<Instant>,
-    /// When an eventfd blocked last, and how long the socket rested.
+    /// When an eventfd blocked last, and for how long the socket did not listen then.
     blocked: Option<(Instant, Duration)>,
 }
 
@@ -44,14 +44,16 @@ impl Offences {
         self.left_open > MAX_LEFT_OPEN
     }
 
-    /// An eventfd blocked. Returns how long the socket is to rest.
+    /// An eventfd blocked. Returns for how long the socket is not to listen.
     pub(super) fn note_blocked(&mut self, now: Instant) -> Duration {
         let recent = self
             .blocked
             .filter(|(last, _)| now.saturating_duration_since(*last) < HOUR);
-        let rest = recent.map_or(REST, |(_, rest)| rest.saturating_mul(2).min(MAX_REST));
-        self.blocked = Some((now, rest));
-        rest
+        let back_off = recent.map_or(BACK_OFF, |(_, last)| {
+            last.saturating_mul(2).min(MAX_BACK_OFF)
+        });
+        self.blocked = Some((now, back_off));
+        back_off
     }
 }
 

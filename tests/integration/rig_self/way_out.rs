@@ -7,7 +7,6 @@ use std::path::Path;
 use vhost_device_spi::config::AccessConfig;
 use vhost_device_spi::config::SeccompMode;
 use vhost_device_spi::confine::emergency_cleanup;
-use vhost_device_spi::confine::seccomp::Pins;
 use vhost_device_spi::confine::stages;
 use vhost_device_spi::os::listener::{Access, Listener};
 use vhost_device_spi::os::write_timeout;
@@ -24,12 +23,7 @@ fn panic_on_purpose(socket: &Path) {
     let (_listener, socket) = Listener::create(socket, &access.unwrap()).unwrap();
     emergency_cleanup::set_modes(vec![(device.as_raw_fd(), 0)]);
     emergency_cleanup::set_sockets(vec![socket]);
-    let (devices, directories) = emergency_cleanup::fds();
-    let pins = Pins {
-        devices,
-        directories,
-    };
-    stages::restrict(SeccompMode::Kill, &pins).unwrap();
+    stages::restrict(SeccompMode::Kill, &emergency_cleanup::pins()).unwrap();
     spidev::write_mode(device.as_raw_fd(), rules::CPOL).unwrap();
     let mut held = xfer(b"a", &mut []);
     held.cs_change = 1;
