@@ -161,8 +161,8 @@ rules! {
     SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
     SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::is_there"
         unseen "only for a file on overlay and the like", "memory_in_a_plain_file_is_refused_and_its_socket_serves_on";
-    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::is_socketpair";
-    SYS_getpeername     []                                              "os::ffi::has_unnamed_peer";
+    SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::is_unix";
+    SYS_getpeername     []                                              "os::file_kind::unix_socket";
     SYS_mmap            [NOT_EXECUTABLE]                                "virtqueue::memory::add";
     SYS_munmap          []                                              "virtqueue::memory::remove";
 

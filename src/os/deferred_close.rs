@@ -174,11 +174,13 @@ impl FrontendFile {
     /// Finds out, once, of what kind `fd` is. `None` if closing it may wait, for ever even: then it
     /// is left open, which puts the wait off to the end of the process.
     pub fn classify(fd: OwnedFd, mounts: &Mounts, closer: &Closer) -> Option<Self> {
-        let Some(kind) = file_kind::of(fd.as_raw_fd(), mounts) else {
-            std::mem::forget(fd);
-            return None;
-        };
-        Some(Self::new(fd, kind, closer))
+        match file_kind::of(fd, mounts) {
+            Ok((fd, kind)) => Some(Self::new(fd, kind, closer)),
+            Err(fd) => {
+                std::mem::forget(fd);
+                None
+            }
+        }
     }
 
     /// What kind of file it is.

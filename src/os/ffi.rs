@@ -29,7 +29,7 @@ fn checked(result: c_long) -> io::Result<c_int> {
 
 /// Owns the fd that a call made.
 fn owned(made: io::Result<c_int>) -> io::Result<OwnedFd> {
-    // SAFETY: each call below whose result is given to this made an fd, which nobody else knows.
+    // SAFETY: each fd that is given to this was made by a call below, and nothing else knows it.
     made.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -235,17 +235,6 @@ pub fn set_socket_option(fd: RawFd, option: c_int, value: c_int) -> io::Result<(
     checked(unsafe { libc::setsockopt(fd, level, option, from, len) }.into()).map(drop)
 }
 
-/// Whether the Unix socket `fd` is connected to one without a name.
-pub fn has_unnamed_peer(fd: RawFd) -> bool {
-    let mut family: libc::sa_family_t = 0;
-    let whole: libc::socklen_t = size_of_val(&family).try_into().unwrap_or_default();
-    let (mut len, to) = (whole, (&raw mut family).cast());
-    // SAFETY: there is room for `len` bytes of the address, which begins with its family; then `len`
-    // is how many it has.
-    let result = unsafe { libc::getpeername(fd, to, &raw mut len) };
-    result == 0 && len == whole
-}
-
 /// Sends what the socket `fd` has room for of `bytes`, without waiting; gives how many bytes that is.
 ///
 /// # Errors
@@ -279,8 +268,8 @@ pub fn receive(fd: RawFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Resul
     // SAFETY: `message` points to one part and a control buffer, both alive and as long as it says.
     let len = unsafe { libc::recvmsg(fd, &raw mut message, flags) };
     let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
-    // SAFETY: recvmsg made these fds, and nothing else knows them.
-    fds.extend(fds_in(&control).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    // recvmsg made these fds.
+    fds.extend(fds_in(&control).filter_map(|fd| owned(Ok(fd)).ok()));
     Ok((len, message.msg_flags & libc::MSG_CTRUNC != 0))
 }
 

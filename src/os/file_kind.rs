@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 use crate::os::ffi;
 use crate::os::mounts::{DeviceNumber, Mounts};
@@ -25,25 +26,28 @@ pub enum FileKind {
     Unwanted,
 }
 
-/// The kind of `fd`. `None` if closing it may wait for somebody, even if that is not the last close:
-/// a file of a FUSE server or of a network file system, or one that cannot be told from these by
-/// `mounts`. A FUSE server is sent a FLUSH, and its answer, which may never come, is waited for
-/// uninterruptibly.
-pub fn of(fd: RawFd, mounts: &Mounts) -> Option<FileKind> {
+/// `fd` and its kind.
+///
+/// # Errors
+/// `fd` itself, where closing it may wait for somebody, even if that is not the last close: a file of
+/// a FUSE server or of a network file system, or one that cannot be told from these by `mounts`. A
+/// FUSE server is sent a FLUSH, and its answer, which may never come, is waited for uninterruptibly.
+pub fn of(fd: OwnedFd, mounts: &Mounts) -> Result<(OwnedFd, FileKind), OwnedFd> {
+    let number = fd.as_raw_fd();
     // Succeeds on shmem (memfd, tmpfs) and hugetlbfs alone.
-    if ffi::fcntl(fd, libc::F_GET_SEALS).is_ok() {
-        return Some(FileKind::Memory);
+    if ffi::fcntl(number, libc::F_GET_SEALS).is_ok() {
+        return Ok((fd, FileKind::Memory));
     }
     // A file is not told of the close of such an fd.
-    if ffi::fcntl(fd, libc::F_GETFL).is_ok_and(|flags| flags & libc::O_PATH != 0) {
-        return Some(FileKind::Unwanted);
+    if ffi::fcntl(number, libc::F_GETFL).is_ok_and(|flags| flags & libc::O_PATH != 0) {
+        return Ok((fd, FileKind::Unwanted));
     }
-    let (kind, device) = file_type(fd).ok()?;
-    match kind {
-        0 => Some(FileKind::Anonymous),
-        libc::S_IFSOCK if is_socketpair(fd) => Some(FileKind::SocketEnd),
-        libc::S_IFREG if !mounts.close_at_once(device) => None,
-        _ => Some(FileKind::Unwanted),
+    match file_type(number) {
+        Ok((0, _)) => Ok((fd, FileKind::Anonymous)),
+        Ok((libc::S_IFSOCK, _)) if is_unix(number) => Ok(unix_socket(fd)),
+        Ok((libc::S_IFREG, device)) if !mounts.close_at_once(device) => Err(fd),
+        Ok(_) => Ok((fd, FileKind::Unwanted)),
+        Err(_) => Err(fd),
     }
 }
 
@@ -67,10 +71,22 @@ pub fn huge_page_len(file: &File) -> io::Result<Option<u64>> {
     Ok(is_huge.then(|| u64::try_from(found.f_bsize).unwrap_or(u64::MAX)))
 }
 
-/// Whether the socket `fd` is one end of a socketpair: a Unix socket whose peer has no name. A
-/// front-end's end of its own connection is not: holding it, we would never see that connection end.
-fn is_socketpair(fd: RawFd) -> bool {
-    // Whose socket it is comes first: asking one of TCP for its peer waits for its lock.
+/// Whether `fd`, which is a socket, is one of Unix: asking one of TCP for its peer would wait for its
+/// lock.
+fn is_unix(fd: RawFd) -> bool {
     let domain = ffi::socket_option(fd, libc::SO_DOMAIN);
-    domain.is_ok_and(|domain| domain == libc::AF_UNIX) && ffi::has_unnamed_peer(fd)
+    domain.is_ok_and(|domain| domain == libc::AF_UNIX)
+}
+
+/// Whether a Unix socket is one end of a socketpair: then its peer has no name. A front-end's end of
+/// its own connection is not: holding it, we would never see that connection end.
+fn unix_socket(fd: OwnedFd) -> (OwnedFd, FileKind) {
+    let stream = UnixStream::from(fd);
+    let is_pair = stream.peer_addr().is_ok_and(|peer| peer.is_unnamed());
+    let kind = if is_pair {
+        FileKind::SocketEnd
+    } else {
+        FileKind::Unwanted
+    };
+    (stream.into(), kind)
 }
