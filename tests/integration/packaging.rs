@@ -140,7 +140,9 @@ fn in_parser() -> BTreeSet<String> {
     let table = table.split("];").next().unwrap();
     let rows = table.lines().filter(|line| line.contains("(\""));
     let long = rows.map(|row| format!("--{}", row.split('"').nth(1).unwrap()));
-    let arms = device.split("=> ").filter_map(|arm| {
+    let set = device.split("\nfn set(").nth(1).unwrap();
+    let set = set.split("\n}\n").next().unwrap();
+    let arms = set.split("=> ").filter_map(|arm| {
         let literal = arm.rsplit_once("b\"")?.1.strip_suffix("\" ")?;
         is_option_of_a_device(&format!("{literal}=")).then(|| literal.to_owned())
     });
