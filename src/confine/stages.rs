@@ -162,14 +162,10 @@ pub fn allow_fds(guests: usize, devices: usize) -> Result<(), Fatal> {
 fn fds_needed(guests: usize, devices: usize) -> (u64, u64) {
     let count = |n| u64::try_from(n).unwrap_or(u64::MAX);
     let each = |fds: u64| count(guests).saturating_mul(fds);
-    let opened = FDS
-        .saturating_add(count(devices))
-        .saturating_add(each(FDS_OF_SOCKET));
+    let opened = [FDS, count(devices), each(FDS_OF_SOCKET)].iter().sum();
     let of_guests = each(count(MAX_REGIONS).saturating_add(FDS_OF_GUEST));
-    let wanted = opened
-        .saturating_add(of_guests)
-        .saturating_add(FDS_OF_MESSAGE);
-    (opened.saturating_add(FDS_TO_SERVE), wanted)
+    let least = [opened, FDS_TO_SERVE].iter().sum();
+    (least, [opened, of_guests, FDS_OF_MESSAGE].iter().sum())
 }
 
 /// Takes core dumps and other processes away.

@@ -21,6 +21,17 @@ use crate::vhost_user::reader::{Message, Reader};
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
 
+/// What a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaits {
+    /// The next message.
+    Message,
+    /// The other part of a message, until this moment.
+    OtherPart(Instant),
+    /// Room for a reply.
+    Room,
+}
+
 /// A front-end that is connected.
 pub(super) struct Connection {
     stream: UnixStream,
@@ -28,12 +39,9 @@ pub(super) struct Connection {
     handler: Handler,
     poller: Poller,
     token: Token,
-    /// When more of a message must be there, if part of one is.
-    pub(super) deadline: Option<Instant>,
+    awaits: Awaits,
     /// Its messages wait for the kernel to close fds of the guest.
     pub(super) is_held_up: bool,
-    /// A reply waits for room: the poller tells of it.
-    awaits_room: bool,
 }
 
 impl Connection {
@@ -59,9 +67,8 @@ impl Connection {
                 handler,
                 poller: poller.clone(),
                 token,
-                deadline: None,
+                awaits: Awaits::Message,
                 is_held_up: false,
-                awaits_room: false,
             }),
             Err(error) => {
                 poller.remove(fd);
@@ -75,6 +82,14 @@ impl Connection {
     /// What its messages change.
     pub(super) fn backend(&self) -> &Backend {
         &self.handler.backend
+    }
+
+    /// When more of a message must have come.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.awaits {
+            Awaits::OtherPart(until) => Some(until),
+            Awaits::Message | Awaits::Room => None,
+        }
     }
 
     fn fd(&self) -> RawFd {
@@ -93,12 +108,13 @@ impl Connection {
         let len = self.reader.received_len();
         match self.reader.receive(self.fd(), mounts) {
             Ok(true) => {
-                self.deadline = None;
+                self.awaits = Awaits::Message;
                 Ok(true)
             }
             Ok(false) => {
                 if self.reader.received_len() > len {
-                    self.deadline = now.checked_add(SILENCE);
+                    let until = now.checked_add(SILENCE).unwrap_or(now);
+                    self.awaits = Awaits::OtherPart(until);
                 }
                 Ok(false)
             }
@@ -133,13 +149,13 @@ impl Connection {
     /// Sends what the front-end takes of an answer; returns whether none is left.
     fn send_reply(&mut self) -> Result<bool, SessionError> {
         let sent = self.handler.send_reply(self.fd())?;
-        if sent == self.awaits_room {
-            self.awaits_room = !sent;
-            let events = if sent {
-                epoll::EDGES
+        if sent == (self.awaits == Awaits::Room) {
+            let (awaits, events) = if sent {
+                (Awaits::Message, epoll::EDGES)
             } else {
-                epoll::EDGES_AND_ROOM
+                (Awaits::Room, epoll::EDGES_AND_ROOM)
             };
+            self.awaits = awaits;
             self.poller.modify(self.fd(), self.token, events);
         }
         Ok(sent)
