@@ -1,4 +1,4 @@
-//! What the command line asks for, as values.
+//! The settings of the command line, as values.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -32,7 +32,7 @@ pub struct Config {
     pub transfers: TransferConfig,
     /// How long a ring is watched for the next request after one was served.
     pub poll: Duration,
-    /// What the seccomp filter does.
+    /// The seccomp filter's action.
     pub seccomp: SeccompMode,
     /// Which lines are written: those of this level and above, or none.
     pub log_level: Option<LogLevel>,
@@ -43,7 +43,7 @@ pub struct Config {
 pub enum Source {
     /// A socket that is made there.
     Path(PathBuf),
-    /// A socket that was handed in as this fd; and who says so, for messages.
+    /// A socket that was handed in as this fd; and the option or variable that names it.
     Fd(RawFd, &'static str),
 }
 
@@ -65,7 +65,7 @@ pub enum Group {
     Name(OsString),
 }
 
-/// What a service manager asks for.
+/// The settings of a service manager.
 #[derive(Debug, Clone, Default)]
 pub struct ServiceConfig {
     /// The socket where it is told how things go: a path, or `@` and an abstract name.
@@ -83,7 +83,7 @@ pub struct TransferConfig {
     pub max_ms: u64,
 }
 
-/// What the seccomp filter does about a system call that is not in its table.
+/// The seccomp filter's action on a system call that is not in its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeccompMode {
     /// It ends the process.
@@ -97,9 +97,9 @@ pub enum SeccompMode {
 /// How much a line matters, in syslog's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Somebody is not served: the daemon, a socket, or a request that its device failed.
+    /// The daemon, a socket or a request fails.
     Error,
-    /// Somebody did what is refused, or there is less protection than there could be.
+    /// A refused request or message, or less protection than there could be.
     Warning,
     /// All else.
     Info,
@@ -116,7 +116,7 @@ impl LogLevel {
     }
 }
 
-/// What `cs_change` 0 means for a guest.
+/// The meaning of `cs_change` 0 for a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HoldPolicy {
     /// Chip select stays asserted between requests that are queued together.

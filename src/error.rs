@@ -1,6 +1,6 @@
 //! Errors, sorted by whom they cost.
 //!
-//! | type | who is to blame | what follows |
+//! | type | cause | consequence |
 //! |---|---|---|
 //! | [`ParamError`] | driver | `PARAM_ERR` in the result byte, the queue goes on |
 //! | [`TransferError`] | host or wire | `TRANS_ERR` in the result byte, the queue goes on |
@@ -98,7 +98,7 @@ pub enum TransferError {
     Stuck,
     /// Its buffers vanished from the guest's memory.
     Memory,
-    /// Not even one word of what is left of it fits a message.
+    /// Not even one further word of it fits a message.
     NoMessage,
 }
 
@@ -176,13 +176,13 @@ pub enum SessionError {
     Fds(&'static str),
     /// It sent fds, so many, that were left open, since their close could wait for ever.
     LeftOpen(u32),
-    /// The kernel does not take what it brought, to close it: too many files are in flight.
+    /// The kernel does not take its fds, to close them: too many files are in flight.
     Uncollected,
     /// Silent for a second in the middle of a message.
     Silent,
     /// It filled its call or err eventfd and made it blocking.
     CallBlocked,
-    /// What it gave as call or err cannot be written to.
+    /// Its call or err fd cannot be written to.
     NotNotified(io::Error),
     /// It truncated a file of its guest's memory.
     Truncated,
@@ -198,7 +198,7 @@ impl SessionError {
         matches!(self, Self::Disconnected | Self::Shutdown)
     }
 
-    /// What an error of the `vhost` crate means for the connection.
+    /// The end of the connection that an error of the `vhost` crate means.
     pub fn of_vhost(error: vhost::vhost_user::Error) -> Self {
         if matches!(error, vhost::vhost_user::Error::Disconnected) {
             return Self::Disconnected;
@@ -248,7 +248,7 @@ pub enum ExitCode {
     OsError = 71,
     /// `EX_CANTCREAT`: a socket cannot be made.
     CantCreate = 73,
-    /// `EX_IOERR`: what was asked for cannot be written to stdout.
+    /// `EX_IOERR`: the text cannot be written to stdout.
     IoError = 74,
     /// `EX_NOPERM`: a device or socket directory may not be used.
     NoPermission = 77,
@@ -267,7 +267,7 @@ impl ExitCode {
 /// The daemon cannot start or go on: one line on stderr and an exit code.
 #[derive(Debug)]
 pub struct Fatal {
-    /// What went wrong with which thing, in lower case, without a final full stop.
+    /// The thing and what is wrong with it, in lower case, without a final full stop.
     pub message: String,
     /// The process's exit code.
     pub code: ExitCode,

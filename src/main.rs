@@ -35,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Fatal> {
-    // These say which fds stay. What is wrong with them is told when the ground is prepared.
+    // These say which fds stay. Their errors are reported after `prepare`.
     let command = Command::parse(std::env::args_os().skip(1), &Environment::take());
     let mut guests: &[Source] = &[];
     if let Ok(Command::Run(config)) = &command {

@@ -68,7 +68,7 @@ const fn jump(code: u16, k: u32, if_true: u8, if_false: u8) -> sock_filter {
     }
 }
 
-/// The program that allows what is `allowed`; `otherwise` is what becomes of every other call.
+/// The program that allows what is `allowed`; `otherwise` is the action on every other call.
 pub fn program(allowed: &[Allowed], otherwise: u32) -> Vec<sock_filter> {
     let mut program = vec![
         statement(LOAD, DATA_ARCH),

@@ -1,5 +1,5 @@
-//! What must be undone however the process ends: chip selects released, modes as they were found,
-//! our sockets removed.
+//! Clean-up on every end of the process: chip selects are released, modes restored, our sockets
+//! removed.
 //!
 //! It is written down once at start, as fds and numbers, so that a panic can do it without the
 //! state that may have caused it. Only SIGKILL, the seccomp filter and faults of our own (SIGSEGV,
@@ -29,7 +29,7 @@ pub fn set_sockets(sockets: Vec<SocketFile>) {
     let _ = SOCKETS.set(sockets);
 }
 
-/// Makes a panic undo what is written down and end the process. Unwinding, which debug builds would
+/// Makes a panic do the clean-up and end the process. Unwinding, which debug builds would
 /// do next, needs system calls that the filter does not allow.
 pub fn install() {
     panic::set_hook(Box::new(|panic| {

@@ -15,8 +15,8 @@ use crate::os::ffi;
 /// Access to the removal of files.
 const ACCESS_FS_REMOVE_FILE: u64 = 1 << 5;
 
-/// What is taken away: every access to files, networks and processes that the kernel's version of
-/// Landlock knows, up to version 6; as the three fields of `struct landlock_ruleset_attr`, and how
+/// The accesses that are taken away: all to files, networks and processes that the kernel's version
+/// of Landlock knows, up to version 6; as the three fields of `struct landlock_ruleset_attr`, and how
 /// many of them the version has.
 const fn ruleset(version: i32) -> ([u64; 3], usize) {
     let files = match version {

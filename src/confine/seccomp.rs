@@ -5,7 +5,7 @@
 //! call are alternatives. Whatever matches no rule, or comes from another architecture, is fatal.
 //! `tests/syscalls` sees every rule used, but for those that say why it cannot and what test does.
 //!
-//! `STARTUP` names what the daemon needs before the filter is there, for service managers, which
+//! `STARTUP` names the calls before the filter is there, for service managers, which
 //! confine it from its first instruction on.
 
 use std::io;
@@ -22,7 +22,7 @@ use crate::confine::bpf::{Allowed, Condition, program};
 use crate::os::ffi;
 use crate::spi::spidev::{MESSAGE_0, WR_MODE32};
 
-/// What an argument must be.
+/// The value that an argument must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value {
     /// This number.
@@ -96,7 +96,7 @@ const MESSAGE: Test = masked(1, !SIZE_BITS, MESSAGE_0.cast_signed());
 const WRITE_MODE: c_int = WR_MODE32.cast_signed();
 const NOT_EXECUTABLE: Test = masked(2, PROT_EXEC.cast_unsigned(), 0);
 const EMPTY_PATH: Test = masked(2, AT_EMPTY_PATH.cast_unsigned(), AT_EMPTY_PATH);
-/// Of what musl and glibc do not agree on the type.
+/// musl and glibc do not agree on its type.
 const ITIMER_REAL: c_int = 0;
 const SIGINFO_LEN: c_int = 128;
 const MOUNTS_LEN: c_int = 4096;
@@ -109,7 +109,7 @@ macro_rules! rules {
         $(#[$target:meta])* $name:ident [$($test:expr),*] $by:literal
         $(unseen $why:literal, $shown:literal)?;
     )*) => {
-        /// What is allowed, the data path first.
+        /// The calls that are allowed, the data path first.
         const RULES: &[Rule] = &[$(
             $(#[$target])*
             Rule {
@@ -209,7 +209,7 @@ rules! {
         unseen "not in what ships", "debug_build_serves_under_its_filter";
 }
 
-/// What the daemon and the C library's loader need before the filter is there, in addition.
+/// The further calls of the daemon and of the C library's loader before the filter is there.
 const STARTUP: &[&str] = &[
     // The loader and the start of the two C libraries, in the versions that are around.
     #[cfg(target_arch = "x86_64")]

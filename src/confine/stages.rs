@@ -64,7 +64,7 @@ pub fn leave_inherited(adopted: &[RawFd]) {
 
 fn close_all_but(adopted: &[RawFd]) {
     let close_range = |first, last| {
-        // Of what is open here only `adopted` is ours.
+        // Only those in `adopted` are ours.
         let _ = ffi::close_range(first, last);
     };
     let mut first = libc::STDERR_FILENO.saturating_add(1);
@@ -77,7 +77,7 @@ fn close_all_but(adopted: &[RawFd]) {
     close_range(first, RawFd::MAX);
 }
 
-/// Takes from the process what it needs no longer.
+/// Takes all rights from the process that it no longer needs.
 ///
 /// # Errors
 /// The kernel refused a stage.
@@ -129,7 +129,7 @@ const CLEAR_AMBIENT: u32 = 4; // PR_CAP_AMBIENT_CLEAR_ALL
 /// `devices` devices can need more: then a guest's need can become another's lack.
 ///
 /// Not fewer than the host allows: their number also bounds how many of this user's files may be in
-/// flight when the kernel is to take what a front-end brought (`deferred_close`).
+/// flight when the kernel is to close a front-end's fds (`deferred_close`).
 ///
 /// # Errors
 /// They are too few for a single guest.

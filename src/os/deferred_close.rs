@@ -1,4 +1,4 @@
-//! The last close of what a front-end brought is left to the kernel.
+//! The last close of a front-end's fds is left to the kernel.
 //!
 //! Closing a file for the last time may take long: it frees a dead guest's memory, 0.1 s for each
 //! GiB that is populated (unmapping what was touched here takes as long for that part, and is done
@@ -79,8 +79,8 @@ impl DeferredClose {
         self.is_touched.get() && self.is_touched.replace(false)
     }
 
-    /// Hands what is deferred to the kernel. Returns whether it took everything; if not, it is to
-    /// be tried again.
+    /// Hands the deferred fds to the kernel. Returns whether it took all of them; if not, try again
+    /// later.
     pub fn collect(&self) -> bool {
         loop {
             let mut batch: Vec<DeferredFd> = {
@@ -170,7 +170,7 @@ impl FrontendFile {
         }
     }
 
-    /// Finds out, once, of what kind `fd` is. `None` if closing it may wait, for ever even: then it
+    /// Classifies `fd`, once. `None` if closing it may wait, for ever even: then it
     /// is left open, which puts the wait off to the end of the process.
     pub fn classify(fd: OwnedFd, mounts: &Mounts, closer: &Closer) -> Option<Self> {
         match file_kind::of(fd, mounts) {
@@ -182,7 +182,7 @@ impl FrontendFile {
         }
     }
 
-    /// What kind of file it is.
+    /// The kind of file that it is.
     pub fn kind(&self) -> FileKind {
         self.kind
     }

@@ -1,4 +1,4 @@
-//! The one epoll set, and who an event is for.
+//! The one epoll set, and the tokens of its events.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -20,7 +20,7 @@ pub const LEVEL: EventSet = EventSet::IN.union(EventSet::READ_HANG_UP);
 /// No event before the fd is shut down in both directions.
 pub const NONE: EventSet = EventSet::empty();
 
-/// Who an event is for.
+/// The source of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
     /// The signalfd.
@@ -62,7 +62,7 @@ impl Token {
     }
 }
 
-/// The epoll set, shared by all who register fds.
+/// The epoll set. A clone is another handle of it.
 #[derive(Debug, Clone)]
 pub struct Poller(Rc<Epoll>);
 

@@ -1,8 +1,7 @@
 //! System calls that neither std nor vmm-sys-util has a safe name for, each wrapped once.
 //!
-//! A wrapper makes one call and gives back what it gave: when, why and on what a call is made, its
-//! callers say. Those that are safe take no pointers but from references, and give back what the
-//! kernel filled in and nothing else.
+//! A wrapper makes one call and returns its result; the callers know when and why to make it. A safe
+//! wrapper makes pointers only of references, and returns only memory that the kernel filled in.
 //!
 //! Fds are taken by their number where the caller has no more. A wrong number costs an error, or
 //! changes a file that was not meant, but no memory. An [`OwnedFd`] is made of a number only if the call
@@ -33,7 +32,7 @@ fn owned(made: io::Result<c_int>) -> io::Result<OwnedFd> {
     made.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// What a call fills in whose result is not negative if it did.
+/// The value that `call` fills in, if its result is not negative.
 fn filled<T>(call: impl FnOnce(*mut T) -> c_int) -> io::Result<T> {
     let mut value = MaybeUninit::uninit();
     checked(call(value.as_mut_ptr()).into())?;
@@ -44,7 +43,7 @@ fn filled<T>(call: impl FnOnce(*mut T) -> c_int) -> io::Result<T> {
 /// A call whose arguments are numbers.
 fn numbers(call: c_long, [a, b, c]: [c_long; 3]) -> io::Result<c_int> {
     // SAFETY: none of the calls below that are made by this takes a pointer or changes a mapping.
-    // `prctl()` wants zeros in what is not used.
+    // `prctl()` wants zeros as unused arguments.
     checked(unsafe { libc::syscall(call, a, b, c, 0, 0) })
 }
 
@@ -103,8 +102,8 @@ pub fn is_ready(fd: RawFd, event: c_short) -> bool {
 
 // Files.
 
-/// What `mask` asks of the file `name` in `directory`, or with `AT_EMPTY_PATH` and no name of the
-/// file `directory`.
+/// The facts in `mask` about the file `name` in `directory`, or with `AT_EMPTY_PATH` and no name about
+/// the file `directory`.
 ///
 /// # Errors
 /// The kernel's.
@@ -114,7 +113,7 @@ pub fn statx(directory: RawFd, name: &CStr, flags: c_int, mask: u32) -> io::Resu
     filled(|to| unsafe { libc::statx(directory, name, flags, mask, to) })
 }
 
-/// Of what file system `file` is.
+/// The file system of `file`.
 ///
 /// # Errors
 /// The kernel's.
@@ -205,7 +204,7 @@ pub fn listen(socket: &OwnedFd) -> io::Result<()> {
     numbers(libc::SYS_listen, [socket, c_int::MAX.into(), 0]).map(drop)
 }
 
-/// Ends the connection `fd` in both directions, for all who have it.
+/// Ends the connection `fd` in both directions, in all processes that have it.
 pub fn shut_down(fd: RawFd) {
     // It fails where there is no connection any more.
     let _ = numbers(libc::SYS_shutdown, [fd.into(), libc::SHUT_RDWR.into(), 0]);
@@ -235,7 +234,7 @@ pub fn set_socket_option(fd: RawFd, option: c_int, value: c_int) -> io::Result<(
     checked(unsafe { libc::setsockopt(fd, level, option, from, len) }.into()).map(drop)
 }
 
-/// Sends what the socket `fd` has room for of `bytes`, without waiting; gives how many bytes that is.
+/// Sends as many of `bytes` as the socket `fd` has room for, without waiting; returns how many.
 ///
 /// # Errors
 /// The kernel's.
@@ -412,7 +411,7 @@ pub fn landlock_allow(ruleset: &OwnedFd, directory: RawFd, access: u64) -> io::R
         parent_fd: directory,
     };
     let (call, ruleset) = (libc::SYS_landlock_add_rule, ruleset.as_raw_fd());
-    // SAFETY: `rule` is what a rule of this type is described by.
+    // SAFETY: `rule` has the layout that this type of rule demands.
     checked(unsafe { libc::syscall(call, ruleset, RULE_PATH_BENEATH, &raw const rule, 0) })
         .map(drop)
 }

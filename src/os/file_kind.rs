@@ -1,5 +1,5 @@
-//! What kind of file a front-end's fd is, found out without waiting: nothing here asks the file
-//! system that it is on, which may be a front-end's own FUSE server.
+//! The kind of file that a front-end's fd is, found without waiting: nothing here asks the file's file
+//! system, which may be a front-end's own FUSE server.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use crate::os::mounts::{DeviceNumber, Mounts};
 /// As in `linux/magic.h`; the C libraries do not agree on its type.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
-/// What a front-end's file can be used for.
+/// The use that a front-end's file can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// Memory: a memfd, or a file on tmpfs or hugetlbfs.

@@ -21,12 +21,12 @@ const UNWANTED: [(&str, libc::c_int); 3] = [
     ("SO_PASSPIDFD", 76),
 ];
 
-/// What a guest's front-ends come through.
+/// The way that a guest's front-ends come.
 #[derive(Debug)]
 pub enum Socket {
     /// They connect to it, one after the other.
     Listening(Listener),
-    /// The guest's only one is connected already, by what was handed in as this fd.
+    /// The guest's only one is connected already, by the fd of this number.
     Connected(UnixStream, RawFd),
 }
 
@@ -79,7 +79,7 @@ fn classify(file: File, fd: RawFd) -> Result<Socket, String> {
     if get(libc::SO_TYPE)? != libc::SOCK_STREAM {
         return Err("is not a stream socket".to_owned());
     }
-    // What comes with messages beside fds would hide these.
+    // Other control messages than fds would hide these.
     for (name, option) in UNWANTED {
         if socket_option(file.as_raw_fd(), option).is_ok_and(|value| value != 0) {
             return Err(format!("has {name} set, whose messages are not understood"));

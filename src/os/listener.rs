@@ -52,7 +52,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// What `config` says.
+    /// As `config` has it.
     ///
     /// # Errors
     /// There is no such group.
@@ -91,7 +91,7 @@ fn find_group(text: &[u8], name: &[u8]) -> Option<libc::gid_t> {
     })
 }
 
-/// What identifies a socket in the file system, to remove it and nothing else.
+/// A socket in the file system, identified so that it and nothing else is removed.
 #[derive(Debug)]
 pub struct SocketFile {
     directory: File,
@@ -176,7 +176,7 @@ impl Listener {
         if self.is_ours {
             ffi::shut_down(self.as_raw_fd());
         }
-        // Those who wait may have sent files already.
+        // Clients that wait may have sent fds already.
         closer.defer_close(self.socket);
     }
 
@@ -247,7 +247,10 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Removes a socket that nobody listens on; leaves everything else and says what it is.
+/// Removes a socket on which nobody listens.
+///
+/// # Errors
+/// It is something else, or in use, and stays.
 fn clear_the_way(path: &Path) -> io::Result<()> {
     let Some(found) = if_there(std::fs::symlink_metadata(path))? else {
         return Ok(());
@@ -278,7 +281,7 @@ fn is_taken(path: &Path) -> io::Result<bool> {
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            // The socket of another user, who may listen at it or not.
+            // Another user's socket, with or without a listener.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
             Ok(()) | Err(_) => return Ok(true),
         }
@@ -321,7 +324,7 @@ impl SocketFile {
         &self.path
     }
 
-    /// Removes the socket, if what has its name is still it.
+    /// Removes the socket, if it still has its name.
     ///
     /// # Errors
     /// It is still there: a directory of somebody else's, without the capability to write to it.
@@ -376,7 +379,7 @@ mod tests {
         assert!(path.exists());
     }
 
-    /// Whoever may write to the directory could give a socket of somebody else's this name.
+    /// A user who may write to the directory could give another user's socket this name.
     #[test]
     fn give_to_a_group_refuses_a_socket_that_has_another_name_too() {
         let directory = tempfile::tempdir().unwrap();

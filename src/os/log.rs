@@ -88,17 +88,17 @@ pub fn line(level: LogLevel, text: fmt::Arguments<'_>) {
     }
 }
 
-/// [`line`] of this level.
+/// [`line()`] of this level.
 pub fn error(text: fmt::Arguments<'_>) {
     line(LogLevel::Error, text);
 }
 
-/// [`line`] of this level.
+/// [`line()`] of this level.
 pub fn warning(text: fmt::Arguments<'_>) {
     line(LogLevel::Warning, text);
 }
 
-/// [`line`] of this level.
+/// [`line()`] of this level.
 pub fn info(text: fmt::Arguments<'_>) {
     line(LogLevel::Info, text);
 }

@@ -18,7 +18,7 @@ const CAUGHT: [libc::c_int; 5] = [
     libc::SIGUSR1,
 ];
 
-/// What a signal asks for.
+/// The action that a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalAction {
     /// The end.

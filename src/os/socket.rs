@@ -7,7 +7,7 @@ use crate::os::ffi;
 
 pub use crate::os::ffi::MAX_FDS;
 
-/// What a receipt brought, beside fds.
+/// The result of a receipt, beside fds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// Nothing is there yet.
@@ -39,8 +39,7 @@ pub fn receive(fd: RawFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Resul
     }
 }
 
-/// Sends what the socket `fd` has room for of `bytes`; returns how many bytes that is, which may
-/// be none.
+/// Sends as many of `bytes` as the socket `fd` has room for; returns how many, which may be 0.
 ///
 /// # Errors
 /// The kernel's; `BrokenPipe` if the peer is gone.

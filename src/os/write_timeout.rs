@@ -29,7 +29,7 @@ const HASTY_MS: u32 = 10;
 
 static INTERVAL_MS: AtomicU32 = AtomicU32::new(TICK_MS);
 static ARMED: AtomicBool = AtomicBool::new(false);
-/// `IDLE`, `WRITTEN` or `WRITING`: by what the next tick decides whether ticks go on.
+/// `IDLE`, `WRITTEN` or `WRITING`: from this the next tick decides whether ticks go on.
 static WRITES: AtomicU8 = AtomicU8::new(IDLE);
 
 /// No write since the last tick.
@@ -76,7 +76,7 @@ pub fn arm() -> Armed {
 /// any time, so the write can block. A tick then interrupts it.
 ///
 /// # Errors
-/// It blocked, or what the front-end gave cannot be written to.
+/// It blocked, or the front-end's fd cannot be written to.
 pub fn signal(eventfd: &FrontendFile) -> Result<(), SessionError> {
     let _armed = arm();
     let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {

@@ -1,5 +1,5 @@
-//! What became of requests, counted for each guest and chip select, what became of connections,
-//! and how that is written out.
+//! Counters of requests, for each guest and chip select, and of connections; and the report that
+//! prints them.
 //!
 //! Counting costs a request a few additions: no clock is read for it, and the room is made once.
 //! The counts are of the socket: they go on over its front-ends, until the daemon ends.
@@ -77,7 +77,7 @@ impl Tally {
         }
     }
 
-    /// Counts what a request that succeeded had on the wire: bytes in one direction, nanoseconds.
+    /// Counts the bytes in one direction and the nanoseconds on the wire of a request that succeeded.
     pub fn count_wire(&mut self, chip_select: Option<u8>, (len, wire_ns): (u64, u64)) {
         if let Some(counters) = self.of(chip_select) {
             counters.bytes = counters.bytes.wrapping_add(len);
@@ -103,7 +103,7 @@ impl Tally {
 pub struct Connections {
     /// How many connected.
     pub begun: u64,
-    /// How many were cut off, or ended for what the host lacked.
+    /// How many were cut off, or ended because the host lacked something.
     pub faults: u64,
 }
 
@@ -174,7 +174,7 @@ pub struct Report {
 struct Running {
     /// Guest and number of the next line.
     next: (usize, usize),
-    /// Asked for once more meanwhile: what is written already may be out of date.
+    /// Asked for once more meanwhile: lines that are written already may be out of date.
     again: bool,
     /// How often stderr had no room for this line, and when it is tried again.
     tries: u32,
@@ -207,8 +207,8 @@ impl Report {
         self.running.as_ref()?.retry_at
     }
 
-    /// Gives `write` the next line, of what `of` has counted of its guest, unless it is to be tried
-    /// again later.
+    /// Gives `write` the next line, with the counters that `of` has of its guest, unless it is to be
+    /// tried again later.
     pub fn step<'t>(
         &mut self,
         now: Instant,

@@ -55,7 +55,7 @@ pub struct EventLoop {
     /// How many front-ends are connected.
     connected: usize,
     report: Report,
-    /// When the kernel is asked again to take what it did not take.
+    /// When the kernel is asked again to take fds that it did not take.
     collect_at: Option<Instant>,
     /// Since the end was asked for: when it will come whatever is on the wire.
     ends_at: Option<Instant>,
@@ -97,7 +97,7 @@ impl EventLoop {
         })
     }
 
-    /// Serves until a signal asks for the end, or nobody is left who could be served.
+    /// Serves until a signal asks for the end, or no front-end is left and none can come.
     ///
     /// # Errors
     /// The host failed the loop itself.
@@ -232,7 +232,7 @@ impl EventLoop {
         }
     }
 
-    /// What a turn consists of; returns also whether there may be more messages. A flood of these
+    /// The parts of a turn. Returns also whether there may be more messages. A flood of these
     /// must not keep the transfer from going on, and with it the bus.
     fn messages_and_step(&mut self, taken: Taken) -> Result<(Turn, bool), SessionError> {
         let Some(session) = self.sessions.get_mut(taken.number.index()) else {

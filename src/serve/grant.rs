@@ -1,4 +1,4 @@
-//! What a guest was given, and the validation of its requests against that.
+//! The grant of a guest, and the validation of its requests against it.
 //!
 //! Must not: touch a bus or a ring.
 
@@ -17,7 +17,7 @@ use crate::spi::request::{Request, Store};
 use crate::spi::transfer::{Keep, Transfer};
 use crate::spi::wire::{self, Config};
 
-/// What a guest was given.
+/// The devices and limits that a guest was given.
 #[derive(Debug)]
 pub struct Grant {
     /// Where each of its chip selects is: index of the bus, index of the device on it.
@@ -26,7 +26,7 @@ pub struct Grant {
     pub config: Config,
     /// How many bytes of memory it may have.
     pub max_memory_len: u64,
-    /// What `cs_change` 0 means.
+    /// The meaning of `cs_change` 0.
     pub policy: HoldPolicy,
     /// How long it may hold chip select after a transfer.
     pub hold_timeout: Duration,
@@ -34,7 +34,7 @@ pub struct Grant {
     pub poll: Duration,
 }
 
-/// What all guests share.
+/// All that guests share.
 #[derive(Debug)]
 pub struct Shared {
     /// The controllers.
@@ -57,7 +57,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What guests of these controllers share.
+    /// All that guests of these controllers share.
     pub fn new(
         buses: Vec<Bus>,
         poller: Poller,
@@ -81,7 +81,7 @@ impl Shared {
 impl Grant {
     /// Validates a request of guest `number`, whose segments are in the shared store, against the
     /// chip select that it names; `follows` says whether another one is queued after it. Returns the
-    /// index of its bus, and what it has on the wire.
+    /// index of its bus, and the transfer on the wire.
     ///
     /// # Errors
     /// The first thing that is not acceptable.

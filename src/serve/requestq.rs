@@ -4,7 +4,7 @@
 //! begin: a request whose bus is busy stays where it is, and is read afresh when its turn comes,
 //! so that nothing is kept that the guest could change meanwhile.
 //!
-//! Invariant: what was consumed is completed before the ring or the memory it came from goes away.
+//! Invariant: a consumed chain is completed before its ring or memory goes away.
 //! Called by `session`.
 
 use std::fmt;
@@ -37,7 +37,7 @@ const POLL: Duration = Duration::from_millis(1);
 /// A message that takes longer than this on the wire is not started with a notification pending.
 const LONG_NS: u64 = 1_000_000;
 
-/// What the loop is to do with a session after its turn.
+/// The loop's next action on a session after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
     /// Nothing until something happens.
@@ -71,9 +71,9 @@ struct Active {
 #[derive(Debug)]
 pub struct Requestq {
     number: GuestNumber,
-    /// What the guest was given.
+    /// The devices and limits that the guest was given.
     pub grant: Grant,
-    /// What is written about the guest.
+    /// The log's lines about the guest.
     pub lines: GuestLines,
     tally: Tally,
     active: Option<Active>,
@@ -119,7 +119,7 @@ impl Requestq {
         self.lines.requests.line(LogLevel::Warning, what);
     }
 
-    /// What became of the requests so far.
+    /// The counters of its requests.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
@@ -265,12 +265,12 @@ impl Requestq {
             .map_err(Stop::Ring)
     }
 
-    /// Nothing is queued: what is held only for the sake of a queued request is released, and the
+    /// Nothing is queued: a chip select that is held only for a queued request is released, and the
     /// driver is asked to kick.
     fn ran_empty(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
         self.release_unless_followed(shared);
         let (memory, vring) = (&guest.memory, &mut guest.vring);
-        // Before the look at what comes next, which the driver need not wait for.
+        // Before the next look, for which the driver need not wait.
         vring.notify(memory).map_err(Stop::Session)?;
         if self.watch.goes_on(self.grant.poll, shared.now) {
             return Ok(Turn::Again);
@@ -340,7 +340,7 @@ impl Requestq {
         Ok(self.after_request(turn))
     }
 
-    /// Releases what is held only for the sake of a queued request, of which there is none.
+    /// Releases a chip select that is held only for a queued request: there is none.
     fn release_unless_followed(&self, shared: &mut Shared) {
         if self.grant.policy == HoldPolicy::Queued {
             self.release_holds(None, shared);

@@ -39,7 +39,7 @@ use self::offences::Offences;
 const MAX_DEFERRED: usize = 32;
 /// For how long a socket does not listen where the host lacks something.
 const PAUSE: Duration = Duration::from_millis(100);
-/// What `accept()` says where nobody waits, any more or yet.
+/// Errors of `accept()` that mean that no client waits, any more or yet.
 const NOBODY: [ErrorKind; 3] = [
     ErrorKind::WouldBlock,
     ErrorKind::Interrupted,
@@ -52,8 +52,7 @@ const MESSAGES_PER_TURN: u32 = 16;
 enum Origin {
     /// They connect to this socket.
     Socket(Listener),
-    /// No further one can come: the last was handed in, or somebody else who has the socket shut it
-    /// down.
+    /// No further one can come: the last was handed in, or another process shut the socket down.
     Exhausted,
     /// No further one is let in.
     GivenUp,
@@ -197,7 +196,7 @@ impl Session {
         matches!(self.origin, Origin::Exhausted) && !self.is_connected()
     }
 
-    /// Somebody else who has the socket has shut it down: the front-end that is connected is the last.
+    /// Another process has shut the socket down: the front-end that is connected is the last.
     pub fn lose_listener(&mut self, poller: &Poller) {
         self.give_up_listening("its socket was shut down", Origin::Exhausted, poller);
     }
@@ -295,7 +294,7 @@ impl Session {
         }
     }
 
-    /// Whether messages waited for the kernel to close what was deferred.
+    /// Whether messages waited for the kernel to close deferred fds.
     pub fn take_held_up(&mut self) -> bool {
         match &mut self.state {
             State::Connected(connection) => std::mem::take(&mut connection.is_held_up),
@@ -309,7 +308,7 @@ impl Session {
         guest.is_some_and(|guest| guest.memory.is_truncated())
     }
 
-    /// Tells the driver what was completed since the last time.
+    /// Notifies the driver of the chains that were completed since the last time.
     ///
     /// # Errors
     /// The call eventfd blocked: the connection must end.
@@ -342,7 +341,7 @@ impl Session {
         self.requestq.is_active()
     }
 
-    /// What became of its requests and its front-ends.
+    /// The counters of its requests and its front-ends.
     pub fn counted(&self) -> Counted<'_> {
         Counted {
             guest: self.number,

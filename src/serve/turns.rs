@@ -1,7 +1,7 @@
 //! Whose turn it is, now or at a moment to come: a queue in which nobody is passed twice by the same
 //! other.
 //!
-//! Those for whom something happened (an event, the end of a wait) go before those who had a turn
+//! Sessions for which something happened (an event, the end of a wait) go before those that had a turn
 //! and have more to do, so that a message or a first request does not wait for the rest of a flood.
 //! But each of them passes a session that waits only once: two front-ends that take turns in
 //! sending messages cannot keep a third from going on.
@@ -20,7 +20,7 @@ struct Due {
     last_turn: u64,
     /// Number of the turn before which it was put into a queue.
     queued_at: u64,
-    /// What the clock showed then.
+    /// The time of that.
     since: Instant,
     /// When it is to have a turn without an event.
     wake_at: Option<Instant>,
@@ -97,7 +97,7 @@ impl Turns {
         }
     }
 
-    /// A session is to have a turn at `at`, and not at what it asked for before.
+    /// A session is to have a turn at `at`, and not at the moment that it asked for before.
     pub fn sleep(&mut self, number: GuestNumber, at: Instant) {
         if let Some(due) = self.due.get_mut(number.index())
             && due.wake_at.replace(at).is_none()

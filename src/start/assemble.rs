@@ -56,7 +56,7 @@ fn failed(error: io::Error) -> Fatal {
     Fatal::os(ExitCode::OsError, "cannot start", &error)
 }
 
-/// Installs what everything else relies on: the handlers of panics, SIGALRM and SIGBUS, and the
+/// Installs the handlers of panics, SIGALRM and SIGBUS, on which all else relies, and the
 /// signalfd of the signals that end the daemon.
 ///
 /// # Errors
@@ -254,7 +254,7 @@ fn device_at(hardware: &Hardware, place: (usize, usize)) -> Option<&Device> {
     hardware.buses.get(place.0)?.devices.get(place.1)
 }
 
-/// What guest `number` may use: the devices that are for it, numbered in order.
+/// The grant of guest `number`: the devices that are for it, numbered in order.
 fn grant(config: &Config, hardware: &Hardware, number: GuestNumber) -> Grant {
     let chip_selects: Vec<(usize, usize)> = config
         .devices

@@ -26,7 +26,7 @@ const VERSION: &str = concat!("vhost-device-spi ", env!("CARGO_PKG_VERSION"), "\
 /// By QEMU's conventions for back-ends.
 const CAPABILITIES: &str = "{\n  \"type\": \"spi\"\n}\n";
 
-/// What the command line asks for.
+/// The command that the command line gives.
 #[derive(Debug)]
 pub enum Command {
     /// Serve.
@@ -145,14 +145,14 @@ fn split(
     Ok((Given { option, value }, form))
 }
 
-/// What is before and after the first `separator`, if there is one.
+/// The bytes before and after the first `separator`, if there is one.
 fn cut(bytes: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
     let mut parts = bytes.splitn(2, |&b| b == separator);
     (parts.next().unwrap_or_default(), parts.next())
 }
 
-/// An option that there is not, and the one that was meant: the shortest of those that
-/// begin like it for most letters, at least three.
+/// The error of an unknown option. It names the option that was meant: the shortest of those that
+/// begin with most of the same letters, at least three.
 #[cold]
 fn unknown(argument: &OsStr) -> Fatal {
     let given = argument.as_bytes().strip_prefix(b"--").unwrap_or_default();
@@ -169,11 +169,11 @@ fn unknown(argument: &OsStr) -> Fatal {
     })
 }
 
-/// What was given so far.
+/// The options that were given so far.
 struct Options {
     /// Long forms of the options that were given.
     seen: Vec<&'static str>,
-    /// What paths of numbered sockets begin with.
+    /// The start of the paths of numbered sockets.
     base: Option<OsString>,
     count: u64,
     devices: Vec<Given>,

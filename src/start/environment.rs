@@ -62,7 +62,7 @@ impl Environment {
             .ok_or_else(|| bad("LISTEN_FDS", count, &why))
     }
 
-    /// What the service manager wants to be told.
+    /// Where and how often the service manager is to be notified.
     ///
     /// # Errors
     /// As above.

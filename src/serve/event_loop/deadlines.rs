@@ -8,7 +8,7 @@ use crate::config::GuestNumber;
 use crate::serve::session::Session;
 use crate::spi::bus::Bus;
 
-/// How long until the kernel is asked again to take what it did not take.
+/// How long until the kernel is asked again to take fds that it did not take.
 const RETRY: Duration = Duration::from_millis(10);
 
 impl EventLoop {

@@ -6,8 +6,8 @@ use crate::serve::requestq::GRACE;
 use crate::serve::session::Session;
 
 impl EventLoop {
-    /// The end is asked for: nobody new is let in, and what is on the wire may come to its end if
-    /// it is short.
+    /// The end is asked for: no new front-end is let in, and a transfer in progress may come to its
+    /// end if it is short.
     pub(super) fn wind_up(&mut self) {
         if self.ends_at.is_none() {
             self.sd_notify.stopping();

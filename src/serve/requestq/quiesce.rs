@@ -1,5 +1,5 @@
-//! What a message means for the requests of its guest: the one in progress comes to its end first, or
-//! is ended.
+//! Before a message is handled that concerns the ring, the request in progress comes to its end, or is
+//! aborted.
 
 use std::time::Duration;
 
@@ -137,7 +137,7 @@ impl Requestq {
         guest.vring.notify(&guest.memory)
     }
 
-    /// What a turn that ended a request comes to: a message may have waited for that.
+    /// The result of a turn that ended a request: a message may have waited for that.
     pub(super) fn after_request(&self, turn: Turn) -> Turn {
         match self.intake {
             Intake::Open => turn,

@@ -1,8 +1,8 @@
-//! The connection of a front-end: what lasts as long as it does, and its end.
+//! The connection of a front-end, and its end.
 //!
-//! A message is received, waits for what it must wait for, is handled, and answered; until the
-//! front-end has taken the answer no further message is received. So a front-end that does not read
-//! waits for itself, however small anybody's buffers are.
+//! A message is received, waits for a request in progress if it must, is handled, and answered; until
+//! the front-end has taken the answer no further message is received. So a front-end that does not
+//! read waits for itself, however small the socket's buffers are.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -21,7 +21,7 @@ use crate::vhost_user::reader::{Message, Reader};
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// What a connection waits for.
+/// The next event that a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Awaits {
     /// The next message.
@@ -79,7 +79,7 @@ impl Connection {
         }
     }
 
-    /// What its messages change.
+    /// The back-end that its messages change.
     pub(super) fn backend(&self) -> &Backend {
         &self.handler.backend
     }
@@ -96,7 +96,7 @@ impl Connection {
         self.stream.as_raw_fd()
     }
 
-    /// Receives what there is of the next message, unless an answer must go out first. Returns
+    /// Receives as much of the next message as there is, unless an answer must go out first. Returns
     /// whether a message is whole.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ impl Connection {
         self.reader.message()
     }
 
-    /// Handles the message that is whole, and sends what the front-end takes of the answer.
+    /// Handles the message that is whole, and sends as much of the answer as the front-end takes.
     ///
     /// # Errors
     /// The connection must end.
@@ -146,7 +146,7 @@ impl Connection {
         handled.and(sent.map(drop))
     }
 
-    /// Sends what the front-end takes of an answer; returns whether none is left.
+    /// Sends as much of an answer as the front-end takes; returns whether none is left.
     fn send_reply(&mut self) -> Result<bool, SessionError> {
         let sent = self.handler.send_reply(self.fd())?;
         if sent == (self.awaits == Awaits::Room) {
@@ -161,8 +161,7 @@ impl Connection {
         Ok(sent)
     }
 
-    /// Closes it, without waiting for what that may mean for what the front-end brought or still
-    /// has queued.
+    /// Closes it. The close of the front-end's fds, of those still queued too, is deferred.
     pub(super) fn end(self, closer: &Closer) {
         // The last close, which would remove it, is not ours.
         self.poller.remove(self.fd());
@@ -172,7 +171,7 @@ impl Connection {
         if !self.reader.is_drained() {
             closer.defer_close(self.stream);
         }
-        // What came with a message that is not whole.
+        // With the fds of a message that is not whole.
         drop(self.reader);
         closer.collect();
     }

@@ -1,5 +1,5 @@
-//! What the front-ends of a socket have done at the cost of all guests; forgotten with time, so that
-//! a stray file now and then does not end a socket that serves for years.
+//! Acts of a socket's front-ends at the cost of all guests. They are forgotten with time, so that a
+//! stray file now and then does not end a socket that serves for years.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ impl Offences {
         let days = past.as_secs().checked_div(DAY.as_secs()).unwrap_or(0);
         let days = u32::try_from(days).unwrap_or(u32::MAX);
         self.left_open = self.left_open.saturating_sub(days);
-        // What is left of a day counts for the next one.
+        // The rest of a day counts for the next one.
         let since = if self.left_open == 0 {
             Some(now)
         } else {

@@ -51,14 +51,14 @@ fn check_name(name: &[u8], seen: &[&[u8]]) -> Result<(), String> {
     if name == b"loopback" || name.starts_with(b"/") {
         return Err("names two devices; repeat the option for each".to_owned());
     }
-    // What follows a comma in a list.
+    // A list of guests with a comma was cut there.
     if seen.contains(&&b"guests"[..]) && name.first().is_some_and(u8::is_ascii_digit) {
         return Err(COMMA.to_owned());
     }
     Ok(())
 }
 
-/// Sets an option of a device, or says what it is instead.
+/// Sets an option of a device, or returns what it is instead.
 fn set(device: &mut DeviceConfig, name: &[u8], value: &OsStr) -> Result<(), &'static str> {
     let switch = || match value.as_bytes() {
         b"on" => Ok(true),
