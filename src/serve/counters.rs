@@ -215,12 +215,10 @@ impl Report {
         of: impl FnOnce(usize) -> Option<Counted<'t>>,
         write: impl FnOnce(fmt::Arguments<'_>) -> bool,
     ) {
-        let Some(running) = &mut self.running else {
+        let due = |running: &&mut Running| running.retry_at.is_none_or(|at| at <= now);
+        let Some(running) = self.running.as_mut().filter(due) else {
             return;
         };
-        if running.retry_at.is_some_and(|at| at > now) {
-            return;
-        }
         let (guest, number) = running.next;
         let (written, next) = match of(guest) {
             None => {

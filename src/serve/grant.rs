@@ -11,6 +11,7 @@ use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::mounts::Mounts;
 use crate::spi::bus::Bus;
+use crate::spi::device::Device;
 use crate::spi::hold::{Claim, Direction, HoldTerms};
 use crate::spi::message::Scratch;
 use crate::spi::request::{Request, Store};
@@ -98,25 +99,9 @@ impl Grant {
         let &(bus_index, device_index) = place.ok_or(unknown)?;
         let bus = shared.buses.get(bus_index).ok_or(unknown)?;
         let device = bus.devices.get(device_index).ok_or(unknown)?;
-        let (tx_len, rx_len) = (request.tx_len, request.rx_len);
-        let timing = wire::validate(head, tx_len, rx_len, &device.limits)?;
-        let direction = match (tx_len, rx_len) {
-            (_, 0) => Direction::Write,
-            (0, _) => Direction::Read,
-            _ => Direction::Both,
-        };
-        let keep = self.keep(head.cs_change, direction);
-        let claim = Claim {
-            guest: number,
-            device: device_index,
-            mode: device.mode_for(head),
-            direction,
-            terms: HoldTerms {
-                timeout: self.hold_timeout,
-                max_total: Duration::from_nanos(device.limits.max_transfer_ns),
-                for_read: self.policy == HoldPolicy::WriteRead,
-            },
-        };
+        let timing = wire::validate(head, request.tx_len, request.rx_len, &device.limits)?;
+        let claim = self.claim(request, (number, device_index), device);
+        let keep = self.keep(head.cs_change, claim.direction);
         let mut transfer = Transfer::new(request, timing, claim, keep);
         if let Some(neighbour) = bus.neighbour {
             let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
@@ -126,6 +111,31 @@ impl Grant {
             transfer.never_keep();
         }
         Ok((bus_index, transfer))
+    }
+
+    /// The claim of a request of this guest to a device of its bus, at this index.
+    fn claim(
+        &self,
+        request: &Request,
+        (guest, index): (GuestNumber, usize),
+        device: &Device,
+    ) -> Claim {
+        let direction = match (request.tx_len, request.rx_len) {
+            (_, 0) => Direction::Write,
+            (0, _) => Direction::Read,
+            _ => Direction::Both,
+        };
+        Claim {
+            guest,
+            device: index,
+            mode: device.mode_for(&request.head),
+            direction,
+            terms: HoldTerms {
+                timeout: self.hold_timeout,
+                max_total: Duration::from_nanos(device.limits.max_transfer_ns),
+                for_read: self.policy == HoldPolicy::WriteRead,
+            },
+        }
     }
 
     /// When a request keeps chip select asserted after it.

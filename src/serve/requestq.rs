@@ -16,6 +16,7 @@ use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Grant, Shared};
 use crate::spi::bus::{Access, Bus};
+use crate::spi::hold::Claim;
 use crate::spi::request::{self, Answer};
 use crate::spi::transfer::{Step, Transfer};
 use crate::spi::wire::TransResult;
@@ -202,11 +203,8 @@ impl Requestq {
         chip_select: Option<u8>,
         shared: &mut Shared,
     ) -> Result<Turn, Stop> {
-        if let Some(ending) = self.release_holds(Some(index), shared) {
-            ending.wait(self.number);
-            return Ok(Turn::Idle);
-        }
-        let Some(bus) = shared.buses.get_mut(index) else {
+        let (buses, now) = (&mut shared.buses, &mut shared.now);
+        let Some(bus) = self.bus_without_others(index, buses, now) else {
             return Ok(Turn::Idle);
         };
         match bus.access(&transfer.claim, &mut shared.now) {
@@ -222,13 +220,7 @@ impl Requestq {
             Access::Free => (),
         }
         bus.begin(&transfer.claim, &mut shared.store, shared.now);
-        let (claim, pairs) = (&transfer.claim, &mut self.cut_pairs);
-        if pairs.are_shown_by(claim, chip_select, shared.now) {
-            self.log_cut_pair(chip_select);
-        }
-        let since = self.waits_since.take().unwrap_or(shared.now);
-        let waited = shared.now.saturating_duration_since(since);
-        self.tally.note_wait(chip_select, waited);
+        self.note_begin(&transfer.claim, chip_select, shared.now);
         self.active = Some(Active {
             bus: index,
             transfer,
@@ -236,6 +228,16 @@ impl Requestq {
             chip_select,
         });
         self.advance(guest, shared)
+    }
+
+    /// Notes that a request goes on the wire.
+    fn note_begin(&mut self, claim: &Claim, chip_select: Option<u8>, now: Instant) {
+        if self.cut_pairs.are_shown_by(claim, chip_select, now) {
+            self.log_cut_pair(chip_select);
+        }
+        let since = self.waits_since.take().unwrap_or(now);
+        let waited = now.saturating_duration_since(since);
+        self.tally.note_wait(chip_select, waited);
     }
 
     /// Answers the next request without its going on the wire.
@@ -343,19 +345,34 @@ impl Requestq {
     /// Releases a chip select that is held only for a queued request: there is none.
     fn release_unless_followed(&self, shared: &mut Shared) {
         if self.grant.policy == HoldPolicy::Queued {
-            self.release_holds(None, shared);
+            self.release_holds(None, &mut shared.buses, &mut shared.now);
         }
+    }
+
+    /// The bus at `index`. `None` while this guest still holds chip select on another one, which it
+    /// waits for.
+    fn bus_without_others<'b>(
+        &self,
+        index: usize,
+        buses: &'b mut [Bus],
+        now: &mut Instant,
+    ) -> Option<&'b mut Bus> {
+        if let Some(ending) = self.release_holds(Some(index), buses, now) {
+            ending.wait(self.number);
+            return None;
+        }
+        buses.get_mut(index)
     }
 
     /// Releases the chip select that this guest holds on a bus other than `goes_on`. Returns that
     /// bus where the hold delay is not over yet.
-    fn release_holds<'s>(
+    fn release_holds<'b>(
         &self,
         goes_on: Option<usize>,
-        shared: &'s mut Shared,
-    ) -> Option<&'s mut Bus> {
-        let now = &mut shared.now;
-        let mut buses = shared.buses.iter_mut().enumerate();
+        buses: &'b mut [Bus],
+        now: &mut Instant,
+    ) -> Option<&'b mut Bus> {
+        let mut buses = buses.iter_mut().enumerate();
         buses.find_map(|(index, bus)| {
             let released = Some(index) == goes_on || bus.release_for(self.number, now);
             (!released).then_some(bus)
