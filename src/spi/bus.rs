@@ -10,7 +10,7 @@
 //! Called by `requestq`, and by `event_loop` for what time brings.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::config::GuestNumber;
 use crate::error::TransferError;
@@ -90,13 +90,14 @@ impl Bus {
             }
             State::Held(hold) => {
                 let continues = hold.is_continued_by(claim);
-                let for_read = hold.claim.terms.for_read;
-                let overdue = !self.waiters.is_empty() && hold.cap_total() <= *now;
+                let overdue = hold.is_overdue(self.others_wait(), *now);
                 if continues && !overdue {
                     return Access::Free;
                 }
+                // A driver that relies on the assertion must hear of its end.
+                let is_cut = continues && !hold.claim.terms.for_read;
                 let released = self.end_hold(now);
-                if continues && !for_read {
+                if is_cut {
                     return Access::Failed(TransferError::HoldCut);
                 }
                 if overdue || !released {
@@ -105,14 +106,15 @@ impl Bus {
             }
             State::Free | State::Reserved(_) => (),
         }
-        let cut = self
-            .cuts
-            .get_mut(claim.guest.index())
-            .and_then(Option::take);
-        if cut == Some((claim.device, claim.mode)) {
+        self.access_free(claim, now)
+    }
+
+    /// The same, of a bus on which nothing is selected or held.
+    fn access_free(&mut self, claim: &Claim, now: &mut Instant) -> Access {
+        if self.take_cut(claim.guest) == Some((claim.device, claim.mode)) {
             return Access::Failed(TransferError::HoldCut);
         }
-        if !self.release_lines(now) {
+        if !self.release_all(now) {
             return Access::Failed(TransferError::Stuck);
         }
         let device = self.devices.get_mut(claim.device);
@@ -122,10 +124,14 @@ impl Bus {
         }
     }
 
-    /// Releases lines that could not be released before, as far as it goes; whether all are.
-    fn release_lines(&mut self, now: &mut Instant) -> bool {
-        let mut devices = self.devices.iter_mut();
-        devices.all(|device| device.release(now).is_ok())
+    /// Releases all lines that can be; whether all are released then. Lines of a bus that is free are
+    /// asserted only if they could not be released before.
+    pub fn release_all(&mut self, now: &mut Instant) -> bool {
+        let mut all = true;
+        for device in &mut self.devices {
+            all &= device.release(now).is_ok();
+        }
+        all
     }
 
     /// Gives the bus to the transfer that [`Bus::access`] found it free for, whose segments are in
@@ -165,32 +171,18 @@ impl Bus {
             Ok(Step::More | Step::Until(_)) => (),
             Ok(Step::Done { kept }) => {
                 device.set_down(false);
-                if kept {
-                    self.hold(transfer, *now);
+                let head = &transfer.head;
+                self.state = if let (true, State::Running { asserted_at }) = (kept, &self.state) {
+                    State::Held(Hold::new(transfer.claim, head, *asserted_at, *now))
                 } else {
                     // Released by the last message itself.
-                    device.start_inactive_delay(transfer.head.cs_change_delay_inactive_ns, *now);
-                    self.state = State::Free;
-                }
+                    device.start_inactive_delay(head.cs_change_delay_inactive_ns, *now);
+                    State::Free
+                };
             }
             Err(_) => self.abandon(transfer, now),
         }
         step
-    }
-
-    /// The last message left chip select asserted.
-    fn hold(&mut self, transfer: &Transfer, now: Instant) {
-        let State::Running { asserted_at } = self.state else {
-            return;
-        };
-        self.state = State::Held(Hold {
-            claim: transfer.claim,
-            asserted_at,
-            ended_at: now,
-            hold_delay: Duration::from_nanos(transfer.head.cs_delay_hold_ns.into()),
-            inactive_ns: transfer.head.cs_change_delay_inactive_ns,
-            ending: false,
-        });
     }
 
     /// Ends the transfer in progress before its end, and releases chip select where it may be
@@ -219,7 +211,7 @@ impl Bus {
     pub fn leave(&mut self, guest: GuestNumber, now: &mut Instant) {
         self.waiters.retain(|&waiter| waiter != guest);
         self.clear_reservation(guest);
-        self.forget_cut(guest);
+        self.take_cut(guest);
         if self.is_held_by(guest) {
             self.release_hold(now);
         }
@@ -239,14 +231,6 @@ impl Bus {
         }
     }
 
-    /// Releases all lines that can be; for the end, when nobody uses the bus any more.
-    pub fn release_all(&mut self, now: &mut Instant) {
-        for device in &mut self.devices {
-            // There is nothing left to do about a device that refuses.
-            let _ = device.release(now);
-        }
-    }
-
     /// Notes that a transfer to `device` failed; the device's name if the log is to have it: a device
     /// that is gone or suspended says so once.
     pub fn note_failure(&mut self, device: usize, error: &TransferError) -> Option<&str> {
@@ -255,16 +239,20 @@ impl Bus {
         (!known).then_some(&device.name)
     }
 
-    fn forget_cut(&mut self, guest: GuestNumber) {
-        if let Some(cut) = self.cuts.get_mut(guest.index()) {
-            *cut = None;
-        }
+    /// The device and mode of the guest's hold that ran out, which its next request must not take for
+    /// one that goes on.
+    fn take_cut(&mut self, guest: GuestNumber) -> Option<(usize, u32)> {
+        self.cuts.get_mut(guest.index())?.take()
+    }
+
+    fn others_wait(&self) -> bool {
+        !self.waiters.is_empty()
     }
 
     /// The guest goes on elsewhere: releases what it holds here; `false` if its hold delay is not
     /// over and `deadline` will do it.
     pub fn release_for(&mut self, guest: GuestNumber, now: &mut Instant) -> bool {
-        self.forget_cut(guest);
+        self.take_cut(guest);
         !self.is_held_by(guest) || self.end_hold(now)
     }
 
@@ -279,7 +267,7 @@ impl Bus {
     /// Ends the hold; `false` if its hold delay is not over and `deadline` will do it.
     fn end_hold(&mut self, now: &mut Instant) -> bool {
         if let State::Held(hold) = &mut self.state
-            && hold.releasable_at() > *now
+            && hold.releasable_at > *now
         {
             hold.ending = true;
             return false;
@@ -325,7 +313,7 @@ impl Bus {
         let State::Held(hold) = &self.state else {
             return None;
         };
-        Some(hold.ends_at(!self.waiters.is_empty()))
+        Some(hold.ends_at(self.others_wait()))
     }
 
     /// Ends a hold that has run out. It goes on where `has_request` says that its guest, which is
@@ -342,7 +330,7 @@ impl Bus {
             && !hold.ending
         {
             let claim = hold.claim;
-            let overdue = !self.waiters.is_empty() && hold.cap_total() <= *now;
+            let overdue = hold.is_overdue(self.others_wait(), *now);
             if !overdue && has_request(claim.guest) {
                 return Some(claim.guest);
             }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::GuestNumber;
+use crate::spi::wire::TransferHead;
 
 /// Which way the bytes of a request go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,10 +49,10 @@ pub struct Hold {
     pub claim: Claim,
     /// When the first request of the assertion began.
     pub asserted_at: Instant,
-    /// When the last one ended.
-    pub ended_at: Instant,
-    /// That one's hold delay: chip select is not released earlier.
-    pub hold_delay: Duration,
+    /// The earliest release: when the last request's hold delay is over.
+    pub releasable_at: Instant,
+    /// When its time-out is over.
+    pub expires_at: Instant,
     /// Nanoseconds of the inactive delay that follows the release.
     pub inactive_ns: u32,
     /// Nothing continues it any more: it is released when the hold delay is over.
@@ -59,6 +60,20 @@ pub struct Hold {
 }
 
 impl Hold {
+    /// The hold after a request with this claim and head that ended at `now`, in an assertion that
+    /// began at `asserted_at`.
+    pub fn new(claim: Claim, head: &TransferHead, asserted_at: Instant, now: Instant) -> Self {
+        let hold_delay = Duration::from_nanos(head.cs_delay_hold_ns.into());
+        Self {
+            claim,
+            asserted_at,
+            releasable_at: after(now, hold_delay),
+            expires_at: after(now, claim.terms.timeout),
+            inactive_ns: head.cs_change_delay_inactive_ns,
+            ending: false,
+        }
+    }
+
     /// Whether a request with this claim goes on in the same assertion.
     pub fn is_continued_by(&self, claim: &Claim) -> bool {
         self.claim.guest == claim.guest
@@ -67,26 +82,21 @@ impl Hold {
             && (claim.direction == Direction::Read || !self.claim.terms.for_read)
     }
 
-    /// The earliest release.
-    pub fn releasable_at(&self) -> Instant {
-        after(self.ended_at, self.hold_delay)
-    }
-
     /// When it ends by itself.
     pub fn ends_at(&self, others_wait: bool) -> Instant {
-        if self.ending {
-            return self.releasable_at();
-        }
-        let timeout = after(self.ended_at, self.claim.terms.timeout);
-        if others_wait {
-            timeout.min(self.cap_total())
-        } else {
-            timeout
+        match (self.ending, others_wait) {
+            (true, _) => self.releasable_at,
+            (false, true) => self.expires_at.min(self.cap_total()),
+            (false, false) => self.expires_at,
         }
     }
 
-    /// When it has lasted as long as it may while others wait.
-    pub fn cap_total(&self) -> Instant {
+    /// Whether it has lasted as long as it may while others wait.
+    pub fn is_overdue(&self, others_wait: bool, now: Instant) -> bool {
+        others_wait && self.cap_total() <= now
+    }
+
+    fn cap_total(&self) -> Instant {
         after(self.asserted_at, self.claim.terms.max_total)
     }
 }

@@ -94,29 +94,24 @@ impl TransferHead {
             cs_change,
             tx_nbits,
             rx_nbits,
-            _,
-            _,
-            _,
-            words @ ..,
+            ..,
         ] = *bytes;
-        let mut le32 = words
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| u32::from_le_bytes(*b));
-        let mut next = || le32.next().unwrap_or_default();
+        let le32 = |offset| {
+            let word = bytes.get(offset..).and_then(<[u8]>::first_chunk);
+            word.copied().map_or(0, u32::from_le_bytes)
+        };
         Self {
             chip_select_id,
             bits_per_word,
             cs_change,
             tx_nbits,
             rx_nbits,
-            mode: next(),
-            freq: next(),
-            word_delay_ns: next(),
-            cs_setup_ns: next(),
-            cs_delay_hold_ns: next(),
-            cs_change_delay_inactive_ns: next(),
+            mode: le32(8),
+            freq: le32(12),
+            word_delay_ns: le32(16),
+            cs_setup_ns: le32(20),
+            cs_delay_hold_ns: le32(24),
+            cs_change_delay_inactive_ns: le32(28),
         }
     }
 
