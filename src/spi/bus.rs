@@ -197,7 +197,7 @@ impl Bus {
     /// Releases a device, whose inactive delay begins if it was not released already.
     fn release(&mut self, device: usize, inactive_ns: u32, now: &mut Instant) {
         if let Some(device) = self.devices.get_mut(device)
-            && device.line() != Line::Released
+            && device.line != Line::Released
         {
             // If it fails, it is done before anything else on this bus.
             let _ = device.release(now);
@@ -226,7 +226,7 @@ impl Bus {
     fn restore_idle_modes(&mut self) {
         let mut devices = self.devices.iter_mut();
         let is_free = matches!(self.state, State::Free | State::Reserved(_));
-        if is_free && devices.all(|device| device.line() == Line::Released) {
+        if is_free && devices.all(|device| device.line == Line::Released) {
             self.devices.iter_mut().for_each(Device::restore_idle_mode);
         }
     }

@@ -68,7 +68,8 @@ pub struct Device {
     not_before: Option<Instant>,
     /// It failed with `ESHUTDOWN` last time, and the log says so already.
     down: bool,
-    line: Line,
+    /// The chip select line, as the last message left it.
+    pub line: Line,
     mode_of: ModeOf,
 }
 
@@ -127,7 +128,7 @@ impl Device {
             limits,
             bufsiz,
             fixed_mode: fixed_mode(config, &found),
-            idle_mode: found.idle_mode(),
+            idle_mode: found.mode | found.lanes,
             not_before: None,
             down: false,
             line: Line::Released,
@@ -169,16 +170,6 @@ impl Device {
             Port::Spidev(spidev) if spidev.mode() != mode => spidev.set_mode(mode),
             Port::Spidev(_) | Port::Loopback => Ok(()),
         }
-    }
-
-    /// The chip select line.
-    pub fn line(&self) -> Line {
-        self.line
-    }
-
-    /// Sets what a message makes of the line.
-    pub fn set_line(&mut self, line: Line) {
-        self.line = line;
     }
 
     /// Releases the chip select, unless it is released; `now` moves on by the time that this takes.

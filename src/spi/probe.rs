@@ -28,13 +28,6 @@ pub struct Capabilities {
     pub max_speed_hz: u32,
 }
 
-impl Capabilities {
-    /// The mode of a device between guests: as found, with its lanes.
-    pub fn idle_mode(&self) -> u32 {
-        self.mode | self.lanes
-    }
-}
-
 /// Finds out what `device` can do, and leaves it in the mode that it was found in, with its lanes
 /// enabled and its chip select released.
 ///
@@ -52,15 +45,14 @@ pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
     if bits_per_word_mask.count_ones() > 1 {
         device.write_bits_per_word(bits)?;
     }
-    let found = Capabilities {
+    device.set_mode(device.found_mode() | lanes)?;
+    Ok(Capabilities {
         mode: device.found_mode(),
         settable,
         lanes,
         bits_per_word_mask,
         max_speed_hz,
-    };
-    device.set_mode(found.idle_mode())?;
-    Ok(found)
+    })
 }
 
 /// CS_HIGH is not tried: on a live bus it selects the device.

@@ -51,11 +51,6 @@ impl Store {
         self.segments.get(self.tx_count..).unwrap_or_default()
     }
 
-    fn clear(&mut self) {
-        self.segments.clear();
-        self.tx_count = 0;
-    }
-
     fn push(&mut self, segment: Segment) -> Result<(), ParamError> {
         // Within the capacity: this never allocates.
         if self.segments.len() >= MAX_SEGMENTS {
@@ -63,11 +58,6 @@ impl Store {
         }
         self.segments.push(segment);
         Ok(())
-    }
-
-    /// Everything so far is tx.
-    fn end_tx(&mut self) {
-        self.tx_count = self.segments.len();
     }
 
     /// Removes the result byte from the end of rx.
@@ -147,7 +137,8 @@ pub fn parse(
     memory: &Memory,
     store: &mut Store,
 ) -> (Answer<Chain>, Result<Request, ParamError>) {
-    store.clear();
+    store.segments.clear();
+    store.tx_count = 0;
     let mut parser = Parser {
         memory,
         store,
@@ -226,7 +217,7 @@ impl Parser<'_> {
         let read = self.memory.read(address, part);
         read.ok_or(ParamError::Address(address))?;
         let pushed = self.push_segments(address.saturating_add(part_len.into()), tx_len);
-        self.store.end_tx();
+        self.store.tx_count = self.store.segments.len();
         pushed
     }
 

@@ -64,27 +64,12 @@ pub const MESSAGE_0: u32 = ioc(true, 0, 0);
 const TRANSFER_LEN: u32 = 32;
 const _: () = assert!(size_of::<SpiIocTransfer>() == 32);
 
-/// Which device of the host a file is, whatever path led to it: its device number, or in the absence
-/// of one device and inode of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity(u64, u64);
-
-impl Identity {
-    fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(if metadata.file_type().is_char_device() {
-            Self(0, metadata.rdev())
-        } else {
-            Self(metadata.dev(), metadata.ino())
-        })
-    }
-}
-
 /// An open spidev.
 #[derive(Debug)]
 pub struct Spidev {
     file: File,
-    identity: Identity,
+    /// Which device it is: see [`identity`].
+    identity: (u64, u64),
     found_mode: u32,
     mode: u32,
 }
@@ -107,7 +92,7 @@ impl Spidev {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|e| cannot_open(path, &name, &e))?;
-        let identity = Identity::of(&file).map_err(|e| Fatal::os(ExitCode::OsError, &name, &e))?;
+        let identity = identity(&file).map_err(|e| Fatal::os(ExitCode::OsError, &name, &e))?;
         if let Some((other, _)) = others.find(|(_, other)| other.identity == identity) {
             let why = format!("is the same device as '{other}'");
             return Err(Fatal::new(ExitCode::Usage, format!("{name}: {why}")));
@@ -215,7 +200,18 @@ impl Spidev {
     }
 }
 
-/// What it most often is that keeps a device from being opened.
+/// Which device of the host a file is, whatever path led to it: its device number, or in the absence
+/// of one device and inode of the file.
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok(if metadata.file_type().is_char_device() {
+        (0, metadata.rdev())
+    } else {
+        (metadata.dev(), metadata.ino())
+    })
+}
+
+/// The error of a device that cannot be opened, with the most frequent cause as the remedy.
 #[cold]
 fn cannot_open(path: &Path, name: &str, error: &io::Error) -> Fatal {
     let remedy = match error.raw_os_error() {

@@ -148,10 +148,10 @@ impl Transfer {
         }
         let mode = self.claim.mode;
         device.use_mode(mode).map_err(TransferError::Ioctl)?;
-        let before = device.line();
+        let before = device.line;
         let next = self.next_message(device, store);
         // Commit point: below this line the bus has been touched.
-        device.set_line(Line::Asserted);
+        device.line = Line::Asserted;
         let sent = match &device.port {
             Port::Spidev(spidev) => {
                 let sent = self.send(spidev, &next, memory, scratch, follows);
@@ -163,7 +163,7 @@ impl Transfer {
         if sent.as_ref().is_err_and(TransferError::is_shutdown) && before == Line::Released {
             // spidev of a device that is gone, and the core of a controller that is suspended, refuse
             // before the line is touched (`spidev_sync()`, `__spi_sync()`).
-            device.set_line(Line::Untouched);
+            device.line = Line::Untouched;
         }
         sent?;
         let busy = self.busy_until.map(Step::Until);
@@ -176,7 +176,7 @@ impl Transfer {
         }
         let kept = self.keeps(follows);
         if !kept {
-            device.set_line(Line::Released);
+            device.line = Line::Released;
         }
         Step::Done { kept }
     }
@@ -192,7 +192,7 @@ impl Transfer {
     /// The bounds of the next message. The setup delay is due where chip select is to be asserted,
     /// and takes a transfer of its own.
     fn next_message<'s>(&self, device: &Device, store: &'s Store) -> NextMessage<'s> {
-        let sets_up = self.head.cs_setup_ns > 0 && device.line() != Line::Asserted;
+        let sets_up = self.head.cs_setup_ns > 0 && device.line != Line::Asserted;
         let words = self.timing.words_budget_ns.checked_div(self.timing.word_ns);
         let bytes = words.map(|words| words.saturating_mul(self.word_len.into()));
         NextMessage {

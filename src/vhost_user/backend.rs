@@ -147,11 +147,7 @@ pub(super) fn refused(error: impl std::fmt::Display) -> Error {
 }
 
 fn accepted(accepted: bool) -> Result<()> {
-    if accepted {
-        Ok(())
-    } else {
-        Err(Error::InvalidParam)
-    }
+    accepted.then_some(()).ok_or(Error::InvalidParam)
 }
 
 const NOT_OFFERED: Error = Error::InvalidOperation("not offered");

@@ -31,6 +31,8 @@ const NOT_AN_EVENTFD: Error = Error::InvalidOperation("not an eventfd");
 
 /// A number as it stands in a message.
 type Field = [u8; 8];
+/// What came with a message.
+type Files = Vec<FrontendFile>;
 
 impl Backend {
     /// Carries out a message of one of the five requests that bring fds.
@@ -55,12 +57,7 @@ impl Backend {
         }
     }
 
-    fn set_memory(
-        &self,
-        count: u64,
-        regions: &[Field],
-        files: &mut Vec<FrontendFile>,
-    ) -> Result<()> {
+    fn set_memory(&self, count: u64, regions: &[Field], files: &mut Files) -> Result<()> {
         let (regions, rest) = regions.as_chunks();
         let is_whole = rest.is_empty() && u64::try_from(regions.len()) == Ok(count);
         if !is_whole || count == 0 || files.len() != regions.len() {
@@ -77,12 +74,7 @@ impl Backend {
         })
     }
 
-    fn change_region(
-        &self,
-        request: Request,
-        region: &[Field],
-        files: &mut Vec<FrontendFile>,
-    ) -> Result<()> {
+    fn change_region(&self, request: Request, region: &[Field], files: &mut Files) -> Result<()> {
         let feature = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         if !self.has_acked(feature) {
             return Err(Error::InactiveOperation(feature));
@@ -97,12 +89,7 @@ impl Backend {
         }
     }
 
-    fn set_vring_file(
-        &self,
-        request: Request,
-        value: u64,
-        files: &mut Vec<FrontendFile>,
-    ) -> Result<()> {
+    fn set_vring_file(&self, request: Request, value: u64, files: &mut Files) -> Result<()> {
         let file = files.pop();
         if !files.is_empty() || file.is_none() != (value & NO_FD != 0) {
             return Err(Error::IncorrectFds);

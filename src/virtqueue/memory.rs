@@ -12,10 +12,9 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::guest_memory::Result as AccessResult;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestMemoryRegionBytes,
-    MemoryRegionAddress, MmapRegion, VolatileMemory, VolatileSlice,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, VolatileSlice,
 };
 
 use crate::config::MAX_REGIONS;
@@ -105,40 +104,20 @@ impl std::fmt::Display for MemoryError {
 #[derive(Debug)]
 pub struct Region {
     description: RegionDescription,
-    mapping: MmapRegion,
+    mapping: GuestRegionMmap,
     watch: Watch,
     _file: FrontendFile,
 }
 
-impl GuestMemoryRegion for Region {
-    type B = ();
-
-    fn len(&self) -> u64 {
-        self.description.len
-    }
-
-    fn start_addr(&self) -> GuestAddress {
-        self.description.guest
-    }
-
-    fn bitmap(&self) {}
-
-    #[inline(always)]
-    fn get_slice(&self, offset: MemoryRegionAddress, len: usize) -> AccessResult<Slice<'_>> {
-        // An offset that is no `usize` is beyond every mapping.
-        let offset = usize::try_from(offset.0).unwrap_or(usize::MAX);
-        Ok(self.mapping.get_slice(offset, len)?)
-    }
-}
-
-impl GuestMemoryRegionBytes for Region {}
-
 /// Maps `region` of `file`, and tells the handler of SIGBUS about the mapping.
-fn map(region: &RegionDescription, file: Arc<File>) -> Result<(MmapRegion, Watch), MemoryError> {
+fn map(
+    region: &RegionDescription,
+    file: Arc<File>,
+) -> Result<(GuestRegionMmap, Watch), MemoryError> {
     let page_len = check_file(region, &file)?;
     let len = usize::try_from(region.len).map_err(|_| MemoryError::Shape)?;
     let part = FileOffset::from_arc(file, region.file_offset);
-    let mapping = MmapRegion::from_file(part, len)
+    let mapping = GuestRegionMmap::from_range(region.guest, len, Some(part))
         .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
     let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::TooMany)?;
     Ok((mapping, watch))
@@ -153,21 +132,24 @@ pub struct Memory {
 }
 
 impl GuestMemoryBackend for Memory {
-    type R = Region;
+    type R = GuestRegionMmap;
 
-    fn iter(&self) -> impl Iterator<Item = &Region> {
-        self.regions.iter()
+    fn iter(&self) -> impl Iterator<Item = &GuestRegionMmap> {
+        self.regions.iter().map(|region| &region.mapping)
     }
 
     /// The region that `address` lies in, and its offset there in bytes. Every access comes here; the
     /// trait's own version looks at all regions in turn, and panics where it finds what it should not.
     #[inline(always)]
-    fn to_region_addr(&self, address: GuestAddress) -> Option<(&Region, MemoryRegionAddress)> {
+    fn to_region_addr(
+        &self,
+        address: GuestAddress,
+    ) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
         let region = self
             .regions
             .get(self.upper_bound(address.0).checked_sub(1)?)?;
         let offset = address.0.checked_sub(region.description.guest.0)?;
-        (offset < region.description.len).then_some((region, MemoryRegionAddress(offset)))
+        (offset < region.description.len).then_some((&region.mapping, MemoryRegionAddress(offset)))
     }
 }
 
@@ -239,17 +221,11 @@ impl Memory {
     }
 
     fn check(&self, region: &RegionDescription) -> Result<(), MemoryError> {
-        let numbers = [
-            region.guest.0,
-            region.user.0,
-            region.len,
-            region.file_offset,
-        ];
-        let aligned = numbers.iter().all(|n| n.is_multiple_of(PAGE_LEN));
-        let ends = [region.guest.0, region.user.0, region.file_offset]
+        let starts = [region.guest.0, region.user.0, region.file_offset];
+        let is_shaped = starts
             .iter()
-            .all(|start| start.checked_add(region.len).is_some());
-        if region.len == 0 || !aligned || !ends {
+            .all(|start| start.is_multiple_of(PAGE_LEN) && start.checked_add(region.len).is_some());
+        if region.len == 0 || !region.len.is_multiple_of(PAGE_LEN) || !is_shaped {
             return Err(MemoryError::Shape);
         }
         let total = self
@@ -295,7 +271,7 @@ impl Memory {
     #[inline(always)]
     pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
         let (region, offset) = self.to_region_addr(GuestAddress(address))?;
-        let left = region.description.len.checked_sub(offset.0)?;
+        let left = region.len().checked_sub(offset.0)?;
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
     }
 

@@ -76,23 +76,15 @@ impl Part {
         Misplaced { part: *self, why }
     }
 
-    /// The guest address of its first byte.
+    /// The guest address of its first byte, if `len` bytes from there are in memory: in one region, or
+    /// in several without a gap between them.
     ///
     /// # Errors
-    /// It does not begin in guest memory.
-    fn begin(&self, memory: &Memory) -> Result<GuestAddress, Misplaced> {
+    /// One of these bytes is not in guest memory, or the first one is not.
+    fn locate(&self, memory: &Memory, len: usize) -> Result<GuestAddress, Misplaced> {
         let begin = memory.translate(self.at);
-        begin.ok_or(self.misplaced("begins outside guest memory"))
-    }
-
-    /// The same, for a part that must be in memory to its end: in one region, or in several without a
-    /// gap between them.
-    ///
-    /// # Errors
-    /// Some byte of it is not in guest memory.
-    fn locate(&self, memory: &Memory) -> Result<GuestAddress, Misplaced> {
-        let begin = self.begin(memory)?;
-        match memory.check_range(begin, self.len) {
+        let begin = begin.ok_or(self.misplaced("begins outside guest memory"))?;
+        match memory.check_range(begin, len) {
             true => Ok(begin),
             false => Err(self.misplaced("ends outside guest memory")),
         }
@@ -209,10 +201,10 @@ impl Vring {
         if memory.is_empty() {
             return Ok(());
         }
-        let parts = self.parts(addresses);
-        parts
-            .iter()
-            .try_for_each(|part| part.begin(memory).map(drop))
+        for part in self.parts(addresses) {
+            part.locate(memory, 0)?;
+        }
+        Ok(())
     }
 
     /// Sets the index of the next available entry; `false` unless it is a 16-bit number.
@@ -296,11 +288,11 @@ impl Vring {
     fn locate(&mut self, addresses: RingAddresses, memory: &Memory) -> Result<(), Misplaced> {
         let [desc, avail, used] = self.parts(addresses);
         let (queue, why) = (&mut self.queue, "is not aligned");
-        let set = queue.try_set_desc_table_address(desc.locate(memory)?);
+        let set = queue.try_set_desc_table_address(desc.locate(memory, desc.len)?);
         set.map_err(|_| desc.misplaced(why))?;
-        let set = queue.try_set_avail_ring_address(avail.locate(memory)?);
+        let set = queue.try_set_avail_ring_address(avail.locate(memory, avail.len)?);
         set.map_err(|_| avail.misplaced(why))?;
-        let set = queue.try_set_used_ring_address(used.locate(memory)?);
+        let set = queue.try_set_used_ring_address(used.locate(memory, used.len)?);
         set.map_err(|_| used.misplaced(why))
     }
 
