@@ -142,7 +142,7 @@ impl Bus {
             State::Held(hold) => hold.asserted_at,
             State::Free | State::Reserved(_) | State::Running { .. } => now,
         };
-        debug_assert!(!self.is_running());
+        debug_assert!(!matches!(self.state, State::Running { .. }));
         self.state = State::Running { asserted_at };
         if let Some(device) = self.devices.get_mut(claim.device) {
             device.set_user(claim.guest);
@@ -162,7 +162,7 @@ impl Bus {
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
-        debug_assert!(self.is_running());
+        debug_assert!(matches!(self.state, State::Running { .. }));
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
@@ -188,7 +188,7 @@ impl Bus {
     /// Ends the transfer in progress before its end, and releases chip select where it may be
     /// asserted.
     pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
-        debug_assert!(self.is_running());
+        debug_assert!(matches!(self.state, State::Running { .. }));
         self.state = State::Free;
         let inactive_ns = transfer.head.cs_change_delay_inactive_ns;
         self.release(transfer.claim.device, inactive_ns, now);
@@ -254,10 +254,6 @@ impl Bus {
     pub fn release_for(&mut self, guest: GuestNumber, now: &mut Instant) -> bool {
         self.take_cut(guest);
         !self.is_held_by(guest) || self.end_hold(now)
-    }
-
-    fn is_running(&self) -> bool {
-        matches!(self.state, State::Running { .. })
     }
 
     fn is_held_by(&self, guest: GuestNumber) -> bool {

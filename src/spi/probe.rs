@@ -8,8 +8,8 @@
 use std::io;
 
 use crate::spi::spidev::{
-    SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_DUAL, SPI_RX_OCTAL, SPI_RX_QUAD,
-    SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
+    RD_MAX_SPEED_HZ, RD_MODE32, SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST,
+    SPI_RX_DUAL, SPI_RX_OCTAL, SPI_RX_QUAD, SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
 };
 use crate::spi::wire::word_size_bit;
 
@@ -36,7 +36,7 @@ pub struct Capabilities {
 pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
     // A line that a killed predecessor left asserted is released before anything else changes.
     device.set_mode(device.found_mode())?;
-    let max_speed_hz = device.read_max_speed_hz()?;
+    let max_speed_hz = device.read(RD_MAX_SPEED_HZ)?;
     let bits = device.read_bits_per_word()?;
     let settable = probe_modes(device)?;
     let lanes = probe_lanes(device)?;
@@ -106,7 +106,7 @@ fn probe_lanes(device: &mut Spidev) -> io::Result<u32> {
         // One count for each direction: the kernel refuses two.
         let missing = set & !same_direction(lanes);
         if missing != 0 && accepts(device, missing)? {
-            lanes |= device.read_mode()? & missing;
+            lanes |= device.read(RD_MODE32)? & missing;
         }
     }
     Ok(lanes)

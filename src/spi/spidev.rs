@@ -50,12 +50,14 @@ const fn ioc(write: bool, nr: u32, size: u32) -> u32 {
 
 /// The number of a request for a setting of `LEN` bytes, which is in the number.
 #[derive(Debug, Clone, Copy)]
-struct Setting<const LEN: usize>(u32);
+pub struct Setting<const LEN: usize>(u32);
 
 const RD_BITS_PER_WORD: Setting<1> = Setting(ioc(false, 3, 1));
 const WR_BITS_PER_WORD: Setting<1> = Setting(ioc(true, 3, 1));
-const RD_MAX_SPEED_HZ: Setting<4> = Setting(ioc(false, 4, 4));
-const RD_MODE32: Setting<4> = Setting(ioc(false, 5, 4));
+/// The highest clock that the device may be given.
+pub const RD_MAX_SPEED_HZ: Setting<4> = Setting(ioc(false, 4, 4));
+/// The mode as the kernel has it.
+pub const RD_MODE32: Setting<4> = Setting(ioc(false, 5, 4));
 /// Request number of `SPI_IOC_WR_MODE32`.
 pub const WR_MODE32: u32 = ioc(true, 5, 4);
 /// Request number of `SPI_IOC_MESSAGE(0)`; n transfers add `n * 32 << 16`.
@@ -128,20 +130,13 @@ impl Spidev {
         self.found_mode
     }
 
-    /// The mode as the kernel has it.
+    /// Reads a setting of 32 bits: [`RD_MODE32`], or [`RD_MAX_SPEED_HZ`], which is 0 where the host does
+    /// not say.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn read_mode(&self) -> io::Result<u32> {
-        read_u32(&self.file, RD_MODE32)
-    }
-
-    /// The highest clock in Hz that the device may be given; 0 if the host does not say.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn read_max_speed_hz(&self) -> io::Result<u32> {
-        read_u32(&self.file, RD_MAX_SPEED_HZ)
+    pub fn read(&self, request: Setting<4>) -> io::Result<u32> {
+        read_u32(&self.file, request)
     }
 
     /// The word size in bits that the device is set to.

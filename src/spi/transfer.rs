@@ -103,10 +103,8 @@ impl Transfer {
         let left = self.len.saturating_sub(self.progress.done);
         let wire = self.timing.wire_ns(left, self.word_len.into());
         let wire = Duration::from_nanos(wire.saturating_add(self.head.cs_delay_hold_ns.into()));
-        match self.busy_until {
-            Some(until) => wire.saturating_add(until.saturating_duration_since(now)),
-            None => wire,
-        }
+        let busy_until = self.busy_until.unwrap_or(now);
+        wire.saturating_add(busy_until.saturating_duration_since(now))
     }
 
     /// How long the next message will take on the wire, at most.
@@ -182,11 +180,7 @@ impl Transfer {
     }
 
     fn keeps(&self, follows: bool) -> bool {
-        match self.keep {
-            Keep::Never => false,
-            Keep::IfFollowed => follows,
-            Keep::Always => true,
-        }
+        self.keep == Keep::Always || (self.keep == Keep::IfFollowed && follows)
     }
 
     /// The bounds of the next message. The setup delay is due where chip select is to be asserted,

@@ -229,10 +229,10 @@ pub fn validate(
     rx_len: u64,
     limits: &Limits,
 ) -> Result<Timing, ParamError> {
-    check_fields(head, limits)?;
+    let speed_hz = check_fields(head, limits)?;
     check_delays(head, limits)?;
     let len = check_lengths(head, tx_len, rx_len, limits)?;
-    timing(head, len, limits)
+    timing(head, len, speed_hz, limits)
 }
 
 /// The bit of `bits_per_word_mask` that stands for words of so many bits; 0 for a size without one.
@@ -242,8 +242,8 @@ pub fn word_size_bit(bits: u8) -> u32 {
     bit.unwrap_or(0)
 }
 
-/// Word size, `cs_change`, lanes, mode and clock.
-fn check_fields(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> {
+/// Word size, `cs_change`, lanes, mode and clock. Returns the clock in Hz.
+fn check_fields(head: &TransferHead, limits: &Limits) -> Result<u32, ParamError> {
     if limits.bits_per_word_mask & word_size_bit(head.bits_per_word) == 0 {
         return Err(ParamError::BitsPerWord(head.bits_per_word));
     }
@@ -261,11 +261,14 @@ fn check_fields(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> 
     }
     // Refused, not clamped: spidev clamps to the controller's maximum in silence, and does not enforce
     // the device's.
-    let speed = speed_hz(head, limits);
-    if speed == 0 || speed > limits.max_speed_hz || speed < limits.min_speed_hz {
+    let speed_hz = match head.freq {
+        0 => limits.max_speed_hz,
+        freq => freq,
+    };
+    if speed_hz == 0 || speed_hz > limits.max_speed_hz || speed_hz < limits.min_speed_hz {
         return Err(ParamError::Frequency(head.freq));
     }
-    Ok(())
+    Ok(speed_hz)
 }
 
 /// The four delays: a maximum of 0 in the config space means that the delay is not supported.
@@ -310,8 +313,12 @@ fn check_lengths(
 }
 
 /// How long `len` bytes take, which must be acceptable for the request and for each of its messages.
-fn timing(head: &TransferHead, len: u64, limits: &Limits) -> Result<Timing, ParamError> {
-    let speed_hz = speed_hz(head, limits);
+fn timing(
+    head: &TransferHead,
+    len: u64,
+    speed_hz: u32,
+    limits: &Limits,
+) -> Result<Timing, ParamError> {
     let bits_ns = u64::from(head.bits_per_word).saturating_mul(NS_PER_S);
     let word_ns = bits_ns
         .div_ceil(u64::from(speed_hz).max(1))
@@ -336,14 +343,6 @@ fn timing(head: &TransferHead, len: u64, limits: &Limits) -> Result<Timing, Para
 /// The delay that spidev makes of `ns`: whole microseconds, never shorter than asked.
 fn carried_out(ns: u32) -> u64 {
     u64::from(ns.div_ceil(1000)).saturating_mul(1000)
-}
-
-/// The clock in Hz that `head` asks for.
-fn speed_hz(head: &TransferHead, limits: &Limits) -> u32 {
-    match head.freq {
-        0 => limits.max_speed_hz,
-        freq => freq,
-    }
 }
 
 /// `virtio_spi_config`, as one guest reads it: the union of what its chip selects can do.

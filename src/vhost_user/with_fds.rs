@@ -47,12 +47,15 @@ impl Backend {
         }
         match (message.request, fields) {
             (Request::SET_MEM_TABLE, [count, regions @ ..]) => {
-                self.set_memory(number(count), regions, files)
+                self.set_memory(u64::from_le_bytes(*count), regions, files)
             }
             (Request::ADD_MEM_REG | Request::REM_MEM_REG, [_, region @ ..]) => {
                 self.change_region(message.request, region, files)
             }
-            (request, [vring]) => self.set_vring_file(request, number(vring), files),
+            (request, [vring]) => {
+                let value = u64::from_le_bytes(*vring);
+                self.set_vring_file(request, value, files)
+            }
             _ => Err(Error::InvalidMessage),
         }
     }
@@ -111,10 +114,6 @@ impl Backend {
             Ok(())
         })
     }
-}
-
-fn number(field: &Field) -> u64 {
-    u64::from_le_bytes(*field)
 }
 
 fn describe(region: &[Field; 4]) -> RegionDescription {

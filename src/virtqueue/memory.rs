@@ -59,41 +59,35 @@ pub struct RegionDescription {
 /// Why a region is refused.
 #[derive(Debug)]
 pub enum MemoryError {
-    /// One of the four numbers is not on a page boundary, or the region is empty or wraps.
-    Shape,
-    /// It overlaps another one.
-    Overlap,
-    /// More than 32 regions.
-    TooMany,
+    /// It breaks a rule, which is named.
+    Refused(&'static str),
     /// More bytes than this, which is what a guest may have.
     TooMuch(u64),
-    /// It ends behind the end of its file.
-    BeyondFile,
-    /// The file does not live in memory (memfd, tmpfs, hugetlbfs).
-    NotMemory,
-    /// There is no such region.
-    Unknown,
     /// The host refused to map it.
     Host(io::Error),
 }
 
+/// One of the four numbers is not on a page boundary, or the region is empty or wraps.
+const SHAPE: &str = "region is empty, wraps or is not page aligned";
+/// It overlaps another one, in guest or in user addresses.
+const OVERLAP: &str = "regions overlap";
+/// vhost-user lets a table have more, but not with so many fds in one message.
+const TOO_MANY: &str = "more than 32 regions of memory";
+const BEYOND_FILE: &str = "region ends behind its file";
+/// A file on a disk could keep an access waiting; one of a FUSE server for ever.
+const NOT_MEMORY: &str =
+    "guest memory must be a memfd or a file on tmpfs or hugetlbfs, and a region's file is not";
+const UNKNOWN: &str = "no such region";
+
 impl std::fmt::Display for MemoryError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Shape => write!(f, "region is empty, wraps or is not page aligned"),
-            Self::Overlap => write!(f, "regions overlap"),
-            Self::TooMany => write!(f, "more than 32 regions of memory"),
+            Self::Refused(why) => f.write_str(why),
             Self::TooMuch(max) => write!(
                 f,
                 "more than {} GiB of memory, a guest's share of the address space",
                 max / GIB
             ),
-            Self::BeyondFile => write!(f, "region ends behind its file"),
-            Self::NotMemory => write!(
-                f,
-                "guest memory must be a memfd or a file on tmpfs or hugetlbfs, and a region's file is not"
-            ),
-            Self::Unknown => write!(f, "no such region"),
             Self::Host(error) => write!(f, "cannot map region: {error}"),
         }
     }
@@ -115,11 +109,12 @@ fn map(
     file: Arc<File>,
 ) -> Result<(GuestRegionMmap, Watch), MemoryError> {
     let page_len = check_file(region, &file)?;
-    let len = usize::try_from(region.len).map_err(|_| MemoryError::Shape)?;
+    let len = usize::try_from(region.len).map_err(|_| MemoryError::Refused(SHAPE))?;
     let part = FileOffset::from_arc(file, region.file_offset);
     let mapping = GuestRegionMmap::from_range(region.guest, len, Some(part))
         .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
-    let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::TooMany)?;
+    let watch =
+        Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::Refused(TOO_MANY))?;
     Ok((mapping, watch))
 }
 
@@ -182,7 +177,7 @@ impl Memory {
     ) -> Result<(), MemoryError> {
         self.check(&region)?;
         // The kind comes first: a system call on a file of a FUSE server may wait for its answer.
-        let memory = file.memory().ok_or(MemoryError::NotMemory)?;
+        let memory = file.memory().ok_or(MemoryError::Refused(NOT_MEMORY))?;
         let (mapping, watch) = map(&region, memory)?;
         let region = Region {
             description: region,
@@ -211,7 +206,7 @@ impl Memory {
         let index = self
             .described()
             .position(|r| r.guest == region.guest && r.user == region.user && r.len == region.len)
-            .ok_or(MemoryError::Unknown)?;
+            .ok_or(MemoryError::Refused(UNKNOWN))?;
         self.regions.remove(index);
         Ok(())
     }
@@ -226,13 +221,13 @@ impl Memory {
             .iter()
             .all(|start| start.is_multiple_of(PAGE_LEN) && start.checked_add(region.len).is_some());
         if region.len == 0 || !region.len.is_multiple_of(PAGE_LEN) || !is_shaped {
-            return Err(MemoryError::Shape);
+            return Err(MemoryError::Refused(SHAPE));
         }
         let total = self
             .described()
             .fold(region.len, |sum, r| sum.saturating_add(r.len));
         if self.regions.len() >= MAX_REGIONS {
-            return Err(MemoryError::TooMany);
+            return Err(MemoryError::Refused(TOO_MANY));
         }
         if total > self.max_len {
             return Err(MemoryError::TooMuch(self.max_len));
@@ -243,7 +238,7 @@ impl Memory {
         if self.described().any(|r| {
             overlaps(region.guest.0, r.guest.0, r.len) || overlaps(region.user.0, r.user.0, r.len)
         }) {
-            return Err(MemoryError::Overlap);
+            return Err(MemoryError::Refused(OVERLAP));
         }
         Ok(())
     }
@@ -310,12 +305,12 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, 
     let page_len = file_kind::huge_page_len(file).map_err(MemoryError::Host)?;
     let numbers = [region.len, region.file_offset];
     if page_len.is_some_and(|len| !numbers.iter().all(|n| n.is_multiple_of(len))) {
-        return Err(MemoryError::Shape);
+        return Err(MemoryError::Refused(SHAPE));
     }
     let file_len = file.metadata().map_err(MemoryError::Host)?.len();
     let end = region.file_offset.saturating_add(region.len);
     if end > file_len {
-        return Err(MemoryError::BeyondFile);
+        return Err(MemoryError::Refused(BEYOND_FILE));
     }
     Ok(page_len.and_then(|len| usize::try_from(len).ok()))
 }
@@ -418,19 +413,19 @@ pub(crate) mod tests {
         let mut add = |r, len| memory.add(r, memfd(len)).unwrap_err();
         assert!(matches!(
             add(region(4 * MIB, 0, 0), MIB),
-            MemoryError::Shape
+            MemoryError::Refused(SHAPE)
         ));
         assert!(matches!(
             add(region(4 * MIB + 1, 0, MIB), MIB),
-            MemoryError::Shape
+            MemoryError::Refused(SHAPE)
         ));
         assert!(matches!(
             add(region(4 * MIB, 8, MIB), MIB),
-            MemoryError::Shape
+            MemoryError::Refused(SHAPE)
         ));
         assert!(matches!(
             add(region(0u64.wrapping_sub(4096), 0, 8192), MIB),
-            MemoryError::Shape
+            MemoryError::Refused(SHAPE)
         ));
         assert!(matches!(
             add(region(0, 0, 1 << 41), MIB),
@@ -438,15 +433,15 @@ pub(crate) mod tests {
         ));
         assert!(matches!(
             add(region(2 * MIB - 4096, 0, MIB), MIB),
-            MemoryError::Overlap
+            MemoryError::Refused(OVERLAP)
         ));
         assert!(matches!(
             add(region(4 * MIB, 15 * MIB, 2 * MIB), 2 * MIB),
-            MemoryError::Overlap
+            MemoryError::Refused(OVERLAP)
         ));
         assert!(matches!(
             add(region(4 * MIB, 0, 2 * MIB), MIB),
-            MemoryError::BeyondFile
+            MemoryError::Refused(BEYOND_FILE)
         ));
     }
 
@@ -457,7 +452,7 @@ pub(crate) mod tests {
         let error = Memory::new(1 << 40)
             .add(region(0, 0, 4096), file)
             .unwrap_err();
-        assert!(matches!(error, MemoryError::NotMemory));
+        assert!(matches!(error, MemoryError::Refused(NOT_MEMORY)));
     }
 
     /// Its close is deferred, whether it was mapped or not.
@@ -481,7 +476,7 @@ pub(crate) mod tests {
         let error = Memory::new(1 << 40)
             .add(region(0, 0, 4096), file)
             .unwrap_err();
-        assert!(matches!(error, MemoryError::Shape));
+        assert!(matches!(error, MemoryError::Refused(SHAPE)));
     }
 
     #[test]
@@ -514,7 +509,7 @@ pub(crate) mod tests {
         let error = memory
             .add(region(64 * MIB, 64 * MIB, 4096), memfd(4096))
             .unwrap_err();
-        assert!(matches!(error, MemoryError::TooMany));
+        assert!(matches!(error, MemoryError::Refused(TOO_MANY)));
     }
 
     #[test]

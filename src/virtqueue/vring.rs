@@ -50,15 +50,12 @@ pub struct RingAddresses {
 
 /// Why a ring cannot run: a part of it is not aligned, or not wholly in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Misplaced {
-    part: Part,
-    why: &'static str,
-}
+pub struct Misplaced(Part, &'static str);
 
 impl fmt::Display for Misplaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Part { name, at, .. } = self.part;
-        write!(f, "{name} at user address {:#x} {}", at.0, self.why)
+        let Self(Part { name, at, .. }, why) = self;
+        write!(f, "{name} at user address {:#x} {why}", at.0)
     }
 }
 
@@ -72,10 +69,6 @@ struct Part {
 }
 
 impl Part {
-    const fn misplaced(&self, why: &'static str) -> Misplaced {
-        Misplaced { part: *self, why }
-    }
-
     /// The guest address of its first byte, if `len` bytes from there are in memory: in one region, or
     /// in several without a gap between them.
     ///
@@ -83,10 +76,10 @@ impl Part {
     /// One of these bytes is not in guest memory, or the first one is not.
     fn locate(&self, memory: &Memory, len: usize) -> Result<GuestAddress, Misplaced> {
         let begin = memory.translate(self.at);
-        let begin = begin.ok_or(self.misplaced("begins outside guest memory"))?;
+        let begin = begin.ok_or(Misplaced(*self, "begins outside guest memory"))?;
         match memory.check_range(begin, len) {
             true => Ok(begin),
-            false => Err(self.misplaced("ends outside guest memory")),
+            false => Err(Misplaced(*self, "ends outside guest memory")),
         }
     }
 }
@@ -107,14 +100,6 @@ enum State {
 #[must_use = "a chain that was consumed must be completed"]
 pub struct Consumed {
     head: u16,
-}
-
-impl Consumed {
-    fn into_head(self) -> u16 {
-        let head = self.head;
-        std::mem::forget(self);
-        head
-    }
 }
 
 /// Debug builds, which the tests are, say loudly that a driver would wait for ever.
@@ -289,11 +274,11 @@ impl Vring {
         let [desc, avail, used] = self.parts(addresses);
         let (queue, why) = (&mut self.queue, "is not aligned");
         let set = queue.try_set_desc_table_address(desc.locate(memory, desc.len)?);
-        set.map_err(|_| desc.misplaced(why))?;
+        set.map_err(|_| Misplaced(desc, why))?;
         let set = queue.try_set_avail_ring_address(avail.locate(memory, avail.len)?);
-        set.map_err(|_| avail.misplaced(why))?;
+        set.map_err(|_| Misplaced(avail, why))?;
         let set = queue.try_set_used_ring_address(used.locate(memory, used.len)?);
-        set.map_err(|_| used.misplaced(why))
+        set.map_err(|_| Misplaced(used, why))
     }
 
     /// The three parts with their lengths (VIRTIO 1.4, "Split Virtqueues"): an entry for each
@@ -369,7 +354,8 @@ impl Vring {
         len: u32,
     ) -> Result<(), RingError> {
         self.completed = true;
-        let added = self.queue.add_used(memory, chain.into_head(), len);
+        let added = self.queue.add_used(memory, chain.head, len);
+        std::mem::forget(chain);
         added.map_err(outside_memory)
     }
 
