@@ -3,9 +3,11 @@
 //! It lets a guest be brought up before there is hardware. The bytes move at once; the wire time is
 //! a deadline of the transfer that asked for them.
 
-use crate::spi::message::Buffer;
+use crate::error::TransferError;
+use crate::spi::plan::{Piece, Place};
 use crate::spi::probe::Capabilities;
 use crate::spi::spidev::{SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST};
+use crate::virtqueue::memory::Memory;
 
 /// Most bytes of one message: short enough that the loop looks up between two of them.
 pub const MESSAGE_LEN: u32 = 1 << 16;
@@ -22,10 +24,19 @@ pub const FOUND: Capabilities = Capabilities {
 };
 
 /// Moves the bytes of one piece.
-pub fn transfer(tx: &Buffer<'_>, rx: &Buffer<'_>) {
-    match (tx, rx) {
-        (Buffer::Guest(tx), Buffer::Guest(rx)) => tx.copy_to_volatile_slice(*rx),
-        (Buffer::Absent, Buffer::Guest(rx)) => {
+///
+/// # Errors
+/// They are not in guest memory any more.
+pub fn transfer(memory: &Memory, piece: &Piece) -> Result<(), TransferError> {
+    let slice = |place| match place {
+        Place::At(address) => memory.slice(address, piece.len).map(Some),
+        // No word is cut: the transfer plans for single bytes.
+        Place::Absent | Place::Cut(_) => Some(None),
+    };
+    let both = slice(piece.tx).zip(slice(piece.rx));
+    match both.ok_or(TransferError::Memory)? {
+        (Some(tx), Some(rx)) => tx.copy_to_volatile_slice(rx),
+        (None, Some(rx)) => {
             let mut offset = 0;
             while let Ok(rest) = rx.offset(offset) {
                 if rest.is_empty() {
@@ -35,6 +46,7 @@ pub fn transfer(tx: &Buffer<'_>, rx: &Buffer<'_>) {
                 offset = offset.saturating_add(IDLE.len());
             }
         }
-        (Buffer::Guest(_) | Buffer::Absent | Buffer::Word(..), _) => (),
+        (_, None) => (),
     }
+    Ok(())
 }

@@ -7,12 +7,10 @@
 //! Invariant: each pointer is 0, or is valid for its transfer's `len` bytes while the message lives.
 //! Must not: read or write a buffer. Called by `transfer`, which gives the message to `spidev`.
 
-use std::marker::PhantomData;
-
 use crate::error::TransferError;
-use crate::spi::plan::{MAX_PIECES, Position};
+use crate::spi::plan::{MAX_PIECES, Piece, Place, Position, Segment, Work};
 use crate::spi::wire::TransferHead;
-use crate::virtqueue::memory::Slice;
+use crate::virtqueue::memory::Memory;
 
 /// `struct spi_ioc_transfer` of `include/uapi/linux/spi/spidev.h`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,18 +27,6 @@ pub struct SpiIocTransfer {
     rx_nbits: u8,
     word_delay_usecs: u8,
     pad: u8,
-}
-
-/// One direction of a transfer.
-#[derive(Debug)]
-pub enum Buffer<'m> {
-    /// No buffer.
-    Absent,
-    /// In guest memory.
-    Guest(Slice<'m>),
-    /// A word that is cut by a segment boundary: where it lies, and a copy of its bytes. It is sent from,
-    /// or received into, the message's storage.
-    Word(Position, [u8; 4]),
 }
 
 /// The storage of a message, allocated once; a page that was never written to takes no memory.
@@ -63,20 +49,25 @@ impl Default for Scratch {
     }
 }
 
-/// A message: transfers whose pointers lead into guest memory, which is borrowed for `'m`.
+/// A message: transfers whose pointers lead into `memory`, which is borrowed for as long.
 #[derive(Debug)]
 pub struct Message<'m> {
     scratch: &'m mut Scratch,
-    total: u32,
+    memory: &'m Memory,
     /// What all transfers have in common.
     template: SpiIocTransfer,
-    guest: PhantomData<Slice<'m>>,
+    total: u32,
 }
 
 impl<'m> Message<'m> {
     /// An empty message of a request with this head, at a clock of `speed_hz`. The clock is never 0,
     /// which to spidev means the device's own: another opener of the device can change that.
-    pub fn new(scratch: &'m mut Scratch, head: &TransferHead, speed_hz: u32) -> Self {
+    pub fn new(
+        scratch: &'m mut Scratch,
+        memory: &'m Memory,
+        head: &TransferHead,
+        speed_hz: u32,
+    ) -> Self {
         scratch.transfers.clear();
         scratch.rx_cuts.clear();
         let template = SpiIocTransfer {
@@ -89,63 +80,71 @@ impl<'m> Message<'m> {
         };
         Self {
             scratch,
-            total: 0,
+            memory,
             template,
-            guest: PhantomData,
+            total: 0,
         }
     }
 
-    /// Appends a transfer of `len` bytes.
+    /// Puts a setup delay in front of the first transfer: a transfer of 0 bytes, which touches nothing
+    /// but chip select.
+    pub fn set_up(&mut self, delay_ns: u32) {
+        self.scratch.transfers.push(SpiIocTransfer {
+            delay_usecs: usecs(delay_ns),
+            ..self.template
+        });
+    }
+
+    /// Appends the transfer of one piece of `work`.
     ///
     /// # Errors
-    /// The message is full, or a buffer is shorter than `len`; a plan that keeps its limits causes
-    /// neither.
+    /// A byte of it is not in guest memory any more, or the message is full, which a plan that keeps its
+    /// limits does not cause.
     #[inline(always)]
-    pub fn push(
-        &mut self,
-        tx: &Buffer<'m>,
-        rx: &Buffer<'m>,
-        len: u32,
-    ) -> Result<(), TransferError> {
+    pub fn push(&mut self, work: &Work<'_>, piece: &Piece) -> Result<(), TransferError> {
         let index = self.scratch.transfers.len();
         let words = self.scratch.words.get_mut(index);
         let [tx_word, rx_word] = words.ok_or(TransferError::Memory)?;
-        if let Buffer::Word(_, bytes) = tx {
-            *tx_word = *bytes;
-        }
-        // There are two words for each transfer, so neither list grows beyond its capacity.
-        if let Buffer::Word(position, _) = rx {
-            self.scratch.rx_cuts.push((index, *position));
-        }
-        self.scratch.transfers.push(SpiIocTransfer {
-            tx_buf: address(tx, tx_word, len)?,
-            rx_buf: address(rx, rx_word, len)?,
+        let (memory, len) = (self.memory, piece.len);
+        let transfer = SpiIocTransfer {
+            tx_buf: pointer(memory, work.tx, piece.tx, len, tx_word)?,
+            rx_buf: pointer(memory, work.rx, piece.rx, len, rx_word)?,
             len,
             ..self.template
-        });
+        };
+        // There are two words for each transfer, so neither list grows beyond its capacity.
+        self.scratch.transfers.push(transfer);
+        if let Place::Cut(position) = piece.rx {
+            self.scratch.rx_cuts.push((index, position));
+        }
         self.total = self.total.saturating_add(len);
         Ok(())
     }
 
-    /// Appends a delay of `delay_ns` before the next transfer: a transfer of 0 bytes, which touches
-    /// nothing but chip select.
-    ///
-    /// # Errors
-    /// The message is full.
-    pub fn push_delay(&mut self, delay_ns: u32) -> Result<(), TransferError> {
-        self.push(&Buffer::Absent, &Buffer::Absent, 0)?;
-        self.finish(false, delay_ns);
-        Ok(())
-    }
-
-    /// Sets what happens after the last transfer so far: a delay of `delay_ns`, and whether chip select
-    /// stays asserted. On the last transfer of a message spidev's `cs_change` of 1 means that it stays
+    /// Sets what happens after the last transfer: a delay of `delay_ns`, and whether chip select stays
+    /// asserted. On the last transfer of a message spidev's `cs_change` of 1 means that it stays
     /// (`struct spi_transfer` in Linux `include/linux/spi/spi.h`).
     pub fn finish(&mut self, keep_chip_select: bool, delay_ns: u32) {
         if let Some(transfer) = self.scratch.transfers.last_mut() {
             transfer.cs_change = u8::from(keep_chip_select);
             transfer.delay_usecs = usecs(delay_ns);
         }
+    }
+
+    /// Writes the words that were received into the message's storage to where they belong in `work`.
+    ///
+    /// # Errors
+    /// That is not in guest memory any more.
+    pub fn scatter(&mut self, work: &Work<'_>) -> Result<(), TransferError> {
+        let Scratch { words, rx_cuts, .. } = &mut *self.scratch;
+        for (index, position) in rx_cuts {
+            if let Some([_, word]) = words.get_mut(*index) {
+                each_part(work.rx, *position, work.word_len, word, |address, part| {
+                    self.memory.write(address, part)
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// The transfers so far.
@@ -157,15 +156,6 @@ impl<'m> Message<'m> {
     pub fn total(&self) -> u32 {
         self.total
     }
-
-    /// The words that were received into the message's storage, and where each belongs.
-    pub fn rx_words(&self) -> impl Iterator<Item = (Position, [u8; 4])> {
-        let cuts = self.scratch.rx_cuts.iter();
-        cuts.filter_map(|(index, position)| {
-            let [_, word] = self.scratch.words.get(*index)?;
-            Some((*position, *word))
-        })
-    }
 }
 
 /// Nanoseconds as the microseconds that spidev takes, rounded up: a delay is never shorter than asked.
@@ -174,19 +164,51 @@ fn usecs(ns: u32) -> u16 {
     u16::try_from(ns.div_ceil(1000)).unwrap_or(u16::MAX)
 }
 
-/// The pointer for spidev to the `len` bytes of a buffer; 0 for none.
+/// The pointer for spidev to one direction of a piece of `len` bytes; 0 for none. The bytes of a word
+/// that is cut are copied to `word`, which the pointer then leads to.
 ///
 /// # Errors
-/// The buffer is shorter.
+/// A byte is not in guest memory any more.
 #[inline(always)]
-fn address(buffer: &Buffer<'_>, word: &mut [u8; 4], len: u32) -> Result<u64, TransferError> {
-    let pointer = match buffer {
-        Buffer::Absent => return Ok(0),
-        Buffer::Guest(slice) if u32::try_from(slice.len()).is_ok_and(|l| l >= len) => {
+fn pointer(
+    memory: &Memory,
+    segments: &[Segment],
+    place: Place,
+    len: u32,
+    word: &mut [u8; 4],
+) -> Result<u64, TransferError> {
+    let pointer = match place {
+        Place::Absent => return Ok(0),
+        Place::At(address) => {
+            let slice = memory.slice(address, len).ok_or(TransferError::Memory)?;
             slice.ptr_guard_mut().as_ptr()
         }
-        Buffer::Guest(_) => return Err(TransferError::Memory),
-        Buffer::Word(..) => word.as_mut_ptr(),
+        Place::Cut(position) => {
+            each_part(segments, position, len, word, |address, part| {
+                memory.read(address, part)
+            })?;
+            word.as_mut_ptr()
+        }
     };
     u64::try_from(pointer.expose_provenance()).map_err(|_| TransferError::Memory)
+}
+
+/// Calls `each` with the guest address of each contiguous part of the `len` bytes at `position`, which
+/// are a word that is cut, and with the same part of `word`.
+fn each_part(
+    segments: &[Segment],
+    mut position: Position,
+    len: u32,
+    word: &mut [u8; 4],
+    mut each: impl FnMut(u64, &mut [u8]) -> Option<()>,
+) -> Result<(), TransferError> {
+    let mut rest = word.as_mut_slice();
+    let mut all = Some(());
+    position.walk(segments, len, |address, run| {
+        let at = usize::try_from(run).unwrap_or(usize::MAX).min(rest.len());
+        let (part, left) = std::mem::take(&mut rest).split_at_mut(at);
+        all = all.and_then(|()| each(address, part));
+        rest = left;
+    });
+    all.ok_or(TransferError::Memory)
 }

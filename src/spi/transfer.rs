@@ -10,10 +10,8 @@ use crate::error::TransferError;
 use crate::spi::device::{Device, Line, Port};
 use crate::spi::hold::{Claim, Direction};
 use crate::spi::loopback;
-use crate::spi::message::{Buffer, Message, Scratch};
-use crate::spi::plan::{
-    Budget, MAX_PIECES, Place, Position, Progress, Segment, Work, plan_message,
-};
+use crate::spi::message::{Message, Scratch};
+use crate::spi::plan::{Budget, MAX_PIECES, Piece, Progress, Work, plan_message};
 use crate::spi::request::{Request, Store};
 use crate::spi::spidev::Spidev;
 use crate::spi::wire::{Timing, TransferHead};
@@ -209,21 +207,13 @@ impl Transfer {
         }
     }
 
-    /// Plans the next message, and calls `emit` with the buffers and the length of each of its pieces.
-    /// Returns the message's length in bytes, which is never 0: each step makes progress.
-    fn plan<'m>(
+    /// Plans the next message; its length in bytes, which is never 0: each step makes progress.
+    fn plan(
         &mut self,
         next: &NextMessage<'_>,
-        memory: &'m Memory,
-        mut emit: impl FnMut(&Buffer<'m>, &Buffer<'m>, u32) -> Result<(), TransferError>,
+        emit: impl FnMut(Piece) -> Result<(), TransferError>,
     ) -> Result<u32, TransferError> {
-        let NextMessage { work, budget, .. } = next;
-        let len = plan_message(work, self.len, budget, &mut self.progress, |piece| {
-            let tx = buffer(memory, work.tx, piece.tx, piece.len)?;
-            let rx = buffer(memory, work.rx, piece.rx, piece.len)?;
-            emit(&tx, &rx, piece.len)
-        })?;
-        match len {
+        match plan_message(&next.work, self.len, &next.budget, &mut self.progress, emit)? {
             0 => Err(TransferError::NoMessage),
             len => Ok(len),
         }
@@ -238,24 +228,18 @@ impl Transfer {
         scratch: &mut Scratch,
         follows: bool,
     ) -> Result<(), TransferError> {
-        let mut message = Message::new(scratch, &self.head, self.timing.speed_hz);
+        let head = self.head;
+        let mut message = Message::new(scratch, memory, &head, self.timing.speed_hz);
         if next.sets_up {
-            message.push_delay(self.head.cs_setup_ns)?;
+            message.set_up(head.cs_setup_ns);
         }
-        self.plan(next, memory, |tx, rx, len| message.push(tx, rx, len))?;
+        self.plan(next, |piece| message.push(&next.work, &piece))?;
         let keep = self.progress.done < self.len || self.keeps(follows);
         // The hold delay is between the last bit and the release of chip select (VIRTIO 1.4,
         // `cs_delay_hold_ns`); where chip select stays, the bus waits it out before it releases.
-        let hold_ns = if keep { 0 } else { self.head.cs_delay_hold_ns };
-        message.finish(keep, hold_ns);
+        message.finish(keep, if keep { 0 } else { head.cs_delay_hold_ns });
         spidev.transfer(&message)?;
-        for (position, mut word) in message.rx_words() {
-            let (rx, len) = (next.work.rx, self.word_len);
-            each_part(rx, position, len, &mut word, |address, part| {
-                memory.write(address, part)
-            })?;
-        }
-        Ok(())
+        message.scatter(&next.work)
     }
 
     /// Moves the bytes of the next message at once, then lets the time pass that it would take on the
@@ -266,10 +250,7 @@ impl Transfer {
         memory: &Memory,
         now: Instant,
     ) -> Result<(), TransferError> {
-        let len = self.plan(next, memory, |tx, rx, _| {
-            loopback::transfer(tx, rx);
-            Ok(())
-        })?;
+        let len = self.plan(next, |piece| loopback::transfer(memory, &piece))?;
         let mut ns = self.timing.wire_ns(len.into(), self.word_len.into());
         if next.sets_up {
             ns = ns.saturating_add(self.head.cs_setup_ns.into());
@@ -280,48 +261,4 @@ impl Transfer {
         self.busy_until = now.checked_add(Duration::from_nanos(ns));
         Ok(())
     }
-}
-
-/// The buffer of one direction of a piece. Its guest address is translated here, for this step alone.
-#[inline(always)]
-fn buffer<'m>(
-    memory: &'m Memory,
-    segments: &[Segment],
-    place: Place,
-    len: u32,
-) -> Result<Buffer<'m>, TransferError> {
-    match place {
-        Place::Absent => Ok(Buffer::Absent),
-        Place::At(address) => memory
-            .slice(address, len)
-            .map(Buffer::Guest)
-            .ok_or(TransferError::Memory),
-        Place::Cut(position) => {
-            let mut word = [0; 4];
-            each_part(segments, position, len, &mut word, |address, part| {
-                memory.read(address, part)
-            })?;
-            Ok(Buffer::Word(position, word))
-        }
-    }
-}
-
-/// Calls `each` with the guest address of each contiguous part of the `len` bytes at `position`, which
-/// are a word that is cut, and with the same part of `word`.
-fn each_part(
-    segments: &[Segment],
-    mut position: Position,
-    len: u32,
-    word: &mut [u8; 4],
-    mut each: impl FnMut(u64, &mut [u8]) -> Option<()>,
-) -> Result<(), TransferError> {
-    let mut rest = word.as_mut_slice();
-    let mut all = Some(());
-    position.walk(segments, len, |address, run| {
-        let at = usize::try_from(run).unwrap_or(usize::MAX).min(rest.len());
-        let (part, left) = std::mem::take(&mut rest).split_at_mut(at);
-        all = all.and_then(|()| each(address, part));
-        rest = left;
-    });
-    all.ok_or(TransferError::Memory)
 }
