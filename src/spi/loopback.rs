@@ -37,13 +37,10 @@ pub fn transfer(memory: &Memory, piece: &Piece) -> Result<(), TransferError> {
     match both.ok_or(TransferError::Memory)? {
         (Some(tx), Some(rx)) => tx.copy_to_volatile_slice(rx),
         (None, Some(rx)) => {
-            let mut offset = 0;
-            while let Ok(rest) = rx.offset(offset) {
-                if rest.is_empty() {
-                    break;
+            for offset in (0..rx.len()).step_by(IDLE.len()) {
+                if let Ok(rest) = rx.offset(offset) {
+                    rest.copy_from(&IDLE);
                 }
-                rest.copy_from(&IDLE);
-                offset = offset.saturating_add(IDLE.len());
             }
         }
         (_, None) => (),

@@ -97,6 +97,8 @@ fn probe_lanes(device: &mut Spidev) -> io::Result<u32> {
     const DUAL: u32 = SPI_TX_DUAL | SPI_RX_DUAL;
     const QUAD: u32 = SPI_TX_QUAD | SPI_RX_QUAD;
     const OCTAL: u32 = SPI_TX_OCTAL | SPI_RX_OCTAL;
+    const TX: u32 = SPI_TX_DUAL | SPI_TX_QUAD | SPI_TX_OCTAL;
+    const RX: u32 = SPI_RX_DUAL | SPI_RX_QUAD | SPI_RX_OCTAL;
     let found = device.found_mode() & (DUAL | QUAD | OCTAL);
     if found != 0 || device.found_mode() & SPI_3WIRE != 0 {
         return Ok(found);
@@ -104,26 +106,13 @@ fn probe_lanes(device: &mut Spidev) -> io::Result<u32> {
     let mut lanes = 0;
     for set in [OCTAL, QUAD, DUAL] {
         // One count for each direction: the kernel refuses two.
-        let missing = set & !same_direction(lanes);
+        let has = |direction: u32| if lanes & direction != 0 { direction } else { 0 };
+        let missing = set & !has(TX) & !has(RX);
         if missing != 0 && accepts(device, missing)? {
             lanes |= device.read(RD_MODE32)? & missing;
         }
     }
     Ok(lanes)
-}
-
-/// All lane bits of the directions that `lanes` has a bit of.
-fn same_direction(lanes: u32) -> u32 {
-    let mut all = 0;
-    for direction in [
-        SPI_TX_DUAL | SPI_TX_QUAD | SPI_TX_OCTAL,
-        SPI_RX_DUAL | SPI_RX_QUAD | SPI_RX_OCTAL,
-    ] {
-        if lanes & direction != 0 {
-            all |= direction;
-        }
-    }
-    all
 }
 
 /// Which word sizes `accepts` takes, as a mask; `current`, which the device is set to, is one of

@@ -24,16 +24,15 @@ use crate::config::{GuestNumber, MAX_REGIONS};
 use crate::os::epoll::Poller;
 use crate::spi::wire::Config;
 use crate::virtqueue::memory::{Memory, MemoryError, UserAddress};
-use crate::virtqueue::vring::{RingAddresses, Vring};
+use crate::virtqueue::vring::{
+    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, RingAddresses, Vring,
+};
 
-const F_RING_INDIRECT_DESC: u64 = 1 << 28;
-const F_RING_EVENT_IDX: u64 = 1 << 29;
-const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const F_VERSION_1: u64 = 1 << 32;
 const F_IN_ORDER: u64 = 1 << 35;
 /// What is offered. The device itself has no feature bits.
 const FEATURES: u64 =
-    F_RING_INDIRECT_DESC | F_RING_EVENT_IDX | F_PROTOCOL_FEATURES | F_VERSION_1 | F_IN_ORDER;
+    F_INDIRECT_DESC | F_EVENT_IDX | F_PROTOCOL_FEATURES | F_VERSION_1 | F_IN_ORDER;
 
 /// What is offered of the protocol. The `vhost` crate has no STATUS, INBAND or IOTLB.
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
@@ -87,11 +86,6 @@ impl Backend {
     /// Whether the front-end acknowledged a protocol feature.
     pub(super) fn has_acked(&self, feature: VhostUserProtocolFeatures) -> bool {
         self.acked.get() & feature.bits() != 0
-    }
-
-    /// Whether messages that ask for it are acknowledged.
-    pub(super) fn acknowledges(&self) -> bool {
-        self.has_acked(VhostUserProtocolFeatures::REPLY_ACK)
     }
 
     /// Gives up all that the front-end brought.
@@ -187,11 +181,7 @@ impl VhostUserBackendReqHandler for Backend {
             return Err(Error::InvalidParam);
         }
         self.change(|guest| {
-            guest.vring.set_features(
-                features & F_RING_EVENT_IDX != 0,
-                features & F_RING_INDIRECT_DESC != 0,
-                features & F_PROTOCOL_FEATURES != 0,
-            );
+            guest.vring.set_features(features);
             Ok(())
         })
     }
@@ -225,9 +215,8 @@ impl VhostUserBackendReqHandler for Backend {
             avail: UserAddress(available),
             used: UserAddress(used),
         };
-        self.change_ring(index, |guest| {
-            let set = guest.vring.set_addresses(addresses, &guest.memory);
-            set.map_err(refused)
+        self.change_ring(index, |Guest { memory, vring }| {
+            vring.set_addresses(addresses, memory).map_err(refused)
         })
     }
 

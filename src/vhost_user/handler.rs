@@ -18,7 +18,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vhost::vhost_user::BackendReqHandler;
+use vhost::vhost_user::{BackendReqHandler, VhostUserProtocolFeatures};
 
 use crate::error::SessionError;
 use crate::os::socket::{self, Received};
@@ -76,7 +76,7 @@ impl Handler {
         };
         // A refusal is answered even before REPLY_ACK is negotiated: a front-end that sets the flag
         // waits for something.
-        if handled.is_err() || self.backend.acknowledges() {
+        if handled.is_err() || self.backend.has_acked(VhostUserProtocolFeatures::REPLY_ACK) {
             self.acknowledge(header, handled.is_ok());
         }
         handled

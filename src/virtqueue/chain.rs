@@ -2,7 +2,7 @@
 //!
 //! The walk is ours, because `virtio_queue::DescriptorChain` follows indirect tables that were not
 //! negotiated, ignores NEXT beside INDIRECT, and ends a broken chain as if it were complete. What
-//! matters in a chain that a hostile driver made is when to stop: after [`MAX_DESCRIPTORS`] buffers,
+//! matters in a chain that a hostile driver made is when to stop: after [`MAX_SIZE`] buffers,
 //! at the end of the table, and at each descriptor that VIRTIO forbids.
 //!
 //! Invariant: each descriptor is read exactly once, so that nothing can change between a check and
@@ -13,10 +13,8 @@ use vm_memory::ByteValued;
 pub use virtio_queue::desc::split::Descriptor;
 
 use crate::virtqueue::memory::Memory;
+use crate::virtqueue::vring::MAX_SIZE;
 
-/// Most buffers of a chain, empty ones included: no chain may be longer than its ring (VIRTIO 1.4, "The
-/// Virtqueue Descriptor Table").
-pub const MAX_DESCRIPTORS: usize = 1024;
 /// Length of a descriptor in bytes.
 const DESC_LEN: u32 = 16;
 
@@ -51,8 +49,9 @@ impl Chain {
     ) -> Result<(), BrokenChain> {
         let (mut table, mut table_len) = (self.table, u32::from(self.table_len));
         let (mut index, mut nested) = (self.head, false);
-        let mut buffers = 0;
-        while buffers < MAX_DESCRIPTORS {
+        let mut buffers = 0u16;
+        // No chain may be longer than its ring; the longest ring counts, and empty buffers do, too.
+        while buffers < MAX_SIZE {
             if u32::from(index) >= table_len {
                 return Err(BrokenChain);
             }

@@ -22,6 +22,7 @@ const SLOTS: usize = MAX_GUESTS * MAX_REGIONS;
 /// Bytes that are replaced at once where pages are not huge: whole pages on all architectures.
 const PIECE_LEN: usize = 64 * 1024;
 
+#[derive(Debug)]
 struct Slot {
     /// Address of the mapping; 0 if the slot is free.
     start: AtomicUsize,
@@ -45,36 +46,32 @@ static HIT: AtomicBool = AtomicBool::new(false);
 
 /// A mapping that the handler knows, for as long as this lives.
 #[derive(Debug)]
-pub struct Watch(usize);
+pub struct Watch(&'static Slot);
 
 impl Watch {
     /// Has the handler know the mapping of `len` bytes at `start`, with pages of `page_len` if they
     /// are huge; `None` if its table is full.
     pub fn new(start: *mut u8, len: usize, page_len: Option<usize>) -> Option<Self> {
-        let free = |slot: &Slot| slot.start.load(Ordering::Relaxed) == 0;
-        let index = TABLE.iter().position(free)?;
-        let slot = TABLE.get(index)?;
+        let mut slots = TABLE.iter();
+        let slot = slots.find(|slot| slot.start.load(Ordering::Relaxed) == 0)?;
         slot.hit.store(false, Ordering::Relaxed);
         slot.len.store(len, Ordering::Relaxed);
         let piece_len = page_len.unwrap_or(PIECE_LEN);
         slot.piece_len.store(piece_len, Ordering::Relaxed);
         slot.start
             .store(start.expose_provenance(), Ordering::Release);
-        Some(Self(index))
+        Some(Self(slot))
     }
 
     /// Whether the mapping's file was truncated under it.
     pub fn is_hit(&self) -> bool {
-        let slot = TABLE.get(self.0);
-        slot.is_some_and(|slot| slot.hit.load(Ordering::Relaxed))
+        self.0.hit.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if let Some(slot) = TABLE.get(self.0) {
-            slot.start.store(0, Ordering::Release);
-        }
+        self.0.start.store(0, Ordering::Release);
     }
 }
 

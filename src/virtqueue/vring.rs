@@ -30,6 +30,13 @@ use crate::virtqueue::memory::{Memory, UserAddress};
 /// Most descriptors in a ring.
 pub const MAX_SIZE: u16 = 1024;
 
+/// Feature bit: the driver may use indirect tables.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// Feature bit: notifications are suppressed by an index rather than a flag.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+/// vhost-user's feature bit: protocol features are negotiated, and each ring must be enabled.
+pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver asks not to be notified.
 const AVAIL_F_NO_INTERRUPT: u16 = 1 << 0;
 /// Length of the available ring's flags and index, in bytes: its entries follow.
@@ -200,9 +207,10 @@ impl Vring {
 
     /// Applies the acknowledged features, also while the ring runs. Without protocol features the ring
     /// is enabled from its start (vhost-user, "Ring states").
-    pub fn set_features(&mut self, event_idx: bool, indirect: bool, protocol_features: bool) {
-        self.indirect = indirect;
-        self.always_enabled = !protocol_features;
+    pub fn set_features(&mut self, features: u64) {
+        self.indirect = features & F_INDIRECT_DESC != 0;
+        self.always_enabled = features & F_PROTOCOL_FEATURES == 0;
+        let event_idx = features & F_EVENT_IDX != 0;
         let mut state = self.queue.state();
         let was_on = std::mem::replace(&mut state.event_idx_enabled, event_idx);
         // The queue counts completions and clears the count only with EVENT_IDX on. Without a new
@@ -511,7 +519,8 @@ mod tests {
         }
 
         fn set_features(&mut self, event_idx: bool) {
-            self.vring.set_features(event_idx, false, false);
+            self.vring
+                .set_features(if event_idx { F_EVENT_IDX } else { 0 });
             self.update();
         }
 

@@ -16,7 +16,7 @@ use crate::spi::wire::{Config, Limits};
 use crate::vhost_user::backend::Backend;
 use crate::virtqueue::memory::UserAddress;
 use crate::virtqueue::memory::tests::flat_memory;
-use crate::virtqueue::vring::RingAddresses;
+use crate::virtqueue::vring::{F_PROTOCOL_FEATURES, RingAddresses};
 
 const MS: Duration = Duration::from_millis(1);
 const RING_SIZE: u16 = 8;
@@ -118,7 +118,7 @@ impl Player {
         let _ = vring.set_addresses(addresses, &guest_ref.memory);
         let signal = FrontendFile::new(device_end, FileKind::SocketEnd, &Closer::default());
         vring.call = Some(signal);
-        vring.set_features(false, false, true);
+        vring.set_features(F_PROTOCOL_FEATURES);
         vring.enabled = true;
         let (_, kick) = UnixStream::pair().unwrap();
         let kick = FrontendFile::new(kick, FileKind::SocketEnd, &Closer::default());

@@ -16,7 +16,9 @@ use vhost_device_spi::spi::bus::Bus;
 use vhost_device_spi::spi::wire::{Config, Limits};
 use vhost_device_spi::vhost_user::backend::Backend;
 use vhost_device_spi::virtqueue::memory::{RegionDescription, UserAddress};
-use vhost_device_spi::virtqueue::vring::RingAddresses;
+use vhost_device_spi::virtqueue::vring::{
+    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, RingAddresses,
+};
 use vm_memory::GuestAddress;
 
 use super::expect::{CUT, Expected, Next, View};
@@ -216,7 +218,9 @@ impl Rig {
         assert!(guest.vring.set_size(size.into()));
         let _ = guest.vring.set_addresses(addresses, &guest.memory);
         assert!(guest.vring.set_base(base.into()));
-        guest.vring.set_features(event_idx, indirect, true);
+        let bit = |on, bit| if on { bit } else { 0 };
+        let features = bit(event_idx, F_EVENT_IDX) | bit(indirect, F_INDIRECT_DESC);
+        guest.vring.set_features(features | F_PROTOCOL_FEATURES);
         guest.vring.enabled = true;
         guest.vring.start(Some(kick));
         let _ = guest.vring.update(&guest.memory);
