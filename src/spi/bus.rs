@@ -42,11 +42,9 @@ enum State {
     Free,
     /// Nobody; the guest that waited longest is next, unless it does not use its turn.
     Reserved(GuestNumber),
-    /// A transfer in progress; chip select was asserted for it, or for the one that it continues.
-    Running {
-        /// Since when.
-        asserted_at: Instant,
-    },
+    /// A transfer in progress; chip select was asserted for it, or for the one that it
+    /// continues, at this moment.
+    Running(Instant),
     /// A guest between two requests.
     Held(Hold),
 }
@@ -83,14 +81,14 @@ impl Bus {
     /// continue it.
     pub fn access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
         match &self.state {
-            State::Running { .. } => return Access::Busy,
+            State::Running(_) => return Access::Busy,
             State::Reserved(guest) if *guest != claim.guest => return Access::Busy,
             State::Held(hold) if hold.claim.guest != claim.guest || hold.ending => {
                 return Access::Busy;
             }
             State::Held(hold) => {
                 let continues = hold.is_continued_by(claim);
-                let overdue = hold.is_overdue(self.others_wait(), *now);
+                let overdue = hold.is_overdue(!self.waiters.is_empty(), *now);
                 if continues && !overdue {
                     return Access::Free;
                 }
@@ -140,10 +138,10 @@ impl Bus {
         std::mem::swap(&mut self.store, store);
         let asserted_at = match &self.state {
             State::Held(hold) => hold.asserted_at,
-            State::Free | State::Reserved(_) | State::Running { .. } => now,
+            State::Free | State::Reserved(_) | State::Running(_) => now,
         };
-        debug_assert!(!matches!(self.state, State::Running { .. }));
-        self.state = State::Running { asserted_at };
+        debug_assert!(!matches!(self.state, State::Running(_)));
+        self.state = State::Running(asserted_at);
         if let Some(device) = self.devices.get_mut(claim.device) {
             device.set_user(claim.guest);
         }
@@ -162,7 +160,7 @@ impl Bus {
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
-        debug_assert!(matches!(self.state, State::Running { .. }));
+        debug_assert!(matches!(self.state, State::Running(_)));
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
@@ -172,7 +170,7 @@ impl Bus {
             Ok(Step::Done { kept }) => {
                 device.set_down(false);
                 let head = &transfer.head;
-                self.state = if let (true, State::Running { asserted_at }) = (kept, &self.state) {
+                self.state = if let (true, State::Running(asserted_at)) = (kept, &self.state) {
                     State::Held(Hold::new(transfer.claim, head, *asserted_at, *now))
                 } else {
                     // Released by the last message itself.
@@ -188,7 +186,7 @@ impl Bus {
     /// Ends the transfer in progress before its end, and releases chip select where it may be
     /// asserted.
     pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
-        debug_assert!(matches!(self.state, State::Running { .. }));
+        debug_assert!(matches!(self.state, State::Running(_)));
         self.state = State::Free;
         let inactive_ns = transfer.head.cs_change_delay_inactive_ns;
         self.release(transfer.claim.device, inactive_ns, now);
@@ -243,10 +241,6 @@ impl Bus {
     /// one that goes on.
     fn take_cut(&mut self, guest: GuestNumber) -> Option<(usize, u32)> {
         self.cuts.get_mut(guest.index())?.take()
-    }
-
-    fn others_wait(&self) -> bool {
-        !self.waiters.is_empty()
     }
 
     /// The guest goes on elsewhere: releases what it holds here; `false` if its hold delay is not
@@ -309,7 +303,7 @@ impl Bus {
         let State::Held(hold) = &self.state else {
             return None;
         };
-        Some(hold.ends_at(self.others_wait()))
+        Some(hold.ends_at(!self.waiters.is_empty()))
     }
 
     /// Ends a hold that has run out. It goes on where `has_request` says that its guest, which is
@@ -326,7 +320,7 @@ impl Bus {
             && !hold.ending
         {
             let claim = hold.claim;
-            let overdue = hold.is_overdue(self.others_wait(), *now);
+            let overdue = hold.is_overdue(!self.waiters.is_empty(), *now);
             if !overdue && has_request(claim.guest) {
                 return Some(claim.guest);
             }

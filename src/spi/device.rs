@@ -177,8 +177,8 @@ impl Device {
     /// # Errors
     /// The kernel's; the line is then as it was.
     pub fn release(&mut self, now: &mut Instant) -> io::Result<()> {
-        if let (Port::Spidev(spidev), Line::Asserted | Line::Untouched) =
-            (&mut self.port, self.line)
+        if self.line != Line::Released
+            && let Port::Spidev(spidev) = &mut self.port
         {
             let mode = spidev.mode();
             let released = spidev.set_mode(mode);
@@ -295,7 +295,7 @@ fn lanes(bits: u32, dual: u32, quad: u32, octal: u32) -> Lanes {
     } else if bits & dual != 0 {
         Lanes(Lanes::DUAL)
     } else {
-        Lanes(0)
+        Lanes::default()
     }
 }
 

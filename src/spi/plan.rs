@@ -173,7 +173,6 @@ fn next_piece(
 
 /// Bytes of one direction that are contiguous at `position`. A direction that the request does not have
 /// sets no limit. `None` if the request is done.
-#[inline(always)]
 fn left(segments: &[Segment], position: Position) -> Option<u32> {
     match segments {
         [] => Some(u32::MAX),
@@ -182,7 +181,6 @@ fn left(segments: &[Segment], position: Position) -> Option<u32> {
 }
 
 /// Where `len` bytes of one direction lie, which is not done: cut if they go beyond what is contiguous.
-#[inline(always)]
 fn place(segments: &[Segment], position: Position, len: u32) -> Place {
     match position.here(segments) {
         None => Place::Absent,

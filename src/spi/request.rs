@@ -224,10 +224,8 @@ impl Parser<'_> {
     /// Stores a buffer as one segment for each region that it lies in.
     fn push_segments(&mut self, mut address: u64, mut len: u32) -> Result<(), ParamError> {
         while len > 0 {
-            let here = self
-                .memory
-                .contiguous(address, len)
-                .ok_or(ParamError::Address(address))?;
+            let here = self.memory.contiguous(address, len);
+            let here = here.ok_or(ParamError::Address(address))?;
             self.store.push(Segment { address, len: here })?;
             len = len.saturating_sub(here);
             // No region holds the last address of all, so a buffer that would wrap is refused here.

@@ -33,14 +33,13 @@ pub const MODE_MASK: u32 = CPHA | CPOL | CS_HIGH | LSB_FIRST | LOOP;
 
 /// The byte that answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum TransResult {
     /// The transfer took place.
-    TransOk = 0,
+    TransOk,
     /// The request was refused; nothing reached the bus.
-    ParamErr = 1,
+    ParamErr,
     /// The transfer failed, or did not come to its end.
-    TransErr = 2,
+    TransErr,
 }
 
 impl TransResult {

@@ -58,8 +58,8 @@ pub struct Reader {
     /// Fds that were received and not classified yet.
     fds: Vec<OwnedFd>,
     closer: Closer,
-    /// The peer is gone, and nothing of its is left in the socket.
-    is_drained: bool,
+    /// The peer is gone, and nothing that it sent is left in the socket, whose close is then quick.
+    pub is_drained: bool,
 }
 
 impl Reader {
@@ -162,11 +162,6 @@ impl Reader {
     /// How many bytes of the message were received.
     pub fn received_len(&self) -> usize {
         self.len
-    }
-
-    /// Whether nothing is left in the socket, and nothing can come: its close is quick.
-    pub fn is_drained(&self) -> bool {
-        self.is_drained
     }
 }
 
@@ -363,8 +358,8 @@ mod tests {
         rig.front.write_all(&bytes).unwrap();
         rig.front.shutdown(std::net::Shutdown::Both).unwrap();
         assert_eq!(rig.take(), (Request::GET_FEATURES, 0, 0));
-        assert!(!rig.reader.is_drained());
+        assert!(!rig.reader.is_drained);
         assert!(matches!(rig.receive(), Err(SessionError::Disconnected)));
-        assert!(rig.reader.is_drained());
+        assert!(rig.reader.is_drained);
     }
 }

@@ -47,23 +47,20 @@ impl Backend {
         }
         match (message.request, fields) {
             (Request::SET_MEM_TABLE, [count, regions @ ..]) => {
-                self.set_memory(u64::from_le_bytes(*count), regions, files)
+                self.set_memory(*count, regions, files)
             }
             (Request::ADD_MEM_REG | Request::REM_MEM_REG, [_, region @ ..]) => {
                 self.change_region(message.request, region, files)
             }
-            (request, [vring]) => {
-                let value = u64::from_le_bytes(*vring);
-                self.set_vring_file(request, value, files)
-            }
+            (request, [vring]) => self.set_vring_file(request, *vring, files),
             _ => Err(Error::InvalidMessage),
         }
     }
 
-    fn set_memory(&self, count: u64, regions: &[Field], files: &mut Files) -> Result<()> {
+    fn set_memory(&self, count: Field, regions: &[Field], files: &mut Files) -> Result<()> {
         let (regions, rest) = regions.as_chunks();
-        let is_whole = rest.is_empty() && u64::try_from(regions.len()) == Ok(count);
-        if !is_whole || count == 0 || files.len() != regions.len() {
+        let is_counted = u64::try_from(regions.len()) == Ok(u64::from_le_bytes(count));
+        if regions.is_empty() || !rest.is_empty() || !is_counted || files.len() != regions.len() {
             return Err(Error::InvalidMessage);
         }
         self.change(|guest| {
@@ -92,8 +89,8 @@ impl Backend {
         }
     }
 
-    fn set_vring_file(&self, request: Request, value: u64, files: &mut Files) -> Result<()> {
-        let file = files.pop();
+    fn set_vring_file(&self, request: Request, vring: Field, files: &mut Files) -> Result<()> {
+        let (value, file) = (u64::from_le_bytes(vring), files.pop());
         if !files.is_empty() || file.is_none() != (value & NO_FD != 0) {
             return Err(Error::IncorrectFds);
         }

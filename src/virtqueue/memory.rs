@@ -148,9 +148,6 @@ impl GuestMemoryBackend for Memory {
     }
 }
 
-/// A slice of guest memory, valid while the table is borrowed.
-pub type Slice<'m> = VolatileSlice<'m>;
-
 impl Memory {
     /// A table without a region, for as many as have `max_len` bytes together.
     pub const fn new(max_len: u64) -> Self {
@@ -270,8 +267,9 @@ impl Memory {
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
     }
 
-    /// `len` bytes at guest address `address`, if one region holds them all.
-    pub fn slice(&self, address: u64, len: u32) -> Option<Slice<'_>> {
+    /// `len` bytes at guest address `address`, if one region holds them all; valid while the table is
+    /// borrowed.
+    pub fn slice(&self, address: u64, len: u32) -> Option<VolatileSlice<'_>> {
         let len = usize::try_from(len).ok()?;
         self.get_slice(GuestAddress(address), len).ok()
     }

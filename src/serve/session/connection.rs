@@ -168,7 +168,7 @@ impl Connection {
         // The front-end sees the end now, whenever the kernel gets to it.
         shut_down(self.fd());
         self.backend().clear();
-        if !self.reader.is_drained() {
+        if !self.reader.is_drained {
             closer.defer_close(self.stream);
         }
         // With the fds of a message that is not whole.
