@@ -125,11 +125,9 @@ impl Bus {
     /// Releases all lines that can be; whether all are released then. Lines of a bus that is free are
     /// asserted only if they could not be released before.
     pub fn release_all(&mut self, now: &mut Instant) -> bool {
-        let mut all = true;
-        for device in &mut self.devices {
-            all &= device.release(now).is_ok();
-        }
-        all
+        let devices = self.devices.iter_mut();
+        let failed = devices.filter_map(|device| device.release(now).err());
+        failed.count() == 0
     }
 
     /// Gives the bus to the transfer that [`Bus::access`] found it free for, whose segments are in

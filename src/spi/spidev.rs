@@ -106,12 +106,14 @@ impl Spidev {
             }
             TryLockError::Error(e) => Fatal::os(ExitCode::OsError, &name, &e),
         })?;
-        let found_mode = read_u32(&file, RD_MODE32).map_err(|e| match e.raw_os_error() {
+        let found = setting(file.as_raw_fd(), RD_MODE32, [0; 4]);
+        let found_mode = found.map_err(|e| match e.raw_os_error() {
             Some(libc::ENOTTY) => {
                 Fatal::new(ExitCode::NoInput, format!("{name}: not a spidev: {e}"))
             }
             _ => Fatal::os(ExitCode::NoInput, &name, &e),
         })?;
+        let found_mode = u32::from_ne_bytes(found_mode);
         Ok(Self {
             file,
             identity,
@@ -136,7 +138,7 @@ impl Spidev {
     /// # Errors
     /// The kernel's.
     pub fn read(&self, request: Setting<4>) -> io::Result<u32> {
-        read_u32(&self.file, request)
+        setting(self.fd(), request, [0; 4]).map(u32::from_ne_bytes)
     }
 
     /// The word size in bits that the device is set to.
@@ -237,10 +239,6 @@ impl Drop for Spidev {
 /// The kernel's.
 pub fn write_mode(fd: RawFd, mode: u32) -> io::Result<()> {
     setting(fd, Setting(WR_MODE32), mode.to_ne_bytes()).map(drop)
-}
-
-fn read_u32(file: &File, request: Setting<4>) -> io::Result<u32> {
-    setting(file.as_raw_fd(), request, [0; 4]).map(u32::from_ne_bytes)
 }
 
 /// Reads a setting, or writes it: `value` is what it is then.

@@ -35,7 +35,7 @@ pub enum Step {
     More,
     /// Nothing to do before this moment.
     Until(Instant),
-    /// The transfer is over; chip select stayed asserted or not.
+    /// The transfer is over.
     Done {
         /// Chip select stayed asserted.
         kept: bool,

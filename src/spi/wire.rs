@@ -296,11 +296,10 @@ fn check_lengths(
 ) -> Result<u64, ParamError> {
     let len = match (tx_len, rx_len) {
         (0, 0) => return Err(ParamError::NoPayload),
-        (tx, 0) => tx,
-        (0, rx) => rx,
+        (len, 0) | (0, len) => len,
         (tx, rx) if tx != rx => return Err(ParamError::Duplex(tx, rx)),
         (_, _) if limits.half_duplex => return Err(ParamError::HalfDuplex),
-        (tx, _) => tx,
+        (len, _) => len,
     };
     if len > limits.max_transfer_len {
         return Err(ParamError::TooLong(len));
