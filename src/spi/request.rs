@@ -62,13 +62,10 @@ impl Store {
 
     /// Removes the result byte from the end of rx.
     fn drop_last_byte(&mut self) {
-        let Some(segment) = self.segments.last_mut() else {
-            return;
-        };
-        segment.len = segment.len.saturating_sub(1);
-        if segment.len == 0 {
-            self.segments.pop();
+        if let Some(segment) = self.segments.last_mut() {
+            segment.len = segment.len.saturating_sub(1);
         }
+        self.segments.pop_if(|segment| segment.len == 0);
     }
 }
 

@@ -187,13 +187,11 @@ impl Spidev {
         // `transfers`. Their buffers are 0, words in `scratch`, or guest memory that `message`
         // borrows, each at least `len` long; the kernel copies from and to them and keeps none.
         let result = unsafe { libc::ioctl(self.fd(), request_number(request), transfers.as_ptr()) };
-        if result < 0 {
-            return Err(TransferError::Ioctl(io::Error::last_os_error()));
+        match u32::try_from(result) {
+            Ok(len) if len == message.total() => Ok(()),
+            Ok(_) => Err(TransferError::Short(result)),
+            Err(_) => Err(TransferError::Ioctl(io::Error::last_os_error())),
         }
-        if u32::try_from(result) != Ok(message.total()) {
-            return Err(TransferError::Short(result));
-        }
-        Ok(())
     }
 }
 

@@ -134,13 +134,12 @@ impl Transfer {
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
-        match self.busy_until {
-            Some(until) if until > *now => return Ok(Step::Until(until)),
-            Some(_) => {
-                self.busy_until = None;
-                return Ok(self.after_message(device, follows));
+        if let Some(until) = self.busy_until {
+            if until > *now {
+                return Ok(Step::Until(until));
             }
-            None => (),
+            self.busy_until = None;
+            return Ok(self.after_message(device, follows));
         }
         let mode = self.claim.mode;
         device.use_mode(mode).map_err(TransferError::Ioctl)?;

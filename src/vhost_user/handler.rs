@@ -103,9 +103,10 @@ impl Handler {
     pub fn acknowledge(&mut self, header: Header, succeeded: bool) {
         if self.unsent.is_empty() && header.needs_ack() {
             let ack = header.ack(succeeded);
+            let ack = ack.as_flattened();
             self.unsent = 0..ack.len();
             let bytes = self.reply.iter_mut().zip(ack);
-            bytes.for_each(|(to, from)| *to = from);
+            bytes.for_each(|(to, from)| *to = *from);
         }
     }
 

@@ -20,8 +20,6 @@ pub const MAX_LEN: usize = HEADER_LEN + MAX_BODY_LEN;
 /// Most fds with a message: one for each region of a memory table.
 pub const MAX_FDS: usize = 32;
 
-const ACK_LEN: usize = HEADER_LEN + 8;
-
 /// The version, in the lowest two bits of the flags.
 const VERSION: u32 = 0x1;
 /// Flag: the message is a reply, which only a back-end sends.
@@ -120,13 +118,10 @@ impl Header {
     }
 
     /// The acknowledgement of the message: the same request, and 0 if it succeeded.
-    pub fn ack(&self, succeeded: bool) -> [u8; ACK_LEN] {
-        let value: [u8; 8] = u64::from(!succeeded).to_le_bytes();
-        let mut ack = [0; ACK_LEN];
-        let fields = [self.code, VERSION | FLAG_REPLY, 8].map(u32::to_le_bytes);
-        let bytes = fields.iter().flatten().chain(&value);
-        ack.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-        ack
+    pub fn ack(&self, succeeded: bool) -> [[u8; 4]; 5] {
+        let value = u32::from(!succeeded);
+        // The value is a u64, of which the lower half comes first.
+        [self.code, VERSION | FLAG_REPLY, 8, value, 0].map(u32::to_le_bytes)
     }
 }
 
@@ -173,7 +168,7 @@ mod tests {
         assert!(!header(5, 13, 0).needs_ack(), "a reply itself");
         let nack = header(5, 9, 40).ack(false);
         let expected = [5, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(nack, expected);
-        assert_eq!(header(5, 9, 40).ack(true)[12], 0);
+        assert_eq!(nack.as_flattened(), expected);
+        assert_eq!(header(5, 9, 40).ack(true)[3], [0; 4]);
     }
 }

@@ -34,9 +34,8 @@ pub fn max_len(guests: usize) -> u64 {
     let local = 0u8;
     // The stack is at the top of the address space (39, 47 or 48 bits), which is a power of two.
     let top = (&raw const local).addr().checked_next_power_of_two();
-    let half = u64::try_from(top.unwrap_or(usize::MAX)).unwrap_or(u64::MAX) / 2;
-    let guests = u64::try_from(guests).unwrap_or(u64::MAX);
-    half.checked_div(guests).unwrap_or(half)
+    let half = top.unwrap_or(usize::MAX) / 2;
+    u64::try_from(half.checked_div(guests).unwrap_or(half)).unwrap_or(u64::MAX)
 }
 
 /// An address in the front-end's own address space, as vhost-user messages name rings.
@@ -83,11 +82,10 @@ impl std::fmt::Display for MemoryError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Refused(why) => f.write_str(why),
-            Self::TooMuch(max) => write!(
-                f,
-                "more than {} GiB of memory, a guest's share of the address space",
-                max / GIB
-            ),
+            Self::TooMuch(max) => {
+                let (gib, share) = (max / GIB, "a guest's share of the address space");
+                write!(f, "more than {gib} GiB of memory, {share}")
+            }
             Self::Host(error) => write!(f, "cannot map region: {error}"),
         }
     }

@@ -193,10 +193,8 @@ impl Vring {
         if memory.is_empty() {
             return Ok(());
         }
-        for part in self.parts(addresses) {
-            part.locate(memory, 0)?;
-        }
-        Ok(())
+        let mut parts = self.parts(addresses).into_iter();
+        parts.try_for_each(|part| part.locate(memory, 0).map(drop))
     }
 
     /// Sets the index of the next available entry; `false` unless it is a 16-bit number.
