@@ -48,7 +48,7 @@ struct DeferredFd {
     guest: GuestNumber,
     /// Its last close comes to an end, whatever the front-end does.
     close_is_bounded: bool,
-    file: Arc<File>,
+    fd: OwnedFd,
 }
 
 /// The deferred fds of all guests.
@@ -110,7 +110,7 @@ impl DeferredClose {
 /// second one is its other end.
 fn in_flight(batch: &[DeferredFd]) -> io::Result<(UnixStream, UnixStream)> {
     let (sender, receiver) = UnixStream::pair()?;
-    let fds = batch.iter().map(|deferred| deferred.file.as_raw_fd());
+    let fds = batch.iter().map(|deferred| deferred.fd.as_raw_fd());
     let fds: Vec<RawFd> = fds.chain([receiver.as_raw_fd()]).collect();
     sender
         .send_with_fds(&[&[0][..]], &fds)
@@ -128,15 +128,15 @@ pub struct Closer {
 impl Closer {
     /// Gives up `fd` without closing it.
     pub fn defer_close(&self, fd: impl Into<OwnedFd>) {
-        self.push(Arc::new(fd.into().into()), false);
+        self.push(fd.into(), false);
     }
 
-    fn push(&self, file: Arc<File>, close_is_bounded: bool) {
+    fn push(&self, fd: OwnedFd, close_is_bounded: bool) {
         self.queue.is_touched.set(true);
         self.queue.fds.borrow_mut().push(DeferredFd {
             guest: self.guest,
             close_is_bounded,
-            file,
+            fd,
         });
     }
 
@@ -155,7 +155,8 @@ impl Closer {
 /// A front-end's file. Where it is dropped, its close is deferred.
 #[derive(Debug)]
 pub struct FrontendFile {
-    file: Arc<File>,
+    /// `None` only while it is dropped.
+    file: Option<Arc<File>>,
     kind: FileKind,
     closer: Closer,
 }
@@ -164,7 +165,7 @@ impl FrontendFile {
     /// A file of a kind that is known.
     pub fn new(file: impl Into<OwnedFd>, kind: FileKind, closer: &Closer) -> Self {
         Self {
-            file: Arc::new(file.into().into()),
+            file: Some(Arc::new(file.into().into())),
             kind,
             closer: closer.clone(),
         }
@@ -189,7 +190,9 @@ impl FrontendFile {
 
     /// The file, if it is memory. It must be given up before `self` is: the last to have it closes it.
     pub fn memory(&self) -> Option<Arc<File>> {
-        (self.kind == FileKind::Memory).then(|| Arc::clone(&self.file))
+        let file = self.file.as_ref();
+        let file = file.filter(|_| self.kind == FileKind::Memory);
+        file.map(Arc::clone)
     }
 
     /// Writes once, even if that is interrupted.
@@ -197,20 +200,23 @@ impl FrontendFile {
     /// # Errors
     /// The kernel's.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        (&*self.file).write(bytes)
+        let file = self.file.as_ref();
+        file.map_or(Ok(0), |file| (&**file).write(bytes))
     }
 }
 
 impl AsRawFd for FrontendFile {
     fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        self.file.as_ref().map_or(-1, |file| file.as_raw_fd())
     }
 }
 
 impl Drop for FrontendFile {
     fn drop(&mut self) {
         let close_is_bounded = self.kind == FileKind::Memory;
-        self.closer.push(Arc::clone(&self.file), close_is_bounded);
+        if let Some(file) = self.file.take().and_then(Arc::into_inner) {
+            self.closer.push(file.into(), close_is_bounded);
+        }
     }
 }
 
@@ -225,7 +231,7 @@ mod tests {
         let batch = [DeferredFd {
             guest: GuestNumber::default(),
             close_is_bounded: false,
-            file: Arc::new(OwnedFd::from(ours).into()),
+            fd: ours.into(),
         }];
         let (receiver, sender) = in_flight(&batch).unwrap();
         drop(batch);

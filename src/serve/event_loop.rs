@@ -84,7 +84,7 @@ impl EventLoop {
             .map_err(fatal)?;
         Ok(Self {
             timer,
-            turns: Turns::new(sessions.len(), shared.now),
+            turns: Turns::new(sessions.len()),
             timed: Vec::with_capacity(sessions.len()),
             connected: sessions.iter().filter(|s| s.is_connected()).count(),
             report: Report::new(shared.now),

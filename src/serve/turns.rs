@@ -11,19 +11,24 @@ use std::time::Instant;
 
 use crate::config::GuestNumber;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Due {
-    queued: bool,
+    /// It is in a queue.
+    queued: Option<Queued>,
     /// Messages may have come in.
     control: bool,
     /// Number of its last turn.
     last_turn: u64,
-    /// Number of the turn before which it was put into a queue.
-    queued_at: u64,
-    /// The time of that.
-    since: Instant,
     /// When it is to have a turn without an event.
     wake_at: Option<Instant>,
+}
+
+/// When a session was put into a queue.
+#[derive(Debug, Clone, Copy)]
+struct Queued {
+    /// Before the turn of this number.
+    before_turn: u64,
+    since: Instant,
 }
 
 /// A turn of a session.
@@ -54,20 +59,12 @@ pub struct Turns {
 
 impl Turns {
     /// Nobody's turn, with room for `sessions`.
-    pub fn new(sessions: usize, now: Instant) -> Self {
-        let due = Due {
-            queued: false,
-            control: false,
-            last_turn: 0,
-            queued_at: 0,
-            since: now,
-            wake_at: None,
-        };
+    pub fn new(sessions: usize) -> Self {
         Self {
             fresh: VecDeque::with_capacity(sessions),
             again: VecDeque::with_capacity(sessions),
             sleepers: VecDeque::with_capacity(sessions),
-            due: vec![due; sessions],
+            due: vec![Due::default(); sessions],
             count: 0,
         }
     }
@@ -142,20 +139,25 @@ impl Turns {
             return false;
         };
         due.control |= control;
-        if due.queued {
+        if due.queued.is_some() {
             return false;
         }
-        due.queued = true;
-        due.queued_at = self.count;
-        due.since = now;
+        due.queued = Some(Queued {
+            before_turn: self.count,
+            since: now,
+        });
         true
     }
 
     /// The next session to have a turn.
     pub fn take(&mut self) -> Option<Taken> {
         let due = |number: Option<&GuestNumber>| self.due.get(number?.index());
+        let passed = |fresh: &Due, again: &Due| {
+            let queued = again.queued;
+            queued.is_some_and(|queued| fresh.last_turn > queued.before_turn)
+        };
         let again_first = match (due(self.fresh.front()), due(self.again.front())) {
-            (Some(fresh), Some(again)) => fresh.last_turn > again.queued_at,
+            (Some(fresh), Some(again)) => passed(fresh, again),
             (Some(_), None) => false,
             (None, _) => true,
         };
@@ -166,12 +168,11 @@ impl Turns {
         }?;
         self.count = self.count.saturating_add(1);
         let due = self.due.get_mut(number.index())?;
-        due.queued = false;
         due.last_turn = self.count;
         Some(Taken {
             number,
             control: std::mem::take(&mut due.control),
-            since: due.since,
+            since: due.queued.take()?.since,
         })
     }
 }
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn turns_events_go_before_floods_but_each_only_once() {
         let now = Instant::now();
-        let mut turns = Turns::new(3, now);
+        let mut turns = Turns::new(3);
         turns.queue(guest(0), false, now);
         assert_eq!(take(&mut turns), Some((0, false)));
         turns.queue_again(guest(0), false, now);
@@ -210,7 +211,7 @@ mod tests {
     #[test]
     fn turns_a_session_is_queued_once_and_keeps_what_it_has_to_do() {
         let now = Instant::now();
-        let mut turns = Turns::new(1, now);
+        let mut turns = Turns::new(1);
         turns.queue(guest(0), false, now);
         turns.queue(guest(0), true, now);
         turns.queue_again(guest(0), false, now);
@@ -224,7 +225,7 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + std::time::Duration::from_millis(ms);
         for order in [[0, 1, 2], [2, 1, 0]] {
-            let mut turns = Turns::new(3, start);
+            let mut turns = Turns::new(3);
             // The first of them changes its mind.
             turns.sleep(guest(order[0]), at(50));
             for number in order {
