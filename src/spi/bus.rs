@@ -1,13 +1,13 @@
-//! A controller and its chip selects: who has the wire, who waits, and what is held.
+//! A controller and its chip selects: which guest has the bus, which ones wait, and the hold.
 //!
-//! A bus has one owner at a time. The owner has a transfer in progress, or *holds* the bus: its
-//! last request left chip select asserted, and the kernel would happily let a message to another
-//! device go out with two of them selected. So while a hold lasts nobody else gets the bus, and
-//! the owner's own next request either continues the assertion or releases it first.
+//! A bus has one owner at a time. The owner has a transfer in progress, or *holds* the bus: its last
+//! request left chip select asserted. The kernel does not prevent a message to another device of the
+//! controller meanwhile, which would select two of them. So while a hold lasts no other guest gets the
+//! bus, and the owner's next request either continues the assertion or releases it first.
 //!
 //! Invariant: chip select is asserted only while the bus is `Running` or `Held`; a line that could
 //! not be released is released before anything else happens on the bus. Must not: know rings.
-//! Called by `requestq`, and by `event_loop` for what time brings.
+//! Called by `requestq`, and by `event_loop` when a hold runs out.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -40,7 +40,7 @@ pub enum Access {
 enum State {
     /// Nobody.
     Free,
-    /// Nobody; the guest that waited longest is next, unless it does not use its turn.
+    /// Nobody; this guest, which waited longest, may begin in its next turn.
     Reserved(GuestNumber),
     /// A transfer in progress; chip select was asserted for it, or for the one that it
     /// continues, at this moment.
@@ -195,7 +195,7 @@ impl Bus {
         if let Some(device) = self.devices.get_mut(device)
             && device.line != Line::Released
         {
-            // If it fails, it is done before anything else on this bus.
+            // If it fails, `access_free` tries it again before the next transfer.
             let _ = device.release(now);
             device.start_inactive_delay(inactive_ns, *now);
         }
@@ -235,14 +235,14 @@ impl Bus {
         (!known).then_some(&device.name)
     }
 
-    /// The device and mode of the guest's hold that ran out, which its next request must not take for
-    /// one that goes on.
+    /// The device and mode of the guest's hold that ran out. The next request to them would have
+    /// continued it, and must hear that chip select was released.
     fn take_cut(&mut self, guest: GuestNumber) -> Option<(usize, u32)> {
         self.cuts.get_mut(guest.index())?.take()
     }
 
-    /// The guest goes on elsewhere: releases what it holds here; `false` if its hold delay is not
-    /// over and `deadline` will do it.
+    /// The guest's next request is for another bus: ends its hold here. `false` if the hold delay is not
+    /// over; the hold then ends at [`Bus::deadline`].
     pub fn release_for(&mut self, guest: GuestNumber, now: &mut Instant) -> bool {
         self.take_cut(guest);
         !self.is_held_by(guest) || self.end_hold(now)
@@ -252,7 +252,7 @@ impl Bus {
         matches!(&self.state, State::Held(hold) if hold.claim.guest == guest)
     }
 
-    /// Ends the hold; `false` if its hold delay is not over and `deadline` will do it.
+    /// Ends the hold; `false` if its hold delay is not over: it then ends at [`Bus::deadline`].
     fn end_hold(&mut self, now: &mut Instant) -> bool {
         if let State::Held(hold) = &mut self.state
             && hold.releasable_at > *now
@@ -296,7 +296,7 @@ impl Bus {
         }
     }
 
-    /// When the bus needs the loop again though nothing happens: a hold runs out.
+    /// When a hold runs out: [`Bus::expire`] is to be called then.
     pub fn deadline(&self) -> Option<Instant> {
         let State::Held(hold) = &self.state else {
             return None;
@@ -304,8 +304,9 @@ impl Bus {
         Some(hold.ends_at(!self.waiters.is_empty()))
     }
 
-    /// Ends a hold that has run out. It goes on where `has_request` says that its guest, which is
-    /// returned, has queued a request by now, unless others have waited too long.
+    /// Ends a hold that has run out. If `has_request` says that its guest has queued a request by now,
+    /// the hold stays and the guest is returned, which is to have a turn; unless others have waited too
+    /// long.
     pub fn expire(
         &mut self,
         now: &mut Instant,

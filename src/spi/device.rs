@@ -1,7 +1,11 @@
-//! One chip select of the host: a spidev or the built-in loopback, with what it may be asked.
+//! One chip select of the host: a spidev or the built-in loopback, and the limits of its requests.
 //!
-//! Made at start from the command line and from what the device reports; afterwards only the mode
-//! it is in and the moment of its next use change. Must not: know of guests or rings.
+//! A device is made at the start from the command line and from what was found out about it. Later
+//! only its state changes: the mode it is in and whose that is, the chip select line, the end of an
+//! inactive delay, and whether it failed.
+//!
+//! Invariant: `line` is `Released` only if the last message or a mode that was set released it.
+//! Must not: know rings, or which guest may use the bus. Called by `bus` and `transfer`.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -25,9 +29,9 @@ const MAX_CS_SETUP_NS: u32 = 20_000_000;
 /// Longest delay between words: all that `word_delay_usecs` (8 bits of microseconds) can hold.
 const MAX_WORD_DELAY_NS: u32 = 255_000;
 /// Largest `ARCH_DMA_MINALIGN` of any architecture (arm64), which spidev charges for each length.
-/// Charging the largest everywhere costs a much-cut request an ioctl more at worst.
+/// To charge the largest everywhere costs at worst one ioctl more, for a request in many pieces.
 const DMA_MINALIGN: u32 = 128;
-/// What is charged where `bufsiz` is smaller than that: x86_64's own.
+/// The same where `bufsiz` is smaller than that: x86_64's own.
 const SMALL_MINALIGN: u32 = 8;
 
 /// The mode bits of a request (VIRTIO 1.4, "SPI Controller Device / Device Operation") and those of
@@ -100,8 +104,8 @@ impl Device {
     /// Opens what `config` names, where `others` were opened before.
     ///
     /// # Errors
-    /// A spidev that cannot be opened, is not there for us, is one of the others, or has no known
-    /// or no useful limit of speed.
+    /// A spidev that cannot be opened, is locked by another process, is one of the others, or has no
+    /// known or no useful limit of speed.
     pub fn open(
         config: &DeviceConfig,
         transfers: &TransferConfig,
@@ -144,7 +148,8 @@ impl Device {
         }
     }
 
-    /// What spidev rounds each length up to, in bytes.
+    /// spidev counts the length of each transfer rounded up to this many bytes
+    /// (`spidev_message()` in Linux `drivers/spi/spidev.c`).
     pub fn align(&self) -> u32 {
         if self.bufsiz >= DMA_MINALIGN {
             DMA_MINALIGN
@@ -203,8 +208,8 @@ impl Device {
         }
     }
 
-    /// Puts the device back into its idle mode, if that is pending. A failure is left to the next
-    /// transfer to meet.
+    /// Puts the device back into its idle mode, if that is pending. A failure is not reported: the next
+    /// transfer sets its own mode, and fails.
     pub fn restore_idle_mode(&mut self) {
         if self.mode_of == ModeOf::RestorePending {
             self.mode_of = ModeOf::Nobody;
@@ -212,8 +217,8 @@ impl Device {
         }
     }
 
-    /// Notes whether a transfer failed since the device is gone or suspended. Returns whether this
-    /// is the news of last time.
+    /// Notes whether a transfer failed because the device is gone or suspended. Returns whether that was
+    /// known before.
     pub fn set_down(&mut self, down: bool) -> bool {
         std::mem::replace(&mut self.down, down) && down
     }
@@ -299,8 +304,9 @@ fn lanes(bits: u32, dual: u32, quad: u32, octal: u32) -> Lanes {
     }
 }
 
-/// The polarity of chip select is the host's, unless the administrator gave it to the guests:
-/// on a shared bus a guest that turned it would select its device against everyone else.
+/// The mode bits that requests do not choose. The polarity of chip select is one of them, unless the
+/// administrator gave it to the guests: on a shared bus a guest that inverted it would select its
+/// device during the transfers of all others.
 fn fixed_mode(config: &DeviceConfig, found: &Capabilities) -> u32 {
     let mut chosen = SPI_CPHA | SPI_CPOL | SPI_LSB_FIRST | SPI_LOOP;
     if config.cs_high == Some(true) {

@@ -55,7 +55,7 @@ pub struct Hold {
     pub expires_at: Instant,
     /// Nanoseconds of the inactive delay that follows the release.
     pub inactive_ns: u32,
-    /// Nothing continues it any more: it is released when the hold delay is over.
+    /// No request may continue it any more: it is released when the hold delay is over.
     pub ending: bool,
 }
 
@@ -74,7 +74,7 @@ impl Hold {
         }
     }
 
-    /// Whether a request with this claim goes on in the same assertion.
+    /// Whether a request with this claim continues the assertion.
     pub fn is_continued_by(&self, claim: &Claim) -> bool {
         self.claim.guest == claim.guest
             && self.claim.device == claim.device

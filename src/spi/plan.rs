@@ -180,7 +180,8 @@ fn left(segments: &[Segment], position: Position) -> Option<u32> {
     }
 }
 
-/// Where `len` bytes of one direction lie, which is not done: cut if they go beyond what is contiguous.
+/// Where `len` bytes of one direction lie that has bytes left, or is absent: cut if they go beyond the
+/// contiguous ones.
 fn place(segments: &[Segment], position: Position, len: u32) -> Place {
     match position.here(segments) {
         None => Place::Absent,

@@ -82,7 +82,7 @@ fn accepts(device: &mut Spidev, bits: u32) -> io::Result<bool> {
     accepted(device.set_mode(device.found_mode() | bits))
 }
 
-/// What cannot be done is invalid; any other error says nothing of that.
+/// Whether the kernel accepted a try. It refuses with `EINVAL`; any other error does not answer that.
 fn accepted(tried: io::Result<()>) -> io::Result<bool> {
     match tried {
         Ok(()) => Ok(true),

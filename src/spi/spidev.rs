@@ -99,13 +99,7 @@ impl Spidev {
             let why = format!("is the same device as '{other}'");
             return Err(Fatal::new(ExitCode::Usage, format!("{name}: {why}")));
         }
-        file.try_lock().map_err(|e| match e {
-            TryLockError::WouldBlock => {
-                let why = "another process has it locked";
-                Fatal::new(ExitCode::Unavailable, format!("{name}: {why}"))
-            }
-            TryLockError::Error(e) => Fatal::os(ExitCode::OsError, &name, &e),
-        })?;
+        lock(&file, &name)?;
         let found = setting(file.as_raw_fd(), RD_MODE32, [0; 4]);
         let found_mode = found.map_err(|e| match e.raw_os_error() {
             Some(libc::ENOTTY) => {
@@ -122,7 +116,7 @@ impl Spidev {
         })
     }
 
-    /// The device's fd, for the seccomp filter and the way out.
+    /// The device's fd, for the seccomp filter and the emergency clean-up.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
@@ -184,8 +178,8 @@ impl Spidev {
         let count = u32::try_from(transfers.len()).map_err(|_| TransferError::Memory)?;
         let request = MESSAGE_0 | (count.saturating_mul(TRANSFER_LEN) << 16);
         // SAFETY: the request number's size field covers `count` initialised transfers at
-        // `transfers`. Their buffers are 0, words in `scratch`, or guest memory that `message`
-        // borrows, each at least `len` long; the kernel copies from and to them and keeps none.
+        // `transfers`. Their buffers are 0, words in the scratch, or guest memory, both of which
+        // `message` borrows, each at least `len` long; the kernel copies from and to them and keeps none.
         let result = unsafe { libc::ioctl(self.fd(), request_number(request), transfers.as_ptr()) };
         match u32::try_from(result) {
             Ok(len) if len == message.total() => Ok(()),
@@ -193,6 +187,17 @@ impl Spidev {
             Err(_) => Err(TransferError::Ioctl(io::Error::last_os_error())),
         }
     }
+}
+
+/// Locks the device (`flock`), which tells other daemons, but nobody else, that it is in use.
+fn lock(file: &File, name: &str) -> Result<(), Fatal> {
+    file.try_lock().map_err(|e| match e {
+        TryLockError::WouldBlock => {
+            let why = "another process has it locked";
+            Fatal::new(ExitCode::Unavailable, format!("{name}: {why}"))
+        }
+        TryLockError::Error(e) => Fatal::os(ExitCode::OsError, name, &e),
+    })
 }
 
 /// Which device of the host a file is, whatever path led to it: its device number, or in the absence
@@ -239,7 +244,7 @@ pub fn write_mode(fd: RawFd, mode: u32) -> io::Result<()> {
     setting(fd, Setting(WR_MODE32), mode.to_ne_bytes()).map(drop)
 }
 
-/// Reads a setting, or writes it: `value` is what it is then.
+/// Reads or writes a setting; its value afterwards.
 fn setting<const LEN: usize>(
     fd: RawFd,
     request: Setting<LEN>,

@@ -1,8 +1,14 @@
 //! One request in progress, one message at a time.
 //!
-//! A transfer lives across turns of the loop: between two messages, chip select stays asserted and
-//! other things are attended to. What is kept meanwhile is guest addresses and lengths; each step
-//! translates them anew, so that memory which went away is an error and not a stray pointer.
+//! A transfer lives across turns of the loop: between two messages chip select stays asserted, and the
+//! loop serves other guests and handles messages of any front-end. Meanwhile a transfer keeps guest
+//! addresses and lengths, and no pointer. Each step translates the addresses anew, so that memory that
+//! was unmapped is an error and not a stray pointer.
+//!
+//! Invariant: a step either makes progress, or waits for a moment, or ends the transfer. After an error
+//! `Device::line` says whether chip select may be asserted.
+//!
+//! Must not: know rings, or who waits for the bus. Called by `bus`, which releases chip select.
 
 use std::time::{Duration, Instant};
 
@@ -42,18 +48,18 @@ pub enum Step {
     },
 }
 
-/// What bounds the next message.
+/// The bytes that are left, and the bounds of the message that takes the next of them.
 struct NextMessage<'s> {
     work: Work<'s>,
     budget: Budget,
-    /// A setup delay is in front of it.
+    /// A setup delay is in front of it, and takes one of its transfers.
     sets_up: bool,
 }
 
 /// A request that was accepted, and how far it has got.
 #[derive(Debug)]
 pub struct Transfer {
-    /// What it wants of the bus.
+    /// The device, its mode, and the guest's terms for holding chip select.
     pub claim: Claim,
     /// The request's head.
     pub head: TransferHead,
@@ -62,6 +68,7 @@ pub struct Transfer {
     word_len: u32,
     keep: Keep,
     progress: Progress,
+    /// The loopback's message on the wire ends at this moment.
     busy_until: Option<Instant>,
 }
 
@@ -91,12 +98,13 @@ impl Transfer {
         self.keep = Keep::Never;
     }
 
-    /// All of it on the wire: bytes in one direction, and nanoseconds with its delays.
+    /// The whole transfer on the wire: bytes in one direction, and nanoseconds with its delays.
     pub fn whole(&self) -> (u64, u64) {
         (self.len, self.timing.total_ns)
     }
 
-    /// How long it will still take on the wire.
+    /// How long it will still take on the wire: `requestq` decides by this whether a message of the
+    /// front-end waits for its end.
     pub fn remaining(&self, now: Instant) -> Duration {
         let left = self.len.saturating_sub(self.progress.done);
         let wire = self.timing.wire_ns(left, self.word_len.into());
@@ -110,7 +118,8 @@ impl Transfer {
         self.timing.words_budget_ns.min(self.timing.total_ns)
     }
 
-    /// Whether one message holds all of it.
+    /// Whether one message holds all of it. Only then is chip select not held between two ioctls, in
+    /// which a device of the controller that is not this daemon's could be selected beside it.
     pub fn fits_one_message(&self, device: &Device, store: &Store) -> bool {
         let mut progress = Progress::default();
         let NextMessage { work, budget, .. } = self.next_message(device, store);
@@ -135,13 +144,12 @@ impl Transfer {
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
         if let Some(until) = self.busy_until {
-            if until > *now {
-                return Ok(Step::Until(until));
-            }
-            self.busy_until = None;
+            self.busy_until = Some(until).filter(|until| until > now);
             return Ok(self.after_message(device, follows));
         }
         let mode = self.claim.mode;
+        // Setting the mode calls spi_setup(), which releases chip select. So this fails before the line
+        // is touched, and within one assertion the mode is the same: `Hold::is_continued_by`.
         device.use_mode(mode).map_err(TransferError::Ioctl)?;
         let before = device.line;
         let next = self.next_message(device, store);
@@ -160,12 +168,13 @@ impl Transfer {
             // before the line is touched (`spidev_sync()`, `__spi_sync()`).
             device.line = Line::Untouched;
         }
-        sent?;
-        let busy = self.busy_until.map(Step::Until);
-        Ok(busy.unwrap_or_else(|| self.after_message(device, follows)))
+        sent.map(|()| self.after_message(device, follows))
     }
 
     fn after_message(&self, device: &mut Device, follows: bool) -> Step {
+        if let Some(until) = self.busy_until {
+            return Step::Until(until);
+        }
         if self.progress.done < self.len {
             return Step::More;
         }

@@ -398,9 +398,9 @@ fn mode_func_supported(mode_mask: u32) -> u32 {
         (LSB_FIRST, 1 << 5),
         (LOOP, 1 << 6),
     ];
-    let always = 1 << 0 | 1 << 2;
     let supported = functions.iter().filter(|(mode, _)| mode_mask & mode != 0);
-    supported.fold(always, |all, (_, function)| all | function)
+    // Both bits for 0 are always set: mode 0 is every device's.
+    supported.fold(1 << 0 | 1 << 2, |all, (_, function)| all | function)
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
-//! The vhost-user requests: what each does to one guest's memory and vring.
+//! The effect of each vhost-user message on one guest's memory and vring.
 //!
-//! The `vhost` crate decodes messages and calls one method each, but for those that bring fds
-//! (`with_fds`); every method checks the index, then the state, then acts. A refusal is answered
-//! where REPLY_ACK was asked, and ends the connection. What a message means for a transfer in
-//! progress was settled before (`session`).
+//! The `vhost` crate decodes a message and calls the method of its request; messages that may bring
+//! fds are decoded in `with_fds`, which calls `Backend::change` and its like. Every method checks the
+//! index, then the values, then acts. An error ends the connection, after an acknowledgement if the
+//! message asked for one.
 //!
-//! Must not: touch the connection or a device.
+//! Invariant: after each message the vring runs if and only if it is started, enabled and in memory.
+//! `session` has paused or ended the transfer in progress before a message that affects it comes here.
+//!
+//! Must not: touch the connection or a device. Called by `handler`.
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::fs::File;
@@ -30,18 +33,20 @@ use crate::virtqueue::vring::{
 
 const F_VERSION_1: u64 = 1 << 32;
 const F_IN_ORDER: u64 = 1 << 35;
-/// What is offered. The device itself has no feature bits.
+/// The feature bits that are offered. The SPI controller has none of its own. RING_PACKED and
+/// ACCESS_PLATFORM are missing: the ring is a split one, and its addresses need no IOMMU.
 const FEATURES: u64 =
     F_INDIRECT_DESC | F_EVENT_IDX | F_PROTOCOL_FEATURES | F_VERSION_1 | F_IN_ORDER;
 
-/// What is offered of the protocol. The `vhost` crate has no STATUS, INBAND or IOTLB.
+/// The protocol features that are offered. The `vhost` crate has no STATUS, in-band notifications or
+/// IOTLB; LOG_SHMFD and INFLIGHT_SHMFD are for migration and for reconnection, which are not offered.
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
-/// What a session and its message handlers share.
+/// What the messages change, and the requests use between two messages.
 #[derive(Debug)]
 pub struct Guest {
     /// The guest's memory.
@@ -57,7 +62,8 @@ pub struct Backend {
     config: Config,
     pub(super) poller: Poller,
     guest: RefCell<Guest>,
-    /// The protocol features that the front-end acknowledged.
+    /// The protocol features that the front-end acknowledged. The `vhost` crate keeps its own copy,
+    /// which cannot be read, for the messages that it decodes.
     acked: Cell<u64>,
 }
 
@@ -78,7 +84,8 @@ impl Backend {
         }
     }
 
-    /// The guest, for as long as no message is handled.
+    /// The guest. No message is handled while this is held: the crate calls a method only from
+    /// [`Handler::handle`](super::handler::Handler::handle).
     pub fn guest(&self) -> RefMut<'_, Guest> {
         self.guest.borrow_mut()
     }
@@ -88,15 +95,19 @@ impl Backend {
         self.acked.get() & feature.bits() != 0
     }
 
-    /// Gives up all that the front-end brought.
+    /// Gives up all that the front-end brought: eventfds and memory, whose files are then deferred.
     pub fn clear(&self) {
         let mut guest = self.guest.borrow_mut();
         guest.vring.reset();
         guest.memory.clear();
     }
 
-    /// Changes the guest, then lets its ring run or not according to its new state. A ring that
-    /// should run and cannot is broken, and the message that shows it is refused.
+    /// Changes the guest, then lets its ring run or not according to its new state. Nearly every message
+    /// can be the one after which all that a ring needs is there, and front-ends differ in their order.
+    ///
+    /// # Errors
+    /// `change` failed; or the ring should run and is not in memory: it is then broken, which its err
+    /// eventfd reports, and the message is refused.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
         let mut guest = self.guest.borrow_mut();
         let result = change(&mut guest)?;
@@ -111,7 +122,10 @@ impl Backend {
     }
 
     /// Adds or removes one of several regions. Unlike in [`Backend::change`], a ring that is outside of
-    /// memory then waits for the next region.
+    /// memory then waits for the next region: QEMU removes and adds regions one after the other.
+    ///
+    /// # Errors
+    /// `change` failed.
     pub(super) fn change_memory(
         &self,
         change: impl FnOnce(&mut Memory) -> std::result::Result<(), MemoryError>,
@@ -122,7 +136,10 @@ impl Backend {
         Ok(())
     }
 
-    /// As [`Backend::change`], for a message about ring `index`: there is one.
+    /// As [`Backend::change`], for a message about ring `index`.
+    ///
+    /// # Errors
+    /// There is no such ring; or as [`Backend::change`].
     pub(super) fn change_ring<T>(
         &self,
         index: u32,
@@ -135,7 +152,7 @@ impl Backend {
     }
 }
 
-/// Why a message is refused, for the log.
+/// The error of a message that is refused, with the reason for the log.
 pub(super) fn refused(error: impl std::fmt::Display) -> Error {
     Error::ReqHandlerError(io::Error::other(error.to_string()))
 }
@@ -146,7 +163,7 @@ fn accepted(accepted: bool) -> Result<()> {
 
 const NOT_OFFERED: Error = Error::InvalidOperation("not offered");
 
-/// Methods of messages that never come.
+/// Methods that the trait requires and nothing calls.
 macro_rules! refuse {
     ($(fn $name:ident($($argument:ty),*) -> $result:ty;)*) => {$(
         fn $name(&self, $(_: $argument),*) -> Result<$result> {
@@ -156,15 +173,17 @@ macro_rules! refuse {
 }
 
 impl VhostUserBackendReqHandler for Backend {
+    /// The begin of a session, which the connection is already.
     fn set_owner(&self) -> Result<()> {
         Ok(())
     }
 
-    /// A message of old, for which vhost-user leaves two things: to ignore it, or to disable the ring.
+    /// Deprecated: the specification recommends ignoring it or disabling all rings.
     fn reset_owner(&self) -> Result<()> {
         self.set_vring_enable(0, false)
     }
 
+    /// Disables the ring and resets all state of the device; the memory stays.
     fn reset_device(&self) -> Result<()> {
         self.change(|guest| {
             guest.vring.reset();
@@ -176,6 +195,8 @@ impl VhostUserBackendReqHandler for Backend {
         Ok(FEATURES)
     }
 
+    /// VIRTIO 1.4, "Feature Bits": a driver must not accept a bit that was not offered. The message may
+    /// come again at any time, also while the ring runs.
     fn set_features(&self, features: u64) -> Result<()> {
         if features & !FEATURES != 0 {
             return Err(Error::InvalidParam);
@@ -190,6 +211,7 @@ impl VhostUserBackendReqHandler for Backend {
         u64::try_from(MAX_REGIONS).map_err(refused)
     }
 
+    /// The SPI controller has one queue, `requestq` (VIRTIO 1.4, "SPI Controller Device / Virtqueues").
     fn get_queue_num(&self) -> Result<u64> {
         Ok(1)
     }
@@ -207,6 +229,7 @@ impl VhostUserBackendReqHandler for Backend {
         available: u64,
         _log: u64,
     ) -> Result<()> {
+        // The one flag asks for a log of the used ring's writes, for migration.
         if !flags.is_empty() {
             return Err(NOT_OFFERED);
         }
@@ -220,10 +243,12 @@ impl VhostUserBackendReqHandler for Backend {
         })
     }
 
+    /// For a split ring the base is the next available index alone; the used index is in the ring.
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
         self.change_ring(index, |guest| accepted(guest.vring.set_base(base)))
     }
 
+    /// Stops the ring (vhost-user, "Ring states"): the base is where a later start continues.
     fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
         self.change_ring(index, |guest| {
             let base = guest.vring.stop();
@@ -247,6 +272,7 @@ impl VhostUserBackendReqHandler for Backend {
         accepted(features & !PROTOCOL_FEATURES.bits() == 0)
     }
 
+    /// Bytes after the config space are 0: a front-end may ask for a longer one than VIRTIO 1.4 has.
     fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let offset = usize::try_from(offset).map_err(refused)?;
         let size = usize::try_from(size).map_err(refused)?;
@@ -259,14 +285,14 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     refuse! {
-        // Those that bring fds do not come this way (`with_fds`).
+        // `with_fds` decodes these.
         fn set_mem_table(&[VhostUserMemoryRegion], Vec<File>, Option<bool>) -> Option<Vec<u64>>;
         fn add_mem_region(&VhostUserSingleMemoryRegion, File, Option<bool>) -> Option<u64>;
         fn remove_mem_region(&VhostUserSingleMemoryRegion) -> ();
         fn set_vring_kick(u8, Option<File>) -> ();
         fn set_vring_call(u8, Option<File>) -> ();
         fn set_vring_err(u8, Option<File>) -> ();
-        // Nor do these come at all: `message` does not let them through.
+        // `message` does not let these through.
         fn set_gpu_socket(GpuBackend) -> ();
         fn get_shared_object(VhostUserSharedMsg) -> File;
         fn get_inflight_fd(&VhostUserInflight) -> (VhostUserInflight, File);

@@ -1,16 +1,16 @@
 //! Gives whole messages to their handlers, and keeps the reply until the front-end takes it.
 //!
-//! The `vhost` crate decodes and answers every message that cannot bring fds. It reads in a loop
-//! that does not wait, but tries again, and so do its writes. So it never has the front-end's
-//! socket, but one end of a private pair: a whole message is put into the other end, which its loop
-//! finds complete, and the reply is taken out, for which the pair always has room.
+//! The `vhost` crate decodes and answers every message that cannot bring fds. It reads and writes in
+//! loops that try again without waiting, which a front-end could keep busy for ever. So it never has
+//! the front-end's socket, but one end of a private socketpair: a whole message is put into the other
+//! end, where its loop finds it complete, and the reply is taken out, for which the pair has room.
 //!
-//! Messages that bring fds are decoded in [`with_fds`](super::with_fds), since handing fds on would
-//! make them files in flight: the kernel limits these for each user, so that whoever runs as the
+//! Messages that may bring fds are decoded in [`with_fds`](super::with_fds). Sent through the pair,
+//! their fds would be files in flight, which the kernel limits for each user: another process of the
 //! daemon's user could keep every guest from sharing memory. So the crate never has an fd that it
 //! could close.
 //!
-//! Must not: know the front-end's socket but to send on it.
+//! Must not: receive from the front-end's socket. Called by `connection`.
 
 use std::io;
 use std::ops::Range;
@@ -74,8 +74,8 @@ impl Handler {
         } else {
             self.hand_over(message.bytes)
         };
-        // A refusal is answered even before REPLY_ACK is negotiated: a front-end that sets the flag
-        // waits for something.
+        // A refusal is answered even if REPLY_ACK was not negotiated: a front-end that sets the flag
+        // waits for an answer.
         if handled.is_err() || self.backend.has_acked(VhostUserProtocolFeatures::REPLY_ACK) {
             self.acknowledge(header, handled.is_ok());
         }
@@ -87,7 +87,7 @@ impl Handler {
         let pair = self.our_end.as_raw_fd();
         let len = socket::send(pair, message).map_err(SessionError::Host)?;
         if len < message.len() {
-            // Its loop would wait for the rest.
+            // The crate's loop would try for ever to read the missing bytes.
             return Err(SessionError::Host(io::ErrorKind::WriteZero.into()));
         }
         let handled = self.crate_end.handle_request();

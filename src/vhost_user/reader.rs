@@ -1,16 +1,16 @@
 //! The one reader of a front-end's messages: receives bytes and fds once, and says when a message is
 //! whole.
 //!
-//! Nothing here waits. What has come of a message stays in storage of a fixed size, made once for
-//! each connection, until the rest has come. There is room for all fds that a receipt can bring, so
+//! Nothing here waits. A part of a message stays in storage of a fixed size, made once for each
+//! connection, until the other parts arrive. There is room for all fds that a receipt can bring, so
 //! that the kernel never closes one: that could be a last close, which may wait for ever. Each fd is
-//! classified as it comes, and from then on it is a [`FrontendFile`], whose close is deferred. One
-//! whose every close may wait is left open, and ends the connection.
+//! classified when it arrives; from then on it is a [`FrontendFile`], whose close is deferred. A file
+//! of which every close may wait is left open, and ends the connection.
 //!
-//! Never more is received than the message that is being received, so that its fds are told from
-//! those of the next: the kernel hands out fds with the first byte of the piece that they came with.
+//! A receipt never asks for bytes after the end of the message, so that its fds are told from those of
+//! the next: the kernel hands out fds with the first byte of the piece that they were sent with.
 //!
-//! Must not: know what a message does.
+//! Must not: know the effect of a message. Called by `connection`.
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -24,7 +24,7 @@ use crate::vhost_user::message::{HEADER_LEN, Header, Kind, MAX_FDS, MAX_LEN, Req
 /// Room for the fds of a message, and of the receipt that brings too many.
 const ROOM: usize = MAX_FDS + socket::MAX_FDS;
 
-/// A whole message, as far as it is the same for all requests.
+/// A whole message, its body not decoded.
 #[derive(Debug)]
 pub struct Message<'a> {
     /// What it asks.
@@ -86,15 +86,15 @@ impl Reader {
             if self.len == whole_len {
                 return Ok(true);
             }
-            // A part that ends before the message does: what comes after it is the next one's.
+            // No byte after the end of this message: it would belong to the next one.
             let room = self.bytes.get_mut(self.len..whole_len);
             let received = socket::receive(stream, room.unwrap_or_default(), &mut self.fds);
             if let Ok(Received::Bytes(len)) = received {
                 self.len = self.len.saturating_add(len);
             }
-            // Whatever else is wrong: each of them is an fd of the process now.
+            // Also after an error: each of the fds belongs to the process now.
             self.classify(mounts)?;
-            match received.map_err(lack)? {
+            match received.map_err(receipt_error)? {
                 Received::Nothing => return Ok(false),
                 Received::End => {
                     self.is_drained = true;
@@ -153,7 +153,7 @@ impl Reader {
         })
     }
 
-    /// The message was handled. What it brought and nobody took is given up.
+    /// Makes room for the next message. Files that the handler did not take are given up.
     pub fn finish(&mut self) {
         self.len = 0;
         self.files.clear();
@@ -165,7 +165,7 @@ impl Reader {
     }
 }
 
-fn lack(error: io::Error) -> SessionError {
+fn receipt_error(error: io::Error) -> SessionError {
     if error.kind() == io::ErrorKind::StorageFull {
         SessionError::Fds("are more than the process may have")
     } else {

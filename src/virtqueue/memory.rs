@@ -6,7 +6,12 @@
 //! table: no reference or slice over guest memory exists, and no pointer outlives a step. The table
 //! is a [`GuestMemoryBackend`], so that `virtio-queue` works on it.
 //!
-//! Should: refuse whatever could later fault, stall or alias. Must not: know of rings or SPI.
+//! Invariant: a region is whole pages of a file that lives in memory, within that file when it was
+//! mapped, and overlaps no other region, in guest or in user addresses. The file may shrink later:
+//! `sigbus` is told about every mapping.
+//!
+//! Must not: know rings or SPI. Called by `backend` for each message about memory, and by `chain`,
+//! `vring`, `request` and `message` (of `spi`) for each access.
 
 use std::fs::File;
 use std::io;
@@ -70,10 +75,10 @@ pub enum MemoryError {
 const SHAPE: &str = "region is empty, wraps or is not page aligned";
 /// It overlaps another one, in guest or in user addresses.
 const OVERLAP: &str = "regions overlap";
-/// vhost-user lets a table have more, but not with so many fds in one message.
+/// GET_MAX_MEM_SLOTS offers as many.
 const TOO_MANY: &str = "more than 32 regions of memory";
 const BEYOND_FILE: &str = "region ends behind its file";
-/// A file on a disk could keep an access waiting; one of a FUSE server for ever.
+/// An access to a file on a disk could wait for the disk; to one of a FUSE server, for ever.
 const NOT_MEMORY: &str =
     "guest memory must be a memfd or a file on tmpfs or hugetlbfs, and a region's file is not";
 const UNKNOWN: &str = "no such region";
@@ -247,7 +252,7 @@ impl Memory {
         })
     }
 
-    /// Whether a region's file was truncated under us: what is in it is lost.
+    /// Whether a region's file was truncated while it was mapped: its content is lost.
     pub fn is_truncated(&self) -> bool {
         self.regions.iter().any(|region| region.watch.is_hit())
     }
@@ -294,7 +299,7 @@ impl Memory {
     }
 }
 
-/// Checks that `file`, which is memory, has pages of which the region is made, and is long enough.
+/// Checks that the region is whole pages of `file`, which lives in memory, and ends within it.
 /// Returns the length of its pages, if they are huge ones.
 fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, MemoryError> {
     // A part of a huge page could be mapped, but neither unmapped nor, after SIGBUS, replaced.

@@ -1,7 +1,7 @@
 //! A guest memory file that is truncated ends that guest's session, not the process.
 //!
-//! The file behind a mapping is the front-end's: it can shrink it at any moment, and the next
-//! access of ours beyond its end raises SIGBUS. The handler then puts anonymous memory in place of
+//! The file of a mapping is the front-end's, which can shrink it at any moment: our next access beyond
+//! its end raises SIGBUS. The handler then puts anonymous memory in place of
 //! the piece that was touched, so that the access goes on harmlessly, and marks the region; the loop
 //! ends the session to which it belongs. Any other SIGBUS is a fault of our own and ends the process.
 //!
@@ -49,7 +49,7 @@ static HIT: AtomicBool = AtomicBool::new(false);
 pub struct Watch(&'static Slot);
 
 impl Watch {
-    /// Has the handler know the mapping of `len` bytes at `start`, with pages of `page_len` if they
+    /// Tells the handler about the mapping of `len` bytes at `start`, with pages of `page_len` if they
     /// are huge; `None` if its table is full.
     pub fn new(start: *mut u8, len: usize, page_len: Option<usize>) -> Option<Self> {
         let mut slots = TABLE.iter();
@@ -125,8 +125,8 @@ fn replace(start: usize, end: usize, address: usize, piece_len: usize) -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let at = ptr::with_exposed_provenance_mut(first);
-    // SAFETY: the range is in a mapping of guest memory that a `Watch` vouches for, which nothing
-    // holds references to.
+    // SAFETY: the range is in a mapping of guest memory that has a `Watch`, and no reference to
+    // guest memory exists.
     let result = unsafe { libc::mmap(at, len, protection, flags, -1, 0) };
     result != libc::MAP_FAILED
 }
