@@ -6,7 +6,7 @@
 //! | [`leave_inherited`] | fds that were inherited and not handed in |
 //! | `no_new_privs` | rights that a program executed could gain |
 //! | `drop_capabilities` | every capability, even where the daemon runs as root |
-//! | `hide` | core dumps, debuggers and `/proc/PID` of other processes of this user |
+//! | `PR_SET_DUMPABLE` | core dumps, debuggers and `/proc/PID` of other processes of this user |
 //! | `limit` | core dumps, other processes |
 //! | [`landlock`] | the file system, but for removing our sockets; TCP; signals to others |
 //! | [`seccomp`] | every system call that its table does not list |

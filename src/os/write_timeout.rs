@@ -27,6 +27,9 @@ const TICK_MS: u32 = 100;
 /// Milliseconds between ticks after that.
 const HASTY_MS: u32 = 10;
 
+// The signal handler uses the last two. All three are used by [`arm`], which the panic hook's line
+// needs as well.
+
 static INTERVAL_MS: AtomicU32 = AtomicU32::new(TICK_MS);
 static ARMED: AtomicBool = AtomicBool::new(false);
 /// `IDLE`, `WRITTEN` or `WRITING`: from this the next tick decides whether ticks go on.
