@@ -5,7 +5,11 @@
 //! front-end may unmap the memory.
 //!
 //! Invariant: each pointer is 0, or is valid for its transfer's `len` bytes while the message lives.
-//! Must not: read or write a buffer. Called by `transfer`, which gives the message to `spidev`.
+//!
+//! Must not: copy payload. The exception is a word that is cut by a segment boundary, which spidev
+//! cannot take in two pieces: its 2 or 4 bytes are copied to storage of the message before they are
+//! sent, and from there after they were received. Called by `transfer`, which gives the message to
+//! `spidev`.
 
 use crate::error::TransferError;
 use crate::spi::plan::{MAX_PIECES, Piece, Place, Position, Segment, Work};
@@ -202,13 +206,13 @@ fn each_part(
     word: &mut [u8; 4],
     mut each: impl FnMut(u64, &mut [u8]) -> Option<()>,
 ) -> Result<(), TransferError> {
-    let mut rest = word.as_mut_slice();
+    let mut tail = word.as_mut_slice();
     let mut all = Some(());
     position.walk(segments, len, |address, run| {
-        let at = usize::try_from(run).unwrap_or(usize::MAX).min(rest.len());
-        let (part, left) = std::mem::take(&mut rest).split_at_mut(at);
+        let at = usize::try_from(run).unwrap_or(usize::MAX).min(tail.len());
+        let (part, left) = std::mem::take(&mut tail).split_at_mut(at);
         all = all.and_then(|()| each(address, part));
-        rest = left;
+        tail = left;
     });
     all.ok_or(TransferError::Memory)
 }

@@ -1,15 +1,17 @@
-//! The vhost-user messages that bring fds: decoded, checked, and carried out.
+//! The vhost-user messages with which fds may come: decoded, checked, and carried out.
 //!
 //! | message | body | fds |
 //! |---|---|---|
 //! | SET_MEM_TABLE | u32 count, u32 padding, and of each region four u64 | one for each region |
 //! | ADD_MEM_REG | u64 padding, four u64 | one |
+//! | REM_MEM_REG | the same | one, which is not used, or none |
 //! | SET_VRING_KICK, _CALL, _ERR | u64: index in bits 0 to 7, "no fd" in bit 8 | one or none |
 //!
-//! The four of a region: first guest address, length, first user address, offset in its file.
+//! The four of a region: first guest address, length, first user address, offset in its file. All
+//! numbers are little-endian on the hosts that are supported (vhost-user: the host's byte order).
 //!
-//! Should: take a file only for what its kind allows. Whatever stays in the message is given up by
-//! its reader.
+//! Should: use a file only as its kind allows. A file that stays in the message is given up by
+//! `reader`, which defers its close.
 
 use std::io::ErrorKind;
 
@@ -35,14 +37,15 @@ type Field = [u8; 8];
 type Files = Vec<FrontendFile>;
 
 impl Backend {
-    /// Carries out a message of one of the five requests that bring fds.
+    /// Carries out a message of one of the requests above.
     ///
     /// # Errors
-    /// It is refused.
+    /// The message is refused: its body or its count of fds does not fit the request, a file is of the
+    /// wrong kind, or the change of the guest failed.
     pub fn handle_with_fds(&self, message: &mut Message<'_>) -> Result<()> {
-        let (fields, rest) = message.body.as_chunks();
+        let (fields, tail) = message.body.as_chunks();
         let files = &mut *message.files;
-        if !rest.is_empty() {
+        if !tail.is_empty() {
             return Err(Error::InvalidMessage);
         }
         match (message.request, fields) {
@@ -58,14 +61,14 @@ impl Backend {
     }
 
     fn set_memory(&self, count: Field, regions: &[Field], files: &mut Files) -> Result<()> {
-        let (regions, rest) = regions.as_chunks();
+        let (regions, tail) = regions.as_chunks();
         let is_counted = u64::try_from(regions.len()) == Ok(u64::from_le_bytes(count));
-        if regions.is_empty() || !rest.is_empty() || !is_counted || files.len() != regions.len() {
+        if regions.is_empty() || !tail.is_empty() || !is_counted || files.len() != regions.len() {
             return Err(Error::InvalidMessage);
         }
         self.change(|guest| {
-            // First, so that no guest ever maps more than its share. What is refused ends the
-            // connection, so that the old table is not missed.
+            // First, so that no guest ever maps more than its share. If a region is refused, the
+            // connection ends, which would give up the old table too.
             guest.memory.clear();
             for (region, file) in regions.iter().zip(files.drain(..)) {
                 guest.memory.add(describe(region), file).map_err(refused)?;
@@ -128,7 +131,7 @@ fn describe(region: &[Field; 4]) -> RegionDescription {
 fn check_vring_file(request: Request, file: &FrontendFile) -> Result<()> {
     match file.kind() {
         FileKind::Anonymous => (),
-        // Nothing is written to it: its reader would take that for a signal.
+        // The write below is not tried on a socket: its reader would take it for a signal.
         FileKind::SocketEnd if request != Request::SET_VRING_KICK => return Ok(()),
         // Nor is a pipe taken: a process that holds its lock would make our write wait, and no signal
         // interrupts that.
