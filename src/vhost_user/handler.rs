@@ -13,7 +13,6 @@
 //! Must not: receive from the front-end's socket. Called by `connection`.
 
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -33,10 +32,8 @@ pub struct Handler {
     our_end: UnixStream,
     /// What the messages change.
     pub backend: Arc<Backend>,
-    /// The last reply.
-    reply: Box<[u8; MAX_LEN]>,
-    /// Where in it the bytes are that the front-end has not taken.
-    unsent: Range<usize>,
+    /// What the front-end has not taken of the last reply.
+    unsent: Vec<u8>,
 }
 
 impl Handler {
@@ -55,8 +52,7 @@ impl Handler {
             crate_end: BackendReqHandler::from_stream(crate_end, Arc::clone(&backend)),
             our_end,
             backend,
-            reply: Box::new([0; MAX_LEN]),
-            unsent: 0..0,
+            unsent: Vec::new(),
         })
     }
 
@@ -91,9 +87,10 @@ impl Handler {
             return Err(SessionError::Host(io::ErrorKind::WriteZero.into()));
         }
         let handled = self.crate_end.handle_request();
-        let received = socket::receive(pair, &mut self.reply[..], &mut Vec::new());
+        let mut reply = [0; MAX_LEN];
+        let received = socket::receive(pair, &mut reply, &mut Vec::new());
         if let Received::Bytes(len) = received.map_err(SessionError::Host)? {
-            self.unsent = 0..len;
+            self.unsent = reply.into_iter().take(len).collect();
         }
         handled.map_err(SessionError::of_vhost)
     }
@@ -102,11 +99,7 @@ impl Handler {
     /// answered it.
     pub fn acknowledge(&mut self, header: Header, succeeded: bool) {
         if self.unsent.is_empty() && header.needs_ack() {
-            let ack = header.ack(succeeded);
-            let ack = ack.as_flattened();
-            self.unsent = 0..ack.len();
-            let bytes = self.reply.iter_mut().zip(ack);
-            bytes.for_each(|(to, from)| *to = *from);
+            self.unsent = header.ack(succeeded).as_flattened().to_vec();
         }
     }
 
@@ -117,9 +110,9 @@ impl Handler {
     /// It left.
     pub fn send_reply(&mut self, stream: RawFd) -> Result<bool, SessionError> {
         if !self.unsent.is_empty() {
-            let left = self.reply.get(self.unsent.clone()).unwrap_or_default();
-            let taken = socket::send(stream, left).map_err(|_| SessionError::Disconnected)?;
-            self.unsent.start = self.unsent.start.saturating_add(taken);
+            let taken = socket::send(stream, &self.unsent);
+            self.unsent
+                .drain(..taken.map_err(|_| SessionError::Disconnected)?);
         }
         Ok(self.unsent.is_empty())
     }
@@ -140,7 +133,7 @@ mod tests {
     struct Rig {
         front: UnixStream,
         back: UnixStream,
-        reader: Box<Reader>,
+        reader: Reader,
         handler: Handler,
     }
 

@@ -1,11 +1,11 @@
 //! The one reader of a front-end's messages: receives bytes and fds once, and says when a message is
 //! whole.
 //!
-//! Nothing here waits. A part of a message stays in storage of a fixed size, made once for each
-//! connection, until the other parts arrive. There is room for all fds that a receipt can bring, so
-//! that the kernel never closes one: that could be a last close, which may wait for ever. Each fd is
-//! classified when it arrives; from then on it is a [`FrontendFile`], whose close is deferred. A file
-//! of which every close may wait is left open, and ends the connection.
+//! Nothing here waits. A part of a message is kept until the other parts arrive; it has at most 4,108
+//! bytes. There is room for all fds that a receipt can bring, so that the kernel never closes one: that
+//! could be a last close, which may wait for ever. Each fd is classified when it arrives; from then on
+//! it is a [`FrontendFile`], whose close is deferred. A file of which every close may wait is left open,
+//! and ends the connection.
 //!
 //! A receipt never asks for bytes after the end of the message, so that its fds are told from those of
 //! the next: the kernel hands out fds with the first byte of the piece that they were sent with.
@@ -19,10 +19,7 @@ use crate::error::SessionError;
 use crate::os::deferred_close::{Closer, FrontendFile};
 use crate::os::mounts::Mounts;
 use crate::os::socket::{self, Received};
-use crate::vhost_user::message::{HEADER_LEN, Header, Kind, MAX_FDS, MAX_LEN, Request};
-
-/// Room for the fds of a message, and of the receipt that brings too many.
-const ROOM: usize = MAX_FDS + socket::MAX_FDS;
+use crate::vhost_user::message::{HEADER_LEN, Header, Kind, MAX_FDS, Request};
 
 /// A whole message, its body not decoded.
 #[derive(Debug)]
@@ -51,8 +48,9 @@ impl Message<'_> {
 /// Receives the messages of one connection.
 #[derive(Debug)]
 pub struct Reader {
-    bytes: [u8; MAX_LEN],
-    /// How many of them were received.
+    /// The message: as long as its header says, once that is there.
+    bytes: Vec<u8>,
+    /// How many bytes of it were received.
     len: usize,
     files: Vec<FrontendFile>,
     /// Fds that were received and not classified yet.
@@ -64,15 +62,15 @@ pub struct Reader {
 
 impl Reader {
     /// For a new connection, whose fds go to `closer`.
-    pub fn new(closer: Closer) -> Box<Self> {
-        Box::new(Self {
-            bytes: [0; MAX_LEN],
+    pub fn new(closer: Closer) -> Self {
+        Self {
+            bytes: Vec::new(),
             len: 0,
-            files: Vec::with_capacity(ROOM),
-            fds: Vec::with_capacity(socket::MAX_FDS),
+            files: Vec::new(),
+            fds: Vec::new(),
             closer,
             is_drained: false,
-        })
+        }
     }
 
     /// Receives on the socket `stream` until a message is whole or nothing more is there. Returns
@@ -87,7 +85,8 @@ impl Reader {
                 return Ok(true);
             }
             // No byte after the end of this message: it would belong to the next one.
-            let room = self.bytes.get_mut(self.len..whole_len);
+            self.bytes.resize(whole_len, 0);
+            let room = self.bytes.get_mut(self.len..);
             let received = socket::receive(stream, room.unwrap_or_default(), &mut self.fds);
             if let Ok(Received::Bytes(len)) = received {
                 self.len = self.len.saturating_add(len);
@@ -196,7 +195,7 @@ mod tests {
         front: UnixStream,
         back: UnixStream,
         closer: Closer,
-        reader: Box<Reader>,
+        reader: Reader,
     }
 
     impl Rig {

@@ -35,7 +35,7 @@ enum Awaits {
 /// A front-end that is connected.
 pub(super) struct Connection {
     stream: UnixStream,
-    reader: Box<Reader>,
+    reader: Reader,
     handler: Handler,
     poller: Poller,
     token: Token,
