@@ -30,10 +30,17 @@ pub enum ParamError {
     BitsPerWord(u8),
     /// `tx_nbits` or `rx_nbits` is no lane count the device has.
     Nbits(u8),
-    /// Mode bits that are unknown, unsupported or not allowed.
+    /// The mode bits that are unknown, unsupported or not allowed.
     Mode(u32),
-    /// `freq` in Hz is above the device's limit or below its floor.
-    Frequency(u32),
+    /// `freq` is above the device's limit or below its floor; all in Hz.
+    Frequency {
+        /// What the request asks for.
+        asked: u32,
+        /// The floor.
+        min: u32,
+        /// The limit.
+        max: u32,
+    },
     /// One of the delays, in nanoseconds, is above what the config space offers.
     Delay(u32),
     /// `cs_change` is neither 0 nor 1.
@@ -64,8 +71,23 @@ impl fmt::Display for ParamError {
             Self::ChipSelect(id) => write!(f, "this guest has no chip select {id}"),
             Self::BitsPerWord(bits) => write!(f, "bits_per_word {bits} is not supported"),
             Self::Nbits(nbits) => write!(f, "tx_nbits or rx_nbits {nbits} is not supported"),
-            Self::Mode(mode) => write!(f, "mode {mode:#x} is not supported or not allowed"),
-            Self::Frequency(hz) => write!(f, "freq {hz} is outside of the device's range"),
+            Self::Mode(bits) => {
+                let option = match bits {
+                    0x4 => ": CS_HIGH, see the device option cs-high=",
+                    0x10 => ": LOOP, see the device option loop=",
+                    _ => "",
+                };
+                write!(
+                    f,
+                    "mode bits {bits:#x} are not supported or not allowed{option}"
+                )
+            }
+            Self::Frequency { asked, min, max } => {
+                write!(
+                    f,
+                    "freq {asked} Hz is not allowed: 0 or {min} to {max} Hz are"
+                )
+            }
             Self::Delay(ns) => write!(f, "a delay of {ns} ns is longer than the device offers"),
             Self::CsChange(value) => write!(f, "cs_change {value} is neither 0 nor 1"),
             Self::Duplex(tx, rx) => write!(f, "tx of {tx} bytes and rx of {rx} differ in length"),

@@ -256,7 +256,7 @@ fn check_fields(head: &TransferHead, limits: &Limits) -> Result<u32, ParamError>
         return Err(ParamError::Nbits(head.rx_nbits));
     }
     if head.mode & !limits.mode_mask != 0 {
-        return Err(ParamError::Mode(head.mode));
+        return Err(ParamError::Mode(head.mode & !limits.mode_mask));
     }
     // Refused, not clamped: spidev clamps to the controller's maximum in silence, and does not enforce
     // the device's.
@@ -264,8 +264,10 @@ fn check_fields(head: &TransferHead, limits: &Limits) -> Result<u32, ParamError>
         0 => limits.max_speed_hz,
         freq => freq,
     };
-    if speed_hz == 0 || speed_hz > limits.max_speed_hz || speed_hz < limits.min_speed_hz {
-        return Err(ParamError::Frequency(head.freq));
+    let (min, max) = (limits.min_speed_hz.max(1), limits.max_speed_hz);
+    if !(min..=max).contains(&speed_hz) {
+        let asked = head.freq;
+        return Err(ParamError::Frequency { asked, min, max });
     }
     Ok(speed_hz)
 }
@@ -469,6 +471,11 @@ mod tests {
 
     #[test]
     fn validate_each_wrong_field_is_named() {
+        let too_fast_or_slow = |asked| ParamError::Frequency {
+            asked,
+            min: 1_000,
+            max: 10_000_000,
+        };
         let base = head();
         let cases = [
             (
@@ -540,12 +547,9 @@ mod tests {
                     freq: 10_000_001,
                     ..base
                 },
-                ParamError::Frequency(10_000_001),
+                too_fast_or_slow(10_000_001),
             ),
-            (
-                TransferHead { freq: 999, ..base },
-                ParamError::Frequency(999),
-            ),
+            (TransferHead { freq: 999, ..base }, too_fast_or_slow(999)),
             (
                 TransferHead {
                     word_delay_ns: 1,

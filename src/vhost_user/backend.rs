@@ -28,7 +28,7 @@ use crate::os::epoll::Poller;
 use crate::spi::wire::Config;
 use crate::virtqueue::memory::{Memory, MemoryError, UserAddress};
 use crate::virtqueue::vring::{
-    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, RingAddresses, Vring,
+    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, MAX_SIZE, RingAddresses, Vring,
 };
 
 const F_VERSION_1: u64 = 1 << 32;
@@ -217,7 +217,11 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
-        self.change_ring(index, |guest| accepted(guest.vring.set_size(num)))
+        self.change_ring(index, |guest| {
+            let set = guest.vring.set_size(num).then_some(());
+            let why = format_args!("SET_VRING_NUM: {num} is not a power of two up to {MAX_SIZE}");
+            set.ok_or_else(|| refused(why))
+        })
     }
 
     fn set_vring_addr(

@@ -98,7 +98,11 @@ impl Header {
     pub fn check(&self) -> Result<(Request, Kind, usize), SessionError> {
         let Self { code, flags, size } = *self;
         let Some((request, kind)) = self.served() else {
-            return Err(SessionError::Message(code, "is not supported"));
+            let why = match u8::try_from(code) {
+                Ok(_) => "is not supported",
+                Err(_) => "is not supported: is the peer a vhost-user front-end?",
+            };
+            return Err(SessionError::Message(code, why));
         };
         if flags & !FLAG_NEED_REPLY != VERSION {
             return Err(SessionError::Message(code, "has a wrong version or flags"));

@@ -119,7 +119,7 @@ fn log_lines_about_guests_name_guest_chip_select_and_cause() {
         "guest=1 cs=2 request refused: cause=\"bits_per_word 0 is not supported\"",
         "guest=1 cs=- request refused: cause=\"this guest has no chip select 3\"",
         "guest=0 cs=1 device=\"/dev/spidev0.1\" request failed: cause=\"Input/output error (os error 5)\"",
-        "guest=0 connection ended: cause=\"message 999 is not supported\"",
+        "guest=0 connection ended: cause=\"message 999 is not supported: is the peer a vhost-user front-end?\"",
     ];
     let expected: Vec<_> = expected
         .iter()
@@ -269,4 +269,36 @@ fn log_of_front_ends_in_a_flood_accounts_for_each_of_their_lines() {
         }
     }
     assert_eq!(written + dropped, 60, "{:#?}", daemon.stderr());
+}
+
+#[test]
+fn log_of_a_refusal_says_what_is_allowed() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host)
+        .device("/dev/spidev0.0,max-speed-hz=1000000")
+        .start();
+    let mut guest = Guest::connect(&daemon, 0);
+    for (head, words) in [
+        (
+            let_go(0).mode(virtio::CS_HIGH),
+            "mode bits 0x4 are not supported or not allowed: CS_HIGH, see the device option cs-high=",
+        ),
+        (
+            let_go(0).freq(1_000_001),
+            "freq 1000001 Hz is not allowed: 0 or 1 to 1000000 Hz are",
+        ),
+    ] {
+        assert_eq!(in_turn(&mut guest, &[both(head)]), [PARAM_ERR]);
+        daemon.wait_line(&["guest=0 cs=0 request refused: ", words]);
+    }
+    let num = [0u32, 5].map(u32::to_le_bytes);
+    guest
+        .raw
+        .send(raw::SET_VRING_NUM, raw::VERSION, num.as_flattened(), &[])
+        .unwrap();
+    daemon.wait_line(&["SET_VRING_NUM: 5 is not a power of two up to 1024"]);
+    // An HTTP client.
+    let mut guest = Guest::connect(&daemon, 0);
+    std::io::Write::write_all(&mut guest.raw.sock, b"GET / HTTP/1.1\r\n").unwrap();
+    daemon.wait_line(&["message 542393671 is not supported: is the peer a vhost-user front-end?"]);
 }
