@@ -186,6 +186,34 @@ pub struct DeviceConfig {
     pub cs_setup: bool,
     /// Nobody else uses the controller.
     pub exclusive_bus: bool,
+    /// The chip, if its commands are to be known.
+    pub chip: Option<ChipConfig>,
+}
+
+/// What is known of a chip, and who may do what with it.
+#[derive(Debug, Clone)]
+pub struct ChipConfig {
+    /// Its command set.
+    pub kind: ChipKind,
+    /// Bytes of an address; of NOR flash, after power-up or reset.
+    pub address_bytes: u8,
+    /// Guests that may only read, a bit each.
+    pub read_only: u64,
+    /// Opcodes that nobody may send.
+    pub deny: Vec<u8>,
+    /// How long chip select is held in the middle of a command.
+    pub timeout: Duration,
+}
+
+/// A kind of chip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChipKind {
+    /// SPI NOR flash.
+    Nor,
+    /// 23K256 and its kin.
+    Sram,
+    /// AT25 and its kin.
+    Eeprom,
 }
 
 impl DeviceConfig {
@@ -201,6 +229,7 @@ impl DeviceConfig {
             word_delay: false,
             cs_setup: false,
             exclusive_bus: false,
+            chip: None,
         }
     }
 }

@@ -60,6 +60,12 @@ pub enum ParamError {
     /// It needs chip select held between messages, and the controller has devices that are not
     /// this daemon's: the name of one.
     SharedBus(&'static str),
+    /// An opcode that the guest may not send, and why.
+    Opcode(u8, &'static str),
+    /// It sends nothing where an opcode has to be judged.
+    NoOpcode,
+    /// An opcode that has to be judged is sent, or with it is received, on several lanes.
+    OpcodeNbits(u8),
 }
 
 impl fmt::Display for ParamError {
@@ -100,6 +106,15 @@ impl fmt::Display for ParamError {
                 f,
                 "needs chip select held, but {name} on its controller is not ours: give this daemon \
                  that one too, raise spidev.bufsiz, or set exclusive-bus=on"
+            ),
+            Self::Opcode(opcode, why) => write!(f, "opcode {opcode:#04x} {why}"),
+            Self::NoOpcode => write!(
+                f,
+                "nothing is sent where read-only= or deny= needs an opcode"
+            ),
+            Self::OpcodeNbits(nbits) => write!(
+                f,
+                "tx_nbits or rx_nbits {nbits} with an opcode, which read-only= and deny= need on one lane"
             ),
         }
     }

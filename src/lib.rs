@@ -174,8 +174,11 @@ pub mod serve {
 /// From a request's bytes to the wire: wire format and validation, plan, transfer, bus, device.
 pub mod spi {
     pub mod bus;
+    pub mod command_set;
     pub mod device;
+    pub mod framing;
     pub mod hold;
+    pub mod lead;
     pub mod loopback;
     pub mod message;
     pub mod plan;

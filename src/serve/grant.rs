@@ -12,11 +12,14 @@ use crate::os::epoll::Poller;
 use crate::os::mounts::Mounts;
 use crate::spi::bus::Bus;
 use crate::spi::device::Device;
+use crate::spi::framing::{Chip, Framed, Phase};
 use crate::spi::hold::{Claim, Direction, HoldTerms};
+use crate::spi::lead::Lead;
 use crate::spi::message::Scratch;
 use crate::spi::request::{Request, Store};
 use crate::spi::transfer::{Keep, Transfer};
 use crate::spi::wire::{self, Config};
+use crate::virtqueue::memory::Memory;
 
 /// The devices and limits that a guest was given.
 #[derive(Debug)]
@@ -91,6 +94,7 @@ impl Grant {
         number: GuestNumber,
         request: &Request,
         shared: &Shared,
+        memory: &Memory,
         follows: bool,
     ) -> Result<(usize, Transfer), ParamError> {
         let head = &request.head;
@@ -100,9 +104,22 @@ impl Grant {
         let bus = shared.buses.get(bus_index).ok_or(unknown)?;
         let device = bus.devices.get(device_index).ok_or(unknown)?;
         let timing = wire::validate(head, request.tx_len, request.rx_len, &device.limits)?;
-        let claim = self.claim(request, (number, device_index), device);
-        let keep = self.keep(head.cs_change, claim.direction);
-        let mut transfer = Transfer::new(request, timing, claim, keep);
+        let mut claim = self.claim(request, (number, device_index), device);
+        let mut keep = self.keep(head.cs_change, claim.direction);
+        let mut lead = Lead::default();
+        if let Some(chip) = &device.chip {
+            lead = Lead::copy(memory, shared.store.tx()).ok_or(ParamError::Framing)?;
+            let framed = frame(chip, bus.phase(&claim), number, request, &lead)?;
+            lead = lead.cut(framed.lead_len);
+            keep = match framed.rest {
+                Some(_) => Keep::Always,
+                None => Keep::Never,
+            };
+            claim.terms.timeout = chip.timeout;
+            claim.terms.for_read = false;
+            claim.framed = Some(framed);
+        }
+        let mut transfer = Transfer::new(request, timing, claim, keep).with_lead(lead);
         if let Some(neighbour) = bus.neighbour {
             let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
             if holds || !transfer.fits_one_message(device, &shared.store) {
@@ -135,6 +152,7 @@ impl Grant {
                 max_total: Duration::from_nanos(device.limits.max_transfer_ns),
                 for_read: self.policy == HoldPolicy::WriteRead,
             },
+            framed: None,
         }
     }
 
@@ -153,4 +171,21 @@ impl Grant {
         let number = request.head.chip_select_id;
         (usize::from(number) < self.chip_selects.len()).then_some(number)
     }
+}
+
+/// What `request` is to a chip that it finds in `phase`.
+///
+/// # Errors
+/// `guest` may not send it.
+fn frame(
+    chip: &Chip,
+    phase: Phase,
+    guest: GuestNumber,
+    request: &Request,
+    lead: &Lead,
+) -> Result<Framed, ParamError> {
+    let receives = request.rx_len > 0;
+    chip.permit(guest, phase, &request.head, lead.bytes(), receives)?;
+    let len = request.tx_len.max(request.rx_len);
+    Ok(chip.frame(phase, lead.bytes(), len, receives))
 }

@@ -184,11 +184,13 @@ impl Requestq {
         let named = parsed.as_ref().ok();
         let chip_select = named.and_then(|request| self.grant.chip_select_of(request));
         let (grant, number, follows) = (&self.grant, self.number, pending > 1);
-        match parsed.and_then(|request| grant.validate(number, &request, shared, follows)) {
+        match parsed.and_then(|request| grant.validate(number, &request, shared, memory, follows)) {
             Ok(accepted) => self.begin(guest, accepted, answer, chip_select, shared),
             Err(error) => {
                 let what = format_args!("{} request refused", ChipSelect(chip_select));
                 self.log(LogLevel::Warning, what, &error);
+                // Its driver will not go on with the command: what comes next is another one.
+                self.release_where(true, shared);
                 self.skip(guest, answer, chip_select, TransResult::ParamErr)
             }
         }
@@ -345,7 +347,16 @@ impl Requestq {
     /// Releases a chip select that is held only for a queued request: there is none.
     fn release_unless_followed(&self, shared: &mut Shared) {
         if self.grant.policy == HoldPolicy::Queued {
-            self.release_holds(None, &mut shared.buses, &mut shared.now);
+            self.release_where(false, shared);
+        }
+    }
+
+    /// Releases what this guest holds where a chip is in the middle of a command, or where none is.
+    fn release_where(&self, in_command: bool, shared: &mut Shared) {
+        for bus in &mut shared.buses {
+            if bus.is_in_command(self.number) == in_command {
+                bus.release_for(self.number, &mut shared.now);
+            }
         }
     }
 
@@ -357,7 +368,7 @@ impl Requestq {
         buses: &'b mut [Bus],
         now: &mut Instant,
     ) -> Option<&'b mut Bus> {
-        if let Some(ending) = self.release_holds(Some(index), buses, now) {
+        if let Some(ending) = self.release_holds(index, buses, now) {
             ending.wait(self.number);
             return None;
         }
@@ -368,13 +379,13 @@ impl Requestq {
     /// bus where the hold delay is not over yet.
     fn release_holds<'b>(
         &self,
-        goes_on: Option<usize>,
+        goes_on: usize,
         buses: &'b mut [Bus],
         now: &mut Instant,
     ) -> Option<&'b mut Bus> {
         let mut buses = buses.iter_mut().enumerate();
         buses.find_map(|(index, bus)| {
-            let released = Some(index) == goes_on || bus.release_for(self.number, now);
+            let released = index == goes_on || bus.release_for(self.number, now);
             (!released).then_some(bus)
         })
     }

@@ -15,6 +15,7 @@ use std::time::Instant;
 use crate::config::GuestNumber;
 use crate::error::TransferError;
 use crate::spi::device::{Device, Line};
+use crate::spi::framing::Phase;
 use crate::spi::hold::{Claim, Hold};
 use crate::spi::message::Scratch;
 use crate::spi::request::Store;
@@ -122,6 +123,31 @@ impl Bus {
         }
     }
 
+    /// In which phase a request with this claim finds its chip; [`Bus::access`] decides alike.
+    pub fn phase(&self, claim: &Claim) -> Phase {
+        if let State::Held(hold) = &self.state
+            && hold.is_continued_by(claim)
+        {
+            let rest = hold.claim.framed.and_then(|framed| framed.rest);
+            return rest.map_or(Phase::Opcode, Phase::Within);
+        }
+        let cut = self.cuts.get(claim.guest.index()).copied().flatten();
+        if cut == Some((claim.device, claim.mode)) {
+            Phase::Cut
+        } else {
+            Phase::Opcode
+        }
+    }
+
+    /// Whether `guest` is in the middle of a command of a chip here, or that was cut.
+    pub fn is_in_command(&self, guest: GuestNumber) -> bool {
+        let cut = self.cuts.get(guest.index()).copied().flatten();
+        let device = cut.and_then(|(device, _)| self.devices.get(device));
+        device.is_some_and(|device| device.chip.is_some())
+            || matches!(&self.state, State::Held(hold)
+                if hold.claim.guest == guest && hold.claim.framed.is_some())
+    }
+
     /// Releases all lines that can be; whether all are released then. Lines of a bus that is free are
     /// asserted only if they could not be released before.
     pub fn release_all(&mut self, now: &mut Instant) -> bool {
@@ -163,6 +189,11 @@ impl Bus {
             return Err(TransferError::Aborted);
         };
         let step = transfer.step(device, &self.store, memory, scratch, follows, now);
+        if let (Some(chip), Some(framed)) = (&mut device.chip, &transfer.claim.framed)
+            && matches!(step, Ok(Step::Done { .. }) | Err(_))
+        {
+            chip.follow(framed, step.is_ok());
+        }
         match step {
             Ok(Step::More | Step::Until(_)) => (),
             Ok(Step::Done { kept }) => {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{DeviceConfig, DevicePath, GuestNumber, TransferConfig};
 use crate::error::{ExitCode, Fatal};
+use crate::spi::framing::Chip;
 use crate::spi::loopback;
 use crate::spi::probe::{Capabilities, probe};
 use crate::spi::spidev::{
@@ -64,6 +65,8 @@ pub struct Device {
     pub limits: Limits,
     /// spidev's `bufsiz` in bytes.
     pub bufsiz: u32,
+    /// The chip, if its commands are known.
+    pub chip: Option<Chip>,
     /// Mode bits that requests do not choose.
     fixed_mode: u32,
     /// The mode that it is in between guests.
@@ -123,7 +126,10 @@ impl Device {
                 (Port::Spidev(spidev), found, bufsiz)
             }
         };
-        let limits = limits(config, transfers, &found);
+        let mut limits = limits(config, transfers, &found);
+        if config.chip.is_some() {
+            limits.narrow_to_bytes();
+        }
         check_speed(&limits)
             .map_err(|why| Fatal::new(ExitCode::Config, format!("{option}: {why}")))?;
         Ok(Self {
@@ -131,6 +137,7 @@ impl Device {
             port,
             limits,
             bufsiz,
+            chip: config.chip.as_ref().map(Chip::new),
             fixed_mode: fixed_mode(config, &found),
             idle_mode: found.mode | found.lanes,
             not_before: None,
@@ -352,6 +359,7 @@ mod tests {
             port: Port::Loopback,
             limits: common.limits,
             bufsiz: 4096,
+            chip: None,
             idle_mode: 0,
             not_before: None,
             down: false,

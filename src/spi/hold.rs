@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::GuestNumber;
+use crate::spi::framing::Framed;
 use crate::spi::wire::TransferHead;
 
 /// Which way the bytes of a request go.
@@ -29,6 +30,8 @@ pub struct Claim {
     pub direction: Direction,
     /// For how long and how it may hold chip select.
     pub terms: HoldTerms,
+    /// What it is to the chip, if that is known: then nothing else decides whether it holds.
+    pub framed: Option<Framed>,
 }
 
 /// For how long and how a guest may hold chip select.

@@ -30,8 +30,8 @@ pub const FOUND: Capabilities = Capabilities {
 pub fn transfer(memory: &Memory, piece: &Piece) -> Result<(), TransferError> {
     let slice = |place| match place {
         Place::At(address) => memory.slice(address, piece.len).map(Some),
-        // No word is cut: the transfer plans for single bytes.
-        Place::Absent | Place::Cut(_) => Some(None),
+        // No word is cut: the transfer plans for single bytes. And a loopback is no chip.
+        Place::Absent | Place::Cut(_) | Place::Lead(_) => Some(None),
     };
     let both = slice(piece.tx).zip(slice(piece.rx));
     match both.ok_or(TransferError::Memory)? {

@@ -12,6 +12,7 @@
 //! `spidev`.
 
 use crate::error::TransferError;
+use crate::spi::lead::Lead;
 use crate::spi::plan::{MAX_PIECES, Piece, Place, Position, Segment, Work};
 use crate::spi::wire::TransferHead;
 use crate::virtqueue::memory::Memory;
@@ -111,8 +112,8 @@ impl<'m> Message<'m> {
         let [tx_word, rx_word] = words.ok_or(TransferError::Memory)?;
         let (memory, len) = (self.memory, piece.len);
         let transfer = SpiIocTransfer {
-            tx_buf: pointer(memory, work.tx, piece.tx, len, tx_word)?,
-            rx_buf: pointer(memory, work.rx, piece.rx, len, rx_word)?,
+            tx_buf: pointer(memory, work.tx, piece.tx, len, tx_word, &work.lead)?,
+            rx_buf: pointer(memory, work.rx, piece.rx, len, rx_word, &work.lead)?,
             len,
             ..self.template
         };
@@ -140,10 +141,15 @@ impl<'m> Message<'m> {
     /// # Errors
     /// That is not in guest memory any more.
     pub fn scatter(&mut self, work: &Work<'_>) -> Result<(), TransferError> {
-        let Scratch { words, rx_cuts, .. } = &mut *self.scratch;
+        let Scratch {
+            transfers,
+            words,
+            rx_cuts,
+        } = &mut *self.scratch;
         for (index, position) in rx_cuts {
-            if let Some([_, word]) = words.get_mut(*index) {
-                each_part(work.rx, *position, work.word_len, word, |address, part| {
+            let transfer = transfers.get(*index);
+            if let (Some([_, word]), Some(transfer)) = (words.get_mut(*index), transfer) {
+                each_part(work.rx, *position, transfer.len, word, |address, part| {
                     self.memory.write(address, part)
                 })?;
             }
@@ -169,7 +175,7 @@ fn usecs(ns: u32) -> u16 {
 }
 
 /// The pointer for spidev to one direction of a piece of `len` bytes; 0 for none. The bytes of a word
-/// that is cut are copied to `word`, which the pointer then leads to.
+/// that is cut, or of the lead, are copied to `word`, which the pointer then leads to.
 ///
 /// # Errors
 /// A byte is not in guest memory any more.
@@ -180,9 +186,14 @@ fn pointer(
     place: Place,
     len: u32,
     word: &mut [u8; 4],
+    lead: &Lead,
 ) -> Result<u64, TransferError> {
     let pointer = match place {
         Place::Absent => return Ok(0),
+        Place::Lead(from) => {
+            *word = lead.word_from(from);
+            word.as_mut_ptr()
+        }
         Place::At(address) => {
             let slice = memory.slice(address, len).ok_or(TransferError::Memory)?;
             slice.ptr_guard_mut().as_ptr()

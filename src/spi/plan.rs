@@ -9,6 +9,8 @@
 //! Invariant: the pieces of all messages, put together, are the request's bytes, each once, in
 //! order. Must not: touch memory or fds. Called by `transfer`.
 
+use crate::spi::lead::Lead;
+
 /// Most transfers of one `SPI_IOC_MESSAGE`.
 pub const MAX_PIECES: usize = 511;
 
@@ -67,6 +69,8 @@ pub enum Place {
     At(u64),
     /// One word across a segment boundary, from this position on: it must be copied.
     Cut(Position),
+    /// In the request's lead, from this byte on: it was copied.
+    Lead(usize),
 }
 
 /// What one `spi_ioc_transfer` is made from.
@@ -102,6 +106,8 @@ pub struct Work<'a> {
     pub rx: &'a [Segment],
     /// Bytes of a word: 1, 2 or 4.
     pub word_len: u32,
+    /// The start of tx, where it was copied; then words are single bytes.
+    pub lead: Lead,
 }
 
 /// How much of a request is done.
@@ -160,12 +166,21 @@ fn next_piece(
     let (tx_left, rx_left) = (left(work.tx, progress.tx)?, left(work.rx, progress.rx)?);
     let contiguous = run.min(tx_left).min(rx_left);
     let whole = round_down(contiguous, work.word_len);
-    let len = if whole > 0 { whole } else { work.word_len };
+    let lead_from = usize::try_from(progress.done).unwrap_or(usize::MAX);
+    let lead_left = u32::try_from(work.lead.bytes().len().saturating_sub(lead_from)).unwrap_or(0);
+    let len = match lead_left {
+        0 if whole > 0 => whole,
+        0 => work.word_len,
+        left => left.min(run).max(1),
+    };
     if round_down(run, work.word_len) < len {
         return None;
     }
     Some(Piece {
-        tx: place(work.tx, progress.tx, len),
+        tx: match lead_left {
+            0 => place(work.tx, progress.tx, len),
+            _ => Place::Lead(lead_from),
+        },
         rx: place(work.rx, progress.rx, len),
         len,
     })
@@ -235,18 +250,33 @@ mod tests {
                 });
                 out
             }
+            Place::Lead(from) => {
+                let all = addresses(segments);
+                all[from..][..usize::try_from(len).unwrap()].to_vec()
+            }
         }
     }
 
     /// Plans everything and checks it against the plainest possible description: the bytes of all
     /// pieces are the bytes of the request, and each message keeps spidev's rules.
     fn check(tx: &[u32], rx: &[u32], word_len: u32, budget: Budget) -> Vec<Vec<Piece>> {
+        check_with_lead(0, tx, rx, word_len, budget)
+    }
+
+    fn check_with_lead(
+        lead_len: usize,
+        tx: &[u32],
+        rx: &[u32],
+        word_len: u32,
+        budget: Budget,
+    ) -> Vec<Vec<Piece>> {
         let (tx, rx) = (segments(tx, 0x10_0000), segments(rx, 0x90_0000));
         let len = addresses(if tx.is_empty() { &rx } else { &tx }).len() as u64;
         let work = Work {
             tx: &tx,
             rx: &rx,
             word_len,
+            lead: Lead::from_bytes([0xa5; 2]).cut(lead_len),
         };
         let mut progress = Progress::default();
         let mut messages = Vec::new();
@@ -291,6 +321,47 @@ mod tests {
         let messages = check(&[4096], &[4096], 1, DEFAULT);
         assert_eq!(messages.len(), 1);
         assert_eq!(messages[0].len(), 1);
+    }
+
+    #[test]
+    fn plan_lead_is_in_front_however_tx_and_rx_are_cut() {
+        let leads = |messages: &[Vec<Piece>]| -> Vec<_> {
+            let pieces = messages.iter().flatten();
+            let lead = pieces.take_while(|p| matches!(p.tx, Place::Lead(_)));
+            lead.map(|p| (p.tx, p.len)).collect()
+        };
+        let lead = |from, len| (Place::Lead(from), len);
+        for tx in [&[9][..], &[1, 8], &[1, 1, 7], &[2, 7]] {
+            let messages = check_with_lead(2, tx, &[1, 8], 1, DEFAULT);
+            assert_eq!(leads(&messages), [lead(0, 2)]);
+            assert!(matches!(messages[0][0].rx, Place::Cut(_)));
+            let messages = check_with_lead(1, tx, &[], 1, DEFAULT);
+            assert_eq!(leads(&messages), [lead(0, 1)]);
+        }
+        assert_eq!(
+            leads(&check_with_lead(1, &[1], &[], 1, DEFAULT)),
+            [lead(0, 1)]
+        );
+        let slow = Budget {
+            bytes: 1,
+            ..DEFAULT
+        };
+        let messages = check_with_lead(2, &[5], &[5], 1, slow);
+        assert_eq!(leads(&messages), [lead(0, 1), lead(1, 1)]);
+        let no_room = Budget {
+            bufsiz: 7,
+            align: 8,
+            ..DEFAULT
+        };
+        let work = Work {
+            tx: &segments(&[5], 0),
+            rx: &[],
+            word_len: 1,
+            lead: Lead::from_bytes([0xa5; 2]),
+        };
+        let emit = |_| Ok::<(), Infallible>(());
+        let planned = plan_message(&work, 5, &no_room, &mut Progress::default(), emit);
+        assert_eq!(planned, Ok(0));
     }
 
     #[test]

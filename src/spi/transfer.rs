@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::error::TransferError;
 use crate::spi::device::{Device, Line, Port};
 use crate::spi::hold::{Claim, Direction};
+use crate::spi::lead::Lead;
 use crate::spi::loopback;
 use crate::spi::message::{Message, Scratch};
 use crate::spi::plan::{Budget, MAX_PIECES, Piece, Progress, Work, plan_message};
@@ -67,6 +68,8 @@ pub struct Transfer {
     len: u64,
     word_len: u32,
     keep: Keep,
+    /// Its first bytes, if they were judged: sent from here.
+    lead: Lead,
     progress: Progress,
     /// The loopback's message on the wire ends at this moment.
     busy_until: Option<Instant>,
@@ -83,9 +86,15 @@ impl Transfer {
             len: request.tx_len.max(request.rx_len),
             word_len: u32::try_from(head.word_len()).unwrap_or(4),
             keep,
+            lead: Lead::default(),
             progress: Progress::default(),
             busy_until: None,
         }
+    }
+
+    /// Has its first bytes sent from this copy.
+    pub fn with_lead(self, lead: Lead) -> Self {
+        Self { lead, ..self }
     }
 
     /// Whether it only writes, and keeps chip select only for a request that is queued.
@@ -204,6 +213,7 @@ impl Transfer {
                     Port::Spidev(_) => self.word_len,
                     Port::Loopback => 1,
                 },
+                lead: self.lead,
             },
             budget: Budget {
                 bufsiz: device.bufsiz,

@@ -180,6 +180,16 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Takes away all with which a byte in memory is not one on the wire, in its place, with its highest
+    /// bit first and on up to four lanes: what commands of a chip are spoken in. A spidev whose controller
+    /// has no words of 8 bits there is not.
+    pub fn narrow_to_bytes(&mut self) {
+        self.bits_per_word_mask &= 1 << 7;
+        self.mode_mask &= CPHA | CPOL | CS_HIGH;
+        self.tx_lanes.0 &= Lanes::DUAL | Lanes::QUAD;
+        self.rx_lanes.0 &= Lanes::DUAL | Lanes::QUAD;
+    }
+
     /// Bits of the shortest word, if even that takes longer at the highest clock than one ioctl may.
     pub fn word_too_slow(&self) -> Option<u32> {
         let bits = self.bits_per_word_mask.trailing_zeros().saturating_add(1);

@@ -18,6 +18,7 @@ use crate::confine::seccomp;
 use crate::error::{ExitCode, Fatal};
 use crate::start::environment::Environment;
 
+mod chip;
 mod device;
 mod sockets;
 
@@ -250,6 +251,11 @@ impl Options {
         for given in &self.devices {
             config.devices.push(device(given, count)?);
         }
+        // As with the policies that do not guess.
+        let timeout = config.hold_timeout(HoldPolicy::Spec);
+        for chip in config.devices.iter_mut().filter_map(|d| d.chip.as_mut()) {
+            chip.timeout = timeout;
+        }
         check_devices(&config.devices, count)?;
         config.hold_policies = vec![HoldPolicy::Queued; count];
         for given in &self.holds {
@@ -409,8 +415,8 @@ mod tests {
             (
                 &["-l", "e,speed=1"],
                 "option '--device': 'e,speed=1' has 'speed=1', which is not an option of a device; \
-                 those are guests, max-speed-hz, min-speed-hz, cs-high, loop, word-delay, cs-setup \
-                 and exclusive-bus",
+                 those are guests, max-speed-hz, min-speed-hz, cs-high, loop, word-delay, cs-setup, \
+                 exclusive-bus, chip, address-bytes, read-only and deny",
             ),
             (
                 &["-l", "e,/dev/spidev0.1"],
@@ -426,6 +432,11 @@ mod tests {
                 &["-l", "e,guests=a"],
                 "option '--device': 'e,guests=a' has 'guests=a', which is not a list of guests, \
                  such as 0, 0-2 or 0+3-5",
+            ),
+            (
+                &["-l", "e,chip=nor,read-only=0,1"],
+                "option '--device': 'e,chip=nor,read-only=0,1' has a list of guests with a comma; \
+                 write '+', as in 0+3-5",
             ),
             (
                 &["--cs-hold=0,1:spec"],

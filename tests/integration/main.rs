@@ -8,6 +8,7 @@ mod rig;
 
 mod access;
 mod allocations;
+mod chips;
 mod cli;
 mod closing;
 mod config;

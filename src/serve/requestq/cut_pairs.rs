@@ -65,6 +65,7 @@ mod tests {
                 max_total: Duration::ZERO,
                 for_read: false,
             },
+            framed: None,
         }
     }
 

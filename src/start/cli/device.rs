@@ -3,13 +3,14 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use super::chip::ChipOptions;
 use super::{Given, cut, usage};
 use crate::config::{DeviceConfig, DevicePath, GuestNumber, HoldPolicy, MAX_GUESTS, digits};
 use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
 const COMMA: &str = "has a list of guests with a comma; write '+', as in 0+3-5";
-const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
+pub(super) const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
 
 /// A device and its options, where there are `count` guests.
 pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal> {
@@ -20,6 +21,7 @@ pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal>
         path => DevicePath::Spidev(OsStr::from_bytes(path).into()),
     };
     let mut device = DeviceConfig::new(path, guests_below(count));
+    let mut chip = ChipOptions::default();
     let mut seen = Vec::new();
     for part in parts {
         let (name, value) = cut(part, b'=');
@@ -32,13 +34,14 @@ pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal>
                         OsStr::from_bytes(part).display()
                     )
                 };
-                set(&mut device, name, value).map_err(not)
+                set(&mut device, &mut chip, name, value).map_err(not)
             })
             .map_err(|why| given.bad(&why))?;
         seen.push(name);
     }
     let what = format!("option '--device': '{}'", device.path);
     check_guests(device.guests, count, &what)?;
+    device.chip = chip.finish(&device, count)?;
     Ok(device)
 }
 
@@ -52,14 +55,22 @@ fn check_name(name: &[u8], seen: &[&[u8]]) -> Result<(), String> {
         return Err("names two devices; repeat the option for each".to_owned());
     }
     // A list of guests with a comma was cut there.
-    if seen.contains(&&b"guests"[..]) && name.first().is_some_and(u8::is_ascii_digit) {
+    let has_list = seen
+        .iter()
+        .any(|name| matches!(*name, b"guests" | b"read-only"));
+    if has_list && name.first().is_some_and(u8::is_ascii_digit) {
         return Err(COMMA.to_owned());
     }
     Ok(())
 }
 
 /// Sets an option of a device, or returns what it is instead.
-fn set(device: &mut DeviceConfig, name: &[u8], value: &OsStr) -> Result<(), &'static str> {
+fn set(
+    device: &mut DeviceConfig,
+    chip: &mut ChipOptions,
+    name: &[u8],
+    value: &OsStr,
+) -> Result<(), &'static str> {
     let switch = || match value.as_bytes() {
         b"on" => Ok(true),
         b"off" => Ok(false),
@@ -79,10 +90,12 @@ fn set(device: &mut DeviceConfig, name: &[u8], value: &OsStr) -> Result<(), &'st
         b"word-delay" => device.word_delay = switch()?,
         b"cs-setup" => device.cs_setup = switch()?,
         b"exclusive-bus" => device.exclusive_bus = switch()?,
+        b"chip" | b"address-bytes" | b"read-only" | b"deny" => chip.set(name, value)?,
         _ => {
             return Err(
                 "not an option of a device; those are guests, max-speed-hz, \
-                 min-speed-hz, cs-high, loop, word-delay, cs-setup and exclusive-bus",
+                 min-speed-hz, cs-high, loop, word-delay, cs-setup, exclusive-bus, chip, \
+                 address-bytes, read-only and deny",
             );
         }
     }
@@ -147,7 +160,7 @@ fn guests_below(count: usize) -> u64 {
 }
 
 /// That there are all `guests` that `what` is for, where there are `count`.
-fn check_guests(guests: u64, count: usize, what: &str) -> Result<(), Fatal> {
+pub(super) fn check_guests(guests: u64, count: usize, what: &str) -> Result<(), Fatal> {
     if guests & !guests_below(count) == 0 {
         return Ok(());
     }

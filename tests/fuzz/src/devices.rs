@@ -56,6 +56,7 @@ fn device() -> Device {
         word_delay: true,
         cs_setup: true,
         exclusive_bus: false,
+        chip: None,
     };
     let transfers = TransferConfig {
         max_len: 1 << 20,

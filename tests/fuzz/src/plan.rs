@@ -1,5 +1,6 @@
 //! Plans of transfers against a reference that looks at one byte after the other.
 
+use vhost_device_spi::spi::lead::Lead;
 use vhost_device_spi::spi::plan::{
     Budget, MAX_PIECES, Piece, Place, Progress, Segment, Work, plan_message,
 };
@@ -28,6 +29,8 @@ struct Case {
     budget: Budget,
     /// Every so many pieces, `emit` refuses one.
     refuse_each: u32,
+    /// Bytes at the start of tx that were copied: a piece of their own.
+    lead_len: u32,
 }
 
 /// Plans the request that `bytes` describe, to its end.
@@ -74,6 +77,7 @@ fn plan(
         tx: &case.tx,
         rx: &case.rx,
         word_len: case.word_len,
+        lead: Lead::from_bytes([0; 2]).cut(usize::try_from(case.lead_len).unwrap()),
     };
     let mut pieces = Vec::new();
     let planned = plan_message(&work, case.len.into(), &case.budget, progress, |piece| {
@@ -92,7 +96,8 @@ fn plan(
 
 fn decode(input: &mut Input) -> Case {
     let word_len = input.pick(&[1, 2, 4]);
-    let sides = input.u8() % 4;
+    let shape = input.u8();
+    let sides = shape % 4;
     let align = input.pick(&[8, 128]);
     let budget = Budget {
         bufsiz: align + u32::from(input.u16()) % 4096,
@@ -122,6 +127,10 @@ fn decode(input: &mut Input) -> Case {
         len,
         budget,
         refuse_each,
+        lead_len: match (word_len, sides) {
+            (1, 0 | 2 | 3) => len.min(u32::from(shape / 4) % 3),
+            _ => 0,
+        },
     }
 }
 
@@ -213,6 +222,10 @@ fn addresses(place: Place, segments: &[Segment], len: u32) -> Vec<u64> {
     match place {
         Place::Absent => Vec::new(),
         Place::At(start) => run(start, len).collect(),
+        Place::Lead(from) => {
+            let all = each_byte(segments).into_iter().map(|byte| byte.address);
+            all.skip(from).take(usize::try_from(len).unwrap()).collect()
+        }
         Place::Cut(mut position) => {
             let mut all = Vec::new();
             position.walk(segments, len, |start, len| all.extend(run(start, len)));
@@ -227,7 +240,12 @@ fn reference(case: &Case, tx: &[Byte], rx: &[Byte], at: u32, most: usize) -> Vec
     let (mut pieces, mut start, mut charged) = (Vec::new(), at, 0u64);
     while pieces.len() < most {
         let mut end = start;
-        while fits(case, tx, rx, (at, start, end + case.word_len), charged) {
+        let most = if start < case.lead_len {
+            case.lead_len
+        } else {
+            case.len
+        };
+        while end < most && fits(case, tx, rx, (at, start, end + case.word_len), charged) {
             end += case.word_len;
         }
         if end == start {
@@ -242,7 +260,7 @@ fn reference(case: &Case, tx: &[Byte], rx: &[Byte], at: u32, most: usize) -> Vec
                 .iter()
                 .map(|byte| byte.address)
                 .collect(),
-            tx_is_cut: is_cut(part(tx, start, end)),
+            tx_is_cut: start >= case.lead_len && is_cut(part(tx, start, end)),
             rx_is_cut: is_cut(part(rx, start, end)),
         });
         charged += u64::from(end - start).next_multiple_of(case.budget.align.into());
@@ -256,7 +274,8 @@ fn fits(case: &Case, tx: &[Byte], rx: &[Byte], place: (u32, u32, u32), charged: 
     let (at, start, end) = place;
     let budget = &case.budget;
     let charge = u64::from(end - start).next_multiple_of(budget.align.into());
-    let contiguous = !is_cut(part(tx, start, end)) && !is_cut(part(rx, start, end));
+    let cut = is_cut(part(tx, start, end)) || is_cut(part(rx, start, end));
+    let contiguous = !cut || start < case.lead_len;
     end <= case.len
         && u64::from(end - at) <= budget.bytes
         && charged + charge <= u64::from(budget.bufsiz)

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 5] = [
+    ("framing", vhost_device_spi_fuzz::framing::run),
     ("head", vhost_device_spi_fuzz::head::run),
     ("messages", vhost_device_spi_fuzz::messages::run),
     ("plan", vhost_device_spi_fuzz::plan::run),

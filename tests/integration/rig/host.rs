@@ -61,6 +61,7 @@ pub(super) struct Node {
     pub(super) request_errno: (u32, i32),
     pub(super) messages: u64,
     pub(super) faults: Vec<(u64, Fault)>,
+    pub(super) before: Option<Box<dyn FnMut() + Send>>,
     pub(super) openers: Vec<u32>,
 }
 
@@ -286,6 +287,7 @@ impl Host {
                 request_errno: (0, 0),
                 messages: 0,
                 faults: Vec::new(),
+                before: None,
                 openers: Vec::new(),
             },
         );
@@ -374,6 +376,12 @@ impl Host {
         let gate = Arc::new((Mutex::new(Passage::Ahead), Condvar::new()));
         self.fault(id, nth, Fault::Gate(gate.clone()));
         Gate(gate)
+    }
+
+    /// Calls `action` with each message from now on, before the kernel looks at what is to be sent: after the daemon has
+    /// made up its mind. It must not use the host.
+    pub fn before_each_message(&self, id: Id, action: impl FnMut() + Send + 'static) {
+        self.state().nodes.get_mut(&id).unwrap().before = Some(Box::new(action));
     }
 
     /// Whether the device is selected now.

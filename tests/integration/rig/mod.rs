@@ -15,6 +15,7 @@ pub mod fuse;
 pub mod host;
 pub mod kernel_rules;
 pub mod memory;
+pub mod nor;
 pub mod notify;
 pub mod peer;
 pub mod plug;

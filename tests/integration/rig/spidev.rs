@@ -192,6 +192,9 @@ impl Host {
                 Err(if dead != 0 { dead } else { libc::ENOTTY }),
             );
         }
+        if let Some(before) = &mut state.nodes.get_mut(&id).unwrap().before {
+            before();
+        }
         let (mut transfers, prepared) = copy_in(&state, id, call, request);
         match prepared {
             Ok(0) => (state, Kind::Message(transfers), Ok(0)),

@@ -1,0 +1,253 @@
+//! Where a command of a chip begins and ends, in requests that may hold any part of it.
+//!
+//! The bytes of a command arrive in however many requests its driver makes of them. A command ends:
+//!
+//! - with the first request that receives, if the chip answers it: whatever was sent after the
+//!   address is dummy bytes;
+//! - with the first data after its address, if the chip is to receive data;
+//! - with its address, if there is no data;
+//! - with its first request, if its opcode is not in the table, or nothing is sent.
+//!
+//! Until then chip select stays asserted, whatever `cs_change` says.
+//!
+//! The width of the address is state of the chip, whoever changed it, and is followed from the
+//! commands that the chip has seen: `b7`, `e9`, `17`, and `99` after `66`. Where it is in doubt the
+//! longer width counts, since a width that is too short would make data a command. It is followed
+//! over guests that leave and come; the daemon itself sends nothing to the chip. What registers say
+//! of the next reset, and widths that are set by `71` or `b8`, are not followed.
+//!
+//! Pure: bytes and lengths in, values out. Called by `grant`; `bus` says in which phase a request
+//! finds the chip, and what became of it.
+
+use std::time::Duration;
+
+use crate::config::{ChipConfig, GuestNumber};
+use crate::error::ParamError;
+use crate::spi::command_set::{Address, Command, Data, Effect, commands};
+use crate::spi::wire::{CPHA, CPOL, TransferHead};
+
+/// A chip whose commands are known.
+#[derive(Debug)]
+pub struct Chip {
+    commands: &'static [Command],
+    /// Bytes of an address after power-up or reset.
+    first_width: u8,
+    /// How long chip select is held in the middle of a command.
+    pub timeout: Duration,
+    /// Guests that may only read, a bit each.
+    read_only: u64,
+    /// Opcodes that nobody may send.
+    deny: Vec<u8>,
+    followed: Followed,
+}
+
+/// What is known of the chip's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Followed {
+    /// Bytes of an address.
+    width: u8,
+    /// The last command was `66`.
+    reset_enabled: bool,
+    /// The last command, `05` aside, had [`Address::Once`].
+    once: bool,
+}
+
+/// A command whose opcode the chip has seen, but not its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    command: Command,
+    /// Bytes of its address that are still to come.
+    address_left: u64,
+}
+
+/// In which phase a request finds the chip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// It waits for an opcode.
+    Opcode,
+    /// It is in the middle of a command.
+    Within(Begun),
+    /// The command that the request belongs to was cut: it will not reach the wire.
+    Cut,
+}
+
+/// What a request is to the chip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Framed {
+    /// The command goes on: chip select stays asserted.
+    pub rest: Option<Begun>,
+    /// How many bytes at its start were decided on, and must be sent as they were seen.
+    pub lead_len: usize,
+    after: Followed,
+}
+
+impl Begun {
+    /// What is left of the command after a request with `len` bytes of it, which `receives`; `None` if
+    /// it has ended. `bare`: that was its opcode alone.
+    fn after(self, len: u64, receives: bool, bare: bool) -> Option<Self> {
+        let ends = match self.command.data {
+            Data::Nothing => len >= self.address_left,
+            Data::Send => len > self.address_left,
+            Data::Receive => receives,
+            Data::ReceiveIfMore => receives || bare,
+        };
+        let address_left = self.address_left.saturating_sub(len);
+        (!ends).then_some(Self {
+            address_left,
+            ..self
+        })
+    }
+}
+
+impl Chip {
+    /// A chip as it is after power-up.
+    pub fn new(config: &ChipConfig) -> Self {
+        Self {
+            commands: commands(config.kind),
+            first_width: config.address_bytes,
+            timeout: config.timeout,
+            read_only: config.read_only,
+            deny: config.deny.clone(),
+            followed: Followed {
+                width: config.address_bytes,
+                reset_enabled: false,
+                once: false,
+            },
+        }
+    }
+
+    fn command(&self, opcode: u8) -> Option<Command> {
+        let mut commands = self.commands.iter();
+        commands.find(|known| known.opcode == opcode).copied()
+    }
+
+    /// Judges a request of `guest` that finds the chip in `phase`; `lead` has the first bytes that it
+    /// sends, as they will be on the wire.
+    ///
+    /// # Errors
+    /// `guest` may not send this, or the chip could see another opcode than `lead` has.
+    pub fn permit(
+        &self,
+        guest: GuestNumber,
+        phase: Phase,
+        head: &TransferHead,
+        lead: &[u8],
+        receives: bool,
+    ) -> Result<(), ParamError> {
+        // In the two other modes the chip would see each bit half a clock late.
+        if (head.mode & CPHA != 0) != (head.mode & CPOL != 0) {
+            return Err(ParamError::Mode(head.mode));
+        }
+        let read_only = guest.is_in(self.read_only);
+        if phase != Phase::Opcode || (!read_only && self.deny.is_empty()) {
+            return Ok(());
+        }
+        let opcode = *lead.first().ok_or(ParamError::NoOpcode)?;
+        // On several lanes, a chip that listens on one would see another opcode.
+        let nbits = head.tx_nbits.max(if receives { head.rx_nbits } else { 0 });
+        if nbits > 1 {
+            return Err(ParamError::OpcodeNbits(nbits));
+        }
+        let why = if self.deny.contains(&opcode) {
+            Some("is in deny=")
+        } else if read_only {
+            self.command(opcode).map_or(
+                Some("is not in the table of chip=, and this guest is read-only"),
+                |command| command.effect.why_not_read_only(),
+            )
+        } else {
+            None
+        };
+        why.map_or(Ok(()), |why| Err(ParamError::Opcode(opcode, why)))
+    }
+
+    /// Frames a request of `len` bytes on the wire, of which `lead` are the first that it sends: as many
+    /// as a [`crate::spi::lead::Lead`] has.
+    pub fn frame(&self, phase: Phase, lead: &[u8], len: u64, receives: bool) -> Framed {
+        let begins = phase == Phase::Opcode;
+        let begun = match phase {
+            Phase::Opcode => lead.first().and_then(|&opcode| self.begin(opcode)),
+            Phase::Within(begun) => Some(begun),
+            Phase::Cut => None,
+        };
+        let mut framed = Framed {
+            rest: None,
+            lead_len: usize::from(begins && !lead.is_empty()),
+            after: Followed {
+                reset_enabled: false,
+                once: false,
+                ..self.followed
+            },
+        };
+        let Some(begun) = begun else {
+            return framed;
+        };
+        // Without the opcode, which `begin` has taken.
+        let len = len.saturating_sub(u64::from(begins));
+        let mut value = None;
+        if begun.command.effect == Effect::Bank {
+            value = lead.get(usize::from(begins)).copied();
+            framed.lead_len = lead.len();
+        }
+        framed.rest = begun.after(len, receives, begins && len == 0);
+        match framed.rest {
+            Some(_) => framed.after.once = self.followed.once,
+            None => framed.after = self.after(begun, len, value),
+        }
+        framed
+    }
+
+    fn begin(&self, opcode: u8) -> Option<Begun> {
+        let command = self.command(opcode)?;
+        let address_left = match command.address {
+            Address::Zero => 0,
+            Address::Once if self.followed.once => 0,
+            Address::Width | Address::Once => self.followed.width,
+            Address::Fixed(count) => count,
+        };
+        Some(Begun {
+            command,
+            address_left: address_left.into(),
+        })
+    }
+
+    /// The chip's state after a command that ends with `len` bytes more, of which `value` is the first
+    /// of its data, if that matters.
+    fn after(&self, begun: Begun, len: u64, value: Option<u8>) -> Followed {
+        let (before, command) = (self.followed, begun.command);
+        // With more bytes than it has, many chips ignore a command.
+        let exact = len == u64::from(command.data == Data::Send);
+        // 05 asks whether the chip is ready for the next word.
+        let asks = command.opcode == 0x05 && before.once;
+        let four = value.is_none_or(|value| value & 0x80 != 0);
+        let width = match command.effect {
+            Effect::EnterFour => Some(4),
+            Effect::Bank if four => Some(4),
+            Effect::Bank | Effect::LeaveFour => exact.then_some(3),
+            Effect::Reset => (exact && before.reset_enabled).then_some(self.first_width),
+            Effect::Reads
+            | Effect::Contents
+            | Effect::State
+            | Effect::Continuous
+            | Effect::EnableReset => None,
+        };
+        Followed {
+            width: width.unwrap_or(before.width),
+            reset_enabled: command.effect == Effect::EnableReset && exact,
+            once: asks || command.address == Address::Once,
+        }
+    }
+
+    /// A request was carried out, or failed after the chip may have seen it.
+    pub fn follow(&mut self, framed: &Framed, carried_out: bool) {
+        let before = self.followed;
+        self.followed = framed.after;
+        if !carried_out {
+            self.followed.width = before.width.max(framed.after.width);
+            self.followed.reset_enabled = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! `chip=` and the options of a device that need it.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use super::device::{NOT_A_LIST, check_guests, guests};
+use super::usage;
+use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, GuestNumber, digits};
+use crate::error::Fatal;
+
+/// What was given of them.
+#[derive(Debug, Default)]
+pub(super) struct ChipOptions {
+    kind: Option<ChipKind>,
+    address_bytes: Option<u8>,
+    read_only: Option<u64>,
+    deny: Option<Vec<u8>>,
+}
+
+impl ChipOptions {
+    /// Sets one, or says what its value is instead.
+    pub(super) fn set(&mut self, name: &[u8], value: &OsStr) -> Result<(), &'static str> {
+        match name {
+            b"chip" => {
+                self.kind = Some(match value.as_bytes() {
+                    b"nor" => ChipKind::Nor,
+                    b"sram" => ChipKind::Sram,
+                    b"eeprom" => ChipKind::Eeprom,
+                    _ => return Err("none of nor, sram and eeprom"),
+                });
+            }
+            b"address-bytes" => {
+                let count = digits(value).and_then(|count| u8::try_from(count).ok());
+                self.address_bytes = Some(count.ok_or("not a number of bytes, in plain digits")?);
+            }
+            b"read-only" => self.read_only = Some(guests(value.as_bytes()).ok_or(NOT_A_LIST)?),
+            _ => {
+                let why = "not a list of opcodes in hexadecimal, such as c7 or c7+60";
+                self.deny = Some(opcodes(value.as_bytes()).ok_or(why)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The chip of `device`, where there are `count` guests, if `chip=` was given.
+    pub(super) fn finish(
+        self,
+        device: &DeviceConfig,
+        count: usize,
+    ) -> Result<Option<ChipConfig>, Fatal> {
+        let what = format!("option '--device': '{}'", device.path);
+        let wrong = |why: &str| usage(format!("{what} {why}"));
+        let Some(kind) = self.kind else {
+            return match self.needs_chip() {
+                None => Ok(None),
+                Some(name) => Err(wrong(&format!(
+                    "has '{name}', which needs to know the chip's commands; add chip=nor, sram or \
+                     eeprom"
+                ))),
+            };
+        };
+        if device.path == DevicePath::Loopback {
+            return Err(wrong("is no chip; chip= needs /dev/spidevX.Y"));
+        }
+        if device.cs_high == Some(true) || device.loop_mode == Some(true) {
+            return Err(wrong(
+                "has chip=, for which guests may choose neither polarity nor loop; leave out \
+                 cs-high=on and loop=on",
+            ));
+        }
+        let read_only = self.read_only.unwrap_or(0);
+        check_guests(read_only, count, &format!("{what} with read-only="))?;
+        let beside = read_only & !device.guests;
+        if let Some(guest) = GuestNumber::all().find(|guest| guest.is_in(beside)) {
+            let why = format!("is read-only for guest {guest}, but not given to it by guests=");
+            return Err(wrong(&why));
+        }
+        Ok(Some(ChipConfig {
+            kind,
+            address_bytes: address_bytes(kind, self.address_bytes).map_err(|why| wrong(&why))?,
+            read_only,
+            deny: self.deny.unwrap_or_default(),
+            timeout: Duration::ZERO,
+        }))
+    }
+
+    /// An option that was given and needs `chip=`.
+    fn needs_chip(&self) -> Option<&'static str> {
+        let given = [
+            (self.address_bytes.is_some(), "address-bytes"),
+            (self.read_only.is_some(), "read-only"),
+            (self.deny.is_some(), "deny"),
+        ];
+        given
+            .iter()
+            .find(|(given, _)| *given)
+            .map(|(_, name)| *name)
+    }
+}
+
+/// How many bytes an address has, or why it cannot have as many as were given.
+fn address_bytes(kind: ChipKind, given: Option<u8>) -> Result<u8, String> {
+    let (name, allowed, default) = match kind {
+        ChipKind::Nor => ("nor", [3, 4].as_slice(), Some(3)),
+        ChipKind::Sram => ("sram", [2, 3].as_slice(), Some(2)),
+        ChipKind::Eeprom => ("eeprom", [1, 2, 3].as_slice(), None),
+    };
+    match given.or(default) {
+        Some(count) if allowed.contains(&count) => Ok(count),
+        Some(count) => Err(format!(
+            "has address-bytes={count}, but chip={name} has one of {allowed:?}"
+        )),
+        None => Err(format!(
+            "has chip={name}, which needs address-bytes= with one of {allowed:?}; the chip's data \
+             sheet says which"
+        )),
+    }
+}
+
+/// `c7` or `c7+60`.
+fn opcodes(list: &[u8]) -> Option<Vec<u8>> {
+    let opcode = |text: &[u8]| {
+        let plain = matches!(text.len(), 1 | 2) && text.iter().all(u8::is_ascii_hexdigit);
+        let text = std::str::from_utf8(text).ok().filter(|_| plain)?;
+        u8::from_str_radix(text, 16).ok()
+    };
+    list.split(|&b| b == b'+').map(opcode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::start::cli::parse_config;
+
+    fn parse(options: &str) -> Result<ChipConfig, String> {
+        let device = format!("--device=d{options}");
+        let parsed = parse_config(["-s", "s", "-c", "3", &device]);
+        let mut config = parsed.map_err(|fatal| fatal.message)?;
+        Ok(config.devices.remove(0).chip.unwrap())
+    }
+
+    #[test]
+    fn chip_has_the_address_bytes_of_its_kind_or_those_given() {
+        for (options, kind, address_bytes) in [
+            (",chip=nor", ChipKind::Nor, 3),
+            (",address-bytes=4,chip=nor", ChipKind::Nor, 4),
+            (",chip=sram", ChipKind::Sram, 2),
+            (",chip=sram,address-bytes=3", ChipKind::Sram, 3),
+            (",chip=eeprom,address-bytes=1", ChipKind::Eeprom, 1),
+        ] {
+            let chip = parse(options).unwrap();
+            assert_eq!((chip.kind, chip.address_bytes), (kind, address_bytes));
+            assert_eq!((chip.read_only, chip.deny), (0, Vec::new()));
+            assert_eq!(chip.timeout, Duration::from_millis(100));
+        }
+        let chip = parse(",chip=nor,read-only=1-2,deny=c7+60+3,cs-high=off,loop=off").unwrap();
+        assert_eq!((chip.read_only, chip.deny), (0b110, vec![0xc7, 0x60, 3]));
+    }
+
+    #[test]
+    fn chip_options_that_make_no_sense_name_value_cause_and_remedy() {
+        for (options, words) in [
+            (
+                ",chip=nand",
+                "'chip=nand', which is none of nor, sram and eeprom",
+            ),
+            (",chip=eeprom", "needs address-bytes= with one of [1, 2, 3]"),
+            (
+                ",chip=nor,address-bytes=2",
+                "has address-bytes=2, but chip=nor has one of [3, 4]",
+            ),
+            (
+                ",chip=sram,address-bytes=1",
+                "but chip=sram has one of [2, 3]",
+            ),
+            (
+                ",chip=nor,address-bytes=x",
+                "'address-bytes=x', which is not a number of bytes",
+            ),
+            (
+                ",chip=nor,read-only=x",
+                "'read-only=x', which is not a list of guests",
+            ),
+            (
+                ",chip=nor,read-only=3",
+                "'d' with read-only= is for guest 3, but the guests are 0 to 2",
+            ),
+            (
+                ",chip=nor,read-only=1,guests=0+2",
+                "read-only for guest 1, but not given to it by",
+            ),
+            (
+                ",chip=nor,deny=",
+                "'deny=', which is not a list of opcodes in hexadecimal",
+            ),
+            (
+                ",chip=nor,deny=0xc7",
+                "'deny=0xc7', which is not a list of opcodes",
+            ),
+            (
+                ",chip=nor,deny=c7+",
+                "'deny=c7+', which is not a list of opcodes",
+            ),
+            (
+                ",chip=nor,deny=+c",
+                "'deny=+c', which is not a list of opcodes",
+            ),
+            (
+                ",read-only=1",
+                "has 'read-only', which needs to know the chip's commands; add chip=",
+            ),
+            (",deny=c7", "has 'deny', which needs"),
+            (",address-bytes=3", "has 'address-bytes', which needs"),
+            (",chip=nor,cs-high=on", "leave out cs-high=on and loop=on"),
+            (",chip=nor,loop=on", "leave out cs-high=on and loop=on"),
+        ] {
+            let message = parse(options).unwrap_err();
+            assert!(message.starts_with("option '--device': 'd"), "{message}");
+            assert!(message.contains(words), "{message}");
+        }
+        let loopback = parse_config(["-s", "s", "-l", "loopback,chip=nor"]).unwrap_err();
+        assert!(
+            loopback
+                .message
+                .contains("'loopback' is no chip; chip= needs /dev/spidevX.Y")
+        );
+    }
+}
