@@ -53,6 +53,9 @@
 //!   of 1 to 32 bits was tried.
 //! - Used length: 0 for a malformed chain, else that of all device-writable bytes, of which the last
 //!   one is the result.
+//! - With `chip=`, the tables of [`spi::command_set`] say where a command ends, and so how long chip
+//!   select is held; and, with `read-only=`, which opcodes a guest may send: see [`spi::framing`].
+//!   A request that is refused ends the command that it belonged to.
 //! - An SPI ioctl cannot be interrupted. So a transfer goes out in messages of at most 100 ms on the
 //!   wire, with chip select held in between; control messages and signals are handled between two.
 //!

@@ -52,6 +52,8 @@
 //! | a flood of requests, valid or not | one request a turn, nobody is passed twice; log lines are limited and counted | `turns_of_three_flooding_guests_are_taken_request_by_request`, `log_of_a_guest_that_floods_is_ten_lines_in_ten_seconds_and_the_rest_is_counted`, `inactive_delays_in_a_flood_delay_another_guest_by_one_request` |
 //! | chip select held for ever | only while nobody else waits, then `--cs-hold-timeout-ms`; other devices of the bus are never selected beside it | `guest_that_waits_for_the_bus_keeps_its_place_before_later_ones` |
 //! | a polarity that selects the device against everyone | refused unless the administrator allows it | `head_cs_high_on_an_active_low_device_is_param_err` |
+//! | a command that a guest of `read-only=` may not send, also in words, bit orders, modes or lanes in which the chip would see it in another opcode, or written over one that was judged | the opcode is copied, judged and sent from the copy; what changes its bits is refused | `rule_read_only_leaves_the_chip_as_it_is_whatever_its_guest_sends`, `opcode_that_changes_in_memory_after_it_was_judged_is_sent_as_judged`, `opcode_on_several_lanes_is_refused_where_a_rule_applies`, `chip_is_spoken_to_in_bytes_highest_bit_first_in_mode_0_or_3` |
+//! | a command of a chip that stops half-way, so that what follows would be taken for its data, or its data for a command | it ends with a request that is refused or fails, and after `--cs-hold-timeout-ms`; then the request that would have continued it is `TRANS_ERR` | `chip_command_that_stops_half_way_ends_after_the_time_out_and_costs_one_request`, `chip_command_of_which_a_request_is_refused_ends_there`, `chip_command_that_fails_on_the_wire_ends_there` |
 //!
 //! # The surroundings
 //!
@@ -94,6 +96,9 @@
 //! - Other users of the same controller: drivers of the host and other programs. The kernel has no
 //!   lock on a bus for user space; see CHIP SELECT in the manual page.
 //! - A device against its host: what it answers is passed on.
+//! - Guests that share a chip, beyond `read-only=` and `deny=`: one that may write can leave it in any
+//!   mode, in which the next guest finds it, or keep it busy. A controller that cannot keep chip select
+//!   between two messages makes commands of parts of one, whatever was judged.
 //! - A host under memory pressure that has to fetch a guest's pages from a disk while we read them;
 //!   huge pages of 1 GiB that are cleared at our first touch; a guest's memory that is charged to
 //!   the daemon's cgroup since it was touched here first, under a limit that it cannot keep.
