@@ -16,6 +16,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
@@ -294,8 +295,24 @@ impl Memory {
 
     /// Copies `bytes` to guest address `address`, into as many regions as they lie in; `None` outside
     /// of memory.
+    #[inline(always)]
     pub fn write(&self, address: u64, bytes: &[u8]) -> Option<()> {
-        self.write_slice(bytes, GuestAddress(address)).ok()
+        let address = GuestAddress(address);
+        match self.get_slice(address, bytes.len()) {
+            Ok(slice) => {
+                slice.copy_from(bytes);
+                Some(())
+            }
+            Err(_) => self.write_slice(bytes, address).ok(),
+        }
+    }
+
+    /// The 16-bit number at guest address `address`, before anything is read next; `None` outside of
+    /// memory.
+    #[inline(always)]
+    pub fn load(&self, address: u64) -> Option<u16> {
+        let slice = self.get_slice(GuestAddress(address), 2).ok()?;
+        slice.load(0, Ordering::Acquire).ok().map(u16::from_le)
     }
 }
 

@@ -3,8 +3,8 @@
 //! A split virtqueue (VIRTIO 1.4, "Split Virtqueues"). `virtio_queue::Queue` keeps its size, its guest
 //! addresses and both positions, writes the used ring, and orders the accesses to memory that the
 //! driver shares. This module adds what vhost-user says of a ring (started, enabled, broken, where it
-//! is in the front-end's address space, whom to signal), and two reads that the queue does not make:
-//! the next chain's head without taking it, and the driver's flag NO_INTERRUPT.
+//! is in the front-end's address space, whom to signal), and the reads of the available ring: its index, in few instructions,
+//! the next chain's head without taking it, and the flag NO_INTERRUPT.
 //!
 //! Invariant: a chain that was consumed is completed exactly once. [`Consumed`] can neither be copied
 //! nor be made elsewhere.
@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::error::{RingError, SessionError};
 use crate::os::deferred_close::FrontendFile;
@@ -39,6 +39,8 @@ pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver asks not to be notified.
 const AVAIL_F_NO_INTERRUPT: u16 = 1 << 0;
+/// Where the available ring's index is, in bytes from its start.
+const AVAIL_INDEX_OFFSET: u64 = 2;
 /// Length of the available ring's flags and index, in bytes: its entries follow.
 const AVAIL_HEADER_LEN: u64 = 4;
 /// Length of an entry of the available ring in bytes: the index of a chain's first descriptor.
@@ -309,8 +311,10 @@ impl Vring {
     /// # Errors
     /// The available index is further ahead than the ring is long, or outside of memory.
     pub fn pending(&self, memory: &Memory) -> Result<u16, RingError> {
-        let index = self.queue.avail_idx(memory, Ordering::Acquire);
-        let index = index.map_err(outside_memory)?.0;
+        // Not by `Queue::avail_idx`, which takes five times the instructions, and is asked twice for
+        // each request.
+        let at = self.queue.avail_ring().saturating_add(AVAIL_INDEX_OFFSET);
+        let index = memory.load(at).ok_or(RingError::Memory)?;
         let ahead = index.wrapping_sub(self.queue.next_avail());
         if ahead > self.queue.size() {
             return Err(RingError::AvailIndex(index));
@@ -329,7 +333,9 @@ impl Vring {
         let position = queue.next_avail().checked_rem(size).unwrap_or(0);
         let offset = u64::from(position).saturating_mul(AVAIL_ENTRY_LEN);
         let entry = queue.avail_ring().saturating_add(AVAIL_HEADER_LEN);
-        let head = load(memory, entry.saturating_add(offset)).ok_or(RingError::Memory)?;
+        let head = memory
+            .load(entry.saturating_add(offset))
+            .ok_or(RingError::Memory)?;
         if head >= size {
             return Err(RingError::Head(head));
         }
@@ -416,7 +422,7 @@ impl Vring {
         // Its fence comes first: the driver must see the used index before its wish is read.
         let wanted = self.queue.needs_notification(memory).unwrap_or(false);
         // The queue leaves the flag to us; with EVENT_IDX it has no meaning.
-        let flags = || load(memory, self.queue.avail_ring());
+        let flags = || memory.load(self.queue.avail_ring());
         let allows = |flags: u16| flags & AVAIL_F_NO_INTERRUPT == 0;
         wanted && (self.queue.event_idx_enabled() || flags().is_some_and(allows))
     }
@@ -433,12 +439,6 @@ impl Vring {
             None => Ok(()),
         }
     }
-}
-
-/// The 16-bit number at guest address `address`; `None` outside of memory.
-fn load(memory: &Memory, address: u64) -> Option<u16> {
-    let number = memory.load(GuestAddress(address), Ordering::Acquire);
-    number.ok().map(u16::from_le)
 }
 
 /// An error of a queue that was checked when it started: its memory was taken away since.
@@ -528,7 +528,7 @@ mod tests {
         }
 
         fn load(&self, address: u64) -> u16 {
-            load(&self.memory, address).unwrap()
+            self.memory.load(address).unwrap()
         }
 
         fn store(&self, address: u64, number: u16) {
