@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use super::device::{NOT_A_LIST, check_guests, guests};
+use super::device::check_guests;
 use super::usage;
 use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, GuestNumber, digits};
 use crate::error::Fatal;
@@ -12,35 +12,38 @@ use crate::error::Fatal;
 /// What was given of them.
 #[derive(Debug, Default)]
 pub(super) struct ChipOptions {
-    kind: Option<ChipKind>,
-    address_bytes: Option<u8>,
-    read_only: Option<u64>,
-    deny: Option<Vec<u8>>,
+    pub(super) kind: Option<ChipKind>,
+    pub(super) address_bytes: Option<u8>,
+    pub(super) read_only: Option<u64>,
+    pub(super) deny: Option<Vec<u8>>,
 }
 
 impl ChipOptions {
-    /// Sets one, or says what its value is instead.
-    pub(super) fn set(&mut self, name: &[u8], value: &OsStr) -> Result<(), &'static str> {
-        match name {
-            b"chip" => {
-                self.kind = Some(match value.as_bytes() {
-                    b"nor" => ChipKind::Nor,
-                    b"sram" => ChipKind::Sram,
-                    b"eeprom" => ChipKind::Eeprom,
-                    _ => return Err("none of nor, sram and eeprom"),
-                });
-            }
-            b"address-bytes" => {
-                let count = digits(value).and_then(|count| u8::try_from(count).ok());
-                self.address_bytes = Some(count.ok_or("not a number of bytes, in plain digits")?);
-            }
-            b"read-only" => self.read_only = Some(guests(value.as_bytes()).ok_or(NOT_A_LIST)?),
-            _ => {
-                let why = "not a list of opcodes in hexadecimal, such as c7 or c7+60";
-                self.deny = Some(opcodes(value.as_bytes()).ok_or(why)?);
-            }
+    /// The kind, or what the value is instead.
+    pub(super) fn kind(value: &OsStr) -> Result<ChipKind, &'static str> {
+        match value.as_bytes() {
+            b"nor" => Ok(ChipKind::Nor),
+            b"sram" => Ok(ChipKind::Sram),
+            b"eeprom" => Ok(ChipKind::Eeprom),
+            _ => Err("none of nor, sram and eeprom"),
         }
-        Ok(())
+    }
+
+    /// A number of bytes, or what the value is instead.
+    pub(super) fn count(value: &OsStr) -> Result<u8, &'static str> {
+        let count = digits(value).and_then(|count| u8::try_from(count).ok());
+        count.ok_or("not a number of bytes, in plain digits")
+    }
+
+    /// The opcodes of `c7` or `c7+60`, or what the value is instead.
+    pub(super) fn opcodes(value: &OsStr) -> Result<Vec<u8>, &'static str> {
+        let opcode = |text: &[u8]| {
+            let plain = matches!(text.len(), 1 | 2) && text.iter().all(u8::is_ascii_hexdigit);
+            let text = std::str::from_utf8(text).ok().filter(|_| plain)?;
+            u8::from_str_radix(text, 16).ok()
+        };
+        let all: Option<_> = value.as_bytes().split(|&b| b == b'+').map(opcode).collect();
+        all.ok_or("not a list of opcodes in hexadecimal, such as c7 or c7+60")
     }
 
     /// The chip of `device`, where there are `count` guests, if `chip=` was given.
@@ -116,16 +119,6 @@ fn address_bytes(kind: ChipKind, given: Option<u8>) -> Result<u8, String> {
              sheet says which"
         )),
     }
-}
-
-/// `c7` or `c7+60`.
-fn opcodes(list: &[u8]) -> Option<Vec<u8>> {
-    let opcode = |text: &[u8]| {
-        let plain = matches!(text.len(), 1 | 2) && text.iter().all(u8::is_ascii_hexdigit);
-        let text = std::str::from_utf8(text).ok().filter(|_| plain)?;
-        u8::from_str_radix(text, 16).ok()
-    };
-    list.split(|&b| b == b'+').map(opcode).collect()
 }
 
 #[cfg(test)]

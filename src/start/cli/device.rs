@@ -10,7 +10,7 @@ use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
 const COMMA: &str = "has a list of guests with a comma; write '+', as in 0+3-5";
-pub(super) const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
+const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
 
 /// A device and its options, where there are `count` guests.
 pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal> {
@@ -90,7 +90,10 @@ fn set(
         b"word-delay" => device.word_delay = switch()?,
         b"cs-setup" => device.cs_setup = switch()?,
         b"exclusive-bus" => device.exclusive_bus = switch()?,
-        b"chip" | b"address-bytes" | b"read-only" | b"deny" => chip.set(name, value)?,
+        b"chip" => chip.kind = Some(ChipOptions::kind(value)?),
+        b"address-bytes" => chip.address_bytes = Some(ChipOptions::count(value)?),
+        b"read-only" => chip.read_only = Some(guests(value.as_bytes()).ok_or(NOT_A_LIST)?),
+        b"deny" => chip.deny = Some(ChipOptions::opcodes(value)?),
         _ => {
             return Err(
                 "not an option of a device; those are guests, max-speed-hz, \
