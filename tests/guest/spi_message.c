@@ -8,11 +8,13 @@
  *	mode=N bits=N speed=HZ	the device's from now on, as in <linux/spi/spi.h>
  *	times=N			all messages that follow, N times over
  *	show			prints the device's mode, bits and speed
+ *	refused			all messages that follow must fail
  *	w=HEX r=LEN x=HEX	a transfer that writes, reads, does both; what was read is printed, a line a message
  *	W=LEN R=LEN X=LEN	the same with a pattern of bytes (`W=LEN:SEED` for another one): what is read must be it
  * Behind a transfer, separated by commas: `keep` (its cs_change), `speed=HZ`, `bits=N`, `delay=USECS`.
  *
- * The exit code is 0 if all went well, 1 if a system call failed, 2 if other bytes were read than expected.
+ * The exit code is 0 if all went well, 1 if a system call failed, 2 if other bytes were read than expected or a message
+ * that must fail did not.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -33,6 +35,7 @@ static const char *kinds[MAX_TRANSFERS];
 static unsigned int seeds[MAX_TRANSFERS];
 static size_t count;
 static int exit_code;
+static int refused;
 
 static void give_up(const char *what)
 {
@@ -155,12 +158,18 @@ static void send_message(void)
 			memset(bytes(transfers[i].rx_buf), 0x5a, transfers[i].len);
 		line |= kinds[i][0] == 'r' || kinds[i][0] == 'x';
 	}
-	if (ioctl(device, SPI_IOC_MESSAGE(count), transfers) < 0)
+	if (ioctl(device, SPI_IOC_MESSAGE(count), transfers) >= 0) {
+		for (i = 0; i < count; i++)
+			check(i);
+		if (line)
+			putchar('\n');
+		if (refused) {
+			printf("spi_message: %s: a message with %s was not refused\n", name, kinds[0]);
+			exit_code = 2;
+		}
+	} else if (!refused) {
 		give_up("message");
-	for (i = 0; i < count; i++)
-		check(i);
-	if (line)
-		putchar('\n');
+	}
 	for (i = 0; i < count; i++) {
 		free(bytes(transfers[i].tx_buf));
 		free(bytes(transfers[i].rx_buf));
@@ -188,6 +197,8 @@ int main(int argc, char **argv)
 				send_message();
 			else if (!strcmp(item, "show"))
 				show();
+			else if (!strcmp(item, "refused"))
+				refused = 1;
 			else if (!strncmp(item, "mode=", 5))
 				set(SPI_IOC_WR_MODE32, &value, item);
 			else if (!strncmp(item, "bits=", 5))

@@ -3,12 +3,14 @@
  * Simulated SPI controllers that remember what was done to their lines.
  *
  * Each drives its chip selects the ordinary way: the SPI core decides and calls set_cs(). Behind each chip select sits
- * a simulated device, declared so that the kernel's spidev binds it:
+ * a simulated device, declared so that the kernel's spidev binds it. On the controllers that `boards` has 0 for:
  *
  *	0  loopback	sends back what it gets, and 0xff where nothing is sent
  *	1  memory	2 MiB: 0x02, 3 bytes of address, data writes; 0x03, 3 bytes of address, then reads. All of that
  *			within one assertion of its chip select; released, it forgets the command
  *	2  loopback	like 0, for trials with `fail`
+ *
+ * On those that it has 1 for: 0 flash, 1 SRAM, 2 EEPROM, 3 flash with large sectors, 4 TPM (chips.h).
  *
  * A device answers by its line, not by what the core believes: the line's level counts, and it is active at low level
  * whatever SPI_CS_HIGH says. In debugfs, sim_spi/spiN/:
@@ -18,6 +20,7 @@
  *	fail	write `CHIP_SELECT transfer|message ERRNO SKIP COUNT`: after SKIP further ones, COUNT transfers fail on
  *		the wire, or COUNT messages are refused before chip select is touched; COUNT 0 takes it back
  *	suspend	write 1 and the controller sleeps, 0 and it wakes up
+ *	csN	what the memory of the chip behind chip select N holds
  *
  * A violation is what no correct user of a bus brings about: two chip selects asserted at once (two_selected), a
  * transfer while its chip select is not (unselected), another mode (mode_changed), or another clock or word size
@@ -34,13 +37,10 @@
 #include <linux/string.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
+#include "chips.h"
 
 #define MAX_CONTROLLERS 4
-#define CHIP_SELECTS 3
-#define MEMORY_SIZE (2u << 20)
-#define MEMORY_WRITE 0x02
-#define MEMORY_READ 0x03
-#define COMMAND_LEN 4
+#define MAX_CHIP_SELECTS 5
 
 static unsigned int controllers = 1;
 module_param(controllers, uint, 0444);
@@ -68,9 +68,18 @@ static unsigned int device_speed_hz = 50000000;
 module_param(device_speed_hz, uint, 0444);
 MODULE_PARM_DESC(device_speed_hz, "speed limit of every device");
 
-enum peer { LOOPBACK, MEMORY };
-static const enum peer peers[CHIP_SELECTS] = { LOOPBACK, MEMORY, LOOPBACK };
-static const char *const peer_names[] = { "loopback", "memory" };
+static unsigned int boards[MAX_CONTROLLERS];
+module_param_array(boards, uint, NULL, 0444);
+MODULE_PARM_DESC(boards, "what is behind each controller's chip selects");
+
+/* No chip is a loopback. */
+static const struct board {
+	unsigned int chip_selects;
+	const struct chip *chips[MAX_CHIP_SELECTS];
+} all_boards[] = {
+	{ 3, { NULL, &memory_2m, NULL } },
+	{ 5, { &nor_w25q64, &sram_23k256, &eeprom_at25256, &nor_m25p16, &tpm_slb9670 } },
+};
 
 struct failure {
 	bool early;
@@ -86,19 +95,17 @@ struct counts {
 };
 
 struct line {
-	enum peer peer;
 	bool high;
 	/* Of the assertion in progress, or else the last one. */
 	u32 mode;
 	u32 speed_hz;
 	u8 bits;
 	bool clocked;
-	/* The memory's: how much of a command it has, what it is. */
-	unsigned int got;
-	u8 command[COMMAND_LEN];
-	u32 address;
 	struct failure failure;
 	struct counts counts;
+	/* Of no chip: a loopback. */
+	struct chip_state chip;
+	struct debugfs_blob_wrapper contents;
 };
 
 struct bus {
@@ -106,11 +113,11 @@ struct bus {
 	struct spi_controller *controller;
 	/* Held around everything but the time that a transfer takes. */
 	struct mutex lock;
-	struct line lines[CHIP_SELECTS];
+	unsigned int chip_selects;
+	struct line lines[MAX_CHIP_SELECTS];
 	struct {
 		unsigned int two_selected, unselected, mode_changed, clock_changed;
 	} violations;
-	u8 *memory;
 	struct dentry *directory;
 };
 
@@ -136,7 +143,7 @@ static void sim_set_cs(struct spi_device *spi, bool high)
 {
 	struct bus *bus = bus_of(spi->controller);
 	struct line *line = line_of(spi);
-	int i;
+	unsigned int i;
 
 	guard(mutex)(&bus->lock);
 	line->counts.set_cs++;
@@ -144,12 +151,15 @@ static void sim_set_cs(struct spi_device *spi, bool high)
 		return;
 	line->high = high;
 	line->counts.edges++;
-	line->got = 0;
-	if (!asserted(line))
+	if (!asserted(line)) {
+		if (line->chip.chip)
+			end_command(&line->chip);
 		return;
+	}
+	begin_command(&line->chip);
 	line->mode = spi->mode;
 	line->clocked = false;
-	for (i = 0; i < CHIP_SELECTS; i++)
+	for (i = 0; i < bus->chip_selects; i++)
 		if (&bus->lines[i] != line && asserted(&bus->lines[i]))
 			bus->violations.two_selected++;
 }
@@ -191,38 +201,10 @@ static int sim_prepare_message(struct spi_controller *controller, struct spi_mes
 	return 0;
 }
 
-static u8 memory_byte(struct bus *bus, struct line *line, u8 in)
+static void exchange(struct line *line, const u8 *tx, u8 *rx, unsigned int len)
 {
-	u8 *cell;
-
-	if (line->got < COMMAND_LEN) {
-		line->command[line->got++] = in;
-		line->address = line->command[1] << 16 | line->command[2] << 8 | line->command[3];
-		return 0xff;
-	}
-	cell = &bus->memory[line->address++ % MEMORY_SIZE];
-	switch (line->command[0]) {
-	case MEMORY_WRITE:
-		*cell = in;
-		return 0xff;
-	case MEMORY_READ:
-		return *cell;
-	default:
-		return 0xff;
-	}
-}
-
-static void exchange(struct bus *bus, struct line *line, const u8 *tx, u8 *rx, unsigned int len)
-{
-	unsigned int i;
-
-	if (line->peer == MEMORY && !(line->mode & SPI_LOOP)) {
-		for (i = 0; i < len; i++) {
-			u8 out = memory_byte(bus, line, tx ? tx[i] : 0xff);
-
-			if (rx)
-				rx[i] = out;
-		}
+	if (line->chip.chip && !(line->mode & SPI_LOOP)) {
+		exchange_with_chip(&line->chip, tx, rx, len);
 	} else if (rx && tx) {
 		memcpy(rx, tx, len);
 	} else if (rx) {
@@ -264,23 +246,30 @@ static int sim_transfer_one(struct spi_controller *controller, struct spi_device
 	line->clocked = true;
 	line->speed_hz = xfer->speed_hz;
 	line->bits = xfer->bits_per_word;
-	exchange(bus, line, xfer->tx_buf, xfer->rx_buf, xfer->len);
+	exchange(line, xfer->tx_buf, xfer->rx_buf, xfer->len);
 	return 0;
 }
 
 static int state_show(struct seq_file *file, void *unused)
 {
 	struct bus *bus = file->private;
-	int i;
+	unsigned int i;
 
 	guard(mutex)(&bus->lock);
-	for (i = 0; i < CHIP_SELECTS; i++) {
+	for (i = 0; i < bus->chip_selects; i++) {
 		const struct line *line = &bus->lines[i];
 		const struct counts *counts = &line->counts;
+		const struct chip_counts *chip = &line->chip.counts;
 
-		seq_printf(file, "cs=%d peer=%s asserted=%d edges=%u set_cs=%u setups=%u messages=%u transfers=%u bytes=%llu mode=%u speed_hz=%u bits=%u\n",
-			   i, peer_names[line->peer], asserted(line), counts->edges, counts->set_cs, counts->setups,
-			   counts->messages, counts->transfers, counts->bytes, line->mode, line->speed_hz, line->bits);
+		seq_printf(file, "cs=%u peer=%s asserted=%d edges=%u set_cs=%u setups=%u messages=%u transfers=%u bytes=%llu mode=%u speed_hz=%u bits=%u",
+			   i, line->chip.chip ? line->chip.chip->name : "loopback", asserted(line), counts->edges,
+			   counts->set_cs, counts->setups, counts->messages, counts->transfers, counts->bytes, line->mode,
+			   line->speed_hz, line->bits);
+		if (line->chip.chip)
+			seq_printf(file, " commands=%u cut=%u unknown=%u opcode=%02x ignored=%u changes=%u status=%02x%02x%02x asleep=%d",
+				   chip->commands, chip->cut, chip->unknown, chip->opcode, chip->ignored, chip->changes,
+				   line->chip.status[1], line->chip.status[2], line->chip.status[3], line->chip.asleep);
+		seq_putc(file, '\n');
 	}
 	seq_printf(file, "cs=any two_selected=%u unselected=%u mode_changed=%u clock_changed=%u\n",
 		   bus->violations.two_selected, bus->violations.unselected, bus->violations.mode_changed,
@@ -292,11 +281,13 @@ DEFINE_SHOW_ATTRIBUTE(state);
 static ssize_t reset_write(struct file *file, const char __user *text, size_t len, loff_t *at)
 {
 	struct bus *bus = file->private_data;
-	int i;
+	unsigned int i;
 
 	guard(mutex)(&bus->lock);
-	for (i = 0; i < CHIP_SELECTS; i++)
+	for (i = 0; i < bus->chip_selects; i++) {
 		memset(&bus->lines[i].counts, 0, sizeof(bus->lines[i].counts));
+		memset(&bus->lines[i].chip.counts, 0, sizeof(bus->lines[i].chip.counts));
+	}
 	return len;
 }
 
@@ -319,7 +310,7 @@ static ssize_t fail_write(struct file *file, const char __user *text, size_t len
 	if (copy_from_user(line, text, len))
 		return -EFAULT;
 	if (sscanf(line, "%u %15s %d %u %u", &chip_select, when, &failure.error, &failure.skip, &failure.count) != 5 ||
-	    chip_select >= CHIP_SELECTS || failure.error <= 0 || failure.error > MAX_ERRNO)
+	    chip_select >= bus->chip_selects || failure.error <= 0 || failure.error > MAX_ERRNO)
 		return -EINVAL;
 	failure.early = !strcmp(when, "message");
 	if (!failure.early && strcmp(when, "transfer"))
@@ -345,12 +336,38 @@ DEFINE_DEBUGFS_ATTRIBUTE(suspend_fops, NULL, suspend_set, "%llu\n");
 
 static void remove_bus(struct bus *bus)
 {
+	unsigned int i;
+
 	debugfs_remove(bus->directory);
 	if (bus->controller)
 		spi_unregister_controller(bus->controller);
 	if (bus->parent)
 		faux_device_destroy(bus->parent);
-	vfree(bus->memory);
+	for (i = 0; i < bus->chip_selects; i++)
+		vfree(bus->lines[i].chip.memory);
+}
+
+static int add_chips(struct bus *bus, const struct board *board)
+{
+	unsigned int i;
+
+	bus->chip_selects = board->chip_selects;
+	for (i = 0; i < board->chip_selects; i++) {
+		const struct chip *chip = board->chips[i];
+		struct line *line = &bus->lines[i];
+
+		line->high = true;
+		line->chip.chip = chip;
+		if (!chip || chip == &tpm_slb9670)
+			continue;
+		line->chip.memory = vzalloc(chip->size);
+		if (!line->chip.memory)
+			return -ENOMEM;
+		if (chip->page)
+			memset(line->chip.memory, 0xff, chip->size);
+		line->contents = (struct debugfs_blob_wrapper){ line->chip.memory, chip->size };
+	}
+	return 0;
 }
 
 static int add_bus(unsigned int number)
@@ -359,20 +376,21 @@ static int add_bus(unsigned int number)
 	struct bus *bus = &buses[number];
 	struct spi_controller *controller;
 	char name[16];
+	unsigned int i;
 	int ret;
 
 	snprintf(name, sizeof(name), "sim_spi.%u", number);
 	mutex_init(&bus->lock);
-	bus->memory = vzalloc(MEMORY_SIZE);
+	ret = add_chips(bus, &all_boards[boards[number]]);
 	bus->parent = faux_device_create(name, NULL, NULL);
-	if (!bus->memory || !bus->parent)
+	if (ret || !bus->parent)
 		return -ENOMEM;
 	controller = spi_alloc_host(&bus->parent->dev, sizeof(bus));
 	if (!controller)
 		return -ENOMEM;
 	*(struct bus **)spi_controller_get_devdata(controller) = bus;
 	controller->bus_num = number;
-	controller->num_chipselect = CHIP_SELECTS;
+	controller->num_chipselect = bus->chip_selects;
 	controller->mode_bits = mode_bits[number];
 	controller->bits_per_word_mask = word_sizes[number];
 	controller->max_speed_hz = max_speed_hz[number];
@@ -381,17 +399,13 @@ static int add_bus(unsigned int number)
 	controller->set_cs = sim_set_cs;
 	controller->prepare_message = sim_prepare_message;
 	controller->transfer_one = sim_transfer_one;
-	for (info.chip_select = 0; info.chip_select < CHIP_SELECTS; info.chip_select++) {
-		bus->lines[info.chip_select].peer = peers[info.chip_select];
-		bus->lines[info.chip_select].high = true;
-	}
 	ret = spi_register_controller(controller);
 	if (ret) {
 		spi_controller_put(controller);
 		return ret;
 	}
 	bus->controller = controller;
-	for (info.chip_select = 0; info.chip_select < CHIP_SELECTS; info.chip_select++)
+	for (info.chip_select = 0; info.chip_select < bus->chip_selects; info.chip_select++)
 		if (!spi_new_device(controller, &info))
 			return -EIO;
 
@@ -401,6 +415,11 @@ static int add_bus(unsigned int number)
 	debugfs_create_file("reset", 0200, bus->directory, bus, &reset_fops);
 	debugfs_create_file("fail", 0200, bus->directory, bus, &fail_fops);
 	debugfs_create_file("suspend", 0200, bus->directory, bus, &suspend_fops);
+	for (i = 0; i < bus->chip_selects; i++) {
+		snprintf(name, sizeof(name), "cs%u", i);
+		if (bus->lines[i].contents.data)
+			debugfs_create_blob(name, 0400, bus->directory, &bus->lines[i].contents);
+	}
 	return 0;
 }
 
@@ -420,6 +439,9 @@ static int __init sim_spi_init(void)
 
 	if (!controllers || controllers > MAX_CONTROLLERS)
 		return -EINVAL;
+	for (i = 0; i < controllers; i++)
+		if (boards[i] >= ARRAY_SIZE(all_boards))
+			return -EINVAL;
 	top = debugfs_create_dir(KBUILD_MODNAME, NULL);
 	for (i = 0; i < controllers && !ret; i++)
 		ret = add_bus(i);

@@ -9,15 +9,25 @@
  *	echo CHIP_SELECT > remove				(needed before the controller's driver is unbound)
  *
  * The driver whose name or id table has MODALIAS binds before the write to `add` returns: dh2228fv gives a spidev,
- * spi-nor a flash, spi-loopback-test the kernel's test-suite.
+ * spi-nor a flash, spi-loopback-test the kernel's test-suite. at25 finds an AT25256 there, as
+ * the device spi-at25256.
  */
 #include <linux/device.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/property.h>
 #include <linux/spi/spi.h>
 #include <linux/string.h>
 #include <linux/virtio.h>
 #include <linux/virtio_ids.h>
+
+static const struct property_entry at25256[] = {
+	PROPERTY_ENTRY_U32("size", 32768),
+	PROPERTY_ENTRY_U32("pagesize", 64),
+	PROPERTY_ENTRY_U32("address-width", 16),
+	{ }
+};
+static const struct software_node at25256_node = { .name = "at25256", .properties = at25256 };
 
 /* The devices added here, by chip select. The parameter lock of this module serialises the users. */
 static struct spi_device *children[16];
@@ -84,6 +94,8 @@ static int add(const char *text, const struct kernel_param *param)
 	if (children[chip_select])
 		return -EBUSY;
 	info.chip_select = chip_select;
+	if (!strcmp(info.modalias, "at25"))
+		info.swnode = &at25256_node;
 
 	controller = find_controller();
 	if (!controller) {
