@@ -162,7 +162,7 @@ impl Rig {
             }
             parts.last_mut().unwrap().0.push(*byte);
         }
-        let joined = input.u8() % 2 != 0;
+        let joined = !input.u8().is_multiple_of(2);
         let last = parts.last_mut().unwrap();
         match data {
             Data::In if joined => {

@@ -99,7 +99,7 @@ impl Rig {
         let mut waits = WAITS;
         for _ in 0..TURNS {
             self.look();
-            if !(self.due || self.control) && !front.is_deaf {
+            if !(self.due || self.control || front.is_deaf) {
                 // What it takes now may have been waited for.
                 front.listen();
                 self.look();
