@@ -55,8 +55,10 @@ pub enum ParamError {
     PartialWord(u64),
     /// More bytes than `--max-transfer-len`.
     TooLong(u64),
-    /// More milliseconds on the wire than `--max-transfer-ms`, or a single word too slow.
+    /// More milliseconds on the wire than `--max-transfer-ms`.
     TooSlow,
+    /// More than 100 ms for one word, with the delays of its message: no signal interrupts its ioctl.
+    SlowWord,
     /// It needs chip select held between messages, and the controller has devices that are not
     /// this daemon's: the name of one.
     SharedBus(&'static str),
@@ -102,6 +104,10 @@ impl fmt::Display for ParamError {
             Self::PartialWord(len) => write!(f, "{len} bytes are not whole words"),
             Self::TooLong(len) => write!(f, "{len} bytes are above --max-transfer-len"),
             Self::TooSlow => write!(f, "takes longer on the wire than --max-transfer-ms allows"),
+            Self::SlowWord => write!(
+                f,
+                "one word and the delays take more than 100 ms on the wire"
+            ),
             Self::SharedBus(name) => write!(
                 f,
                 "needs chip select held, but {name} on its controller is not ours: give this daemon \

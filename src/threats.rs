@@ -75,10 +75,10 @@
 //!
 //! On the same controller: until the other's turn comes, each guest before it with one assertion of
 //! chip select, which no request continues after `--max-transfer-ms` in all: twice that at most. A
-//! hold without a request ends after `--cs-hold-timeout-ms`. These are the administrator's to set. With the bus free, or on another controller: 100 ms of wire time for each
-//! other controller (one ioctl each; a controller that hangs adds what its driver allows, by
-//! `spi_transfer_wait()` in Linux as much again and 200 ms), and once in the daemon's life 100 ms
-//! for a write that blocks, after that 10 ms for each socket whose front-end does this, with rests
+//! hold without a request ends after `--cs-hold-timeout-ms`. These are the administrator's to set.
+//! With the bus free, or on another controller: 100 ms of wire time for each guest that uses another
+//! one (one ioctl each; a controller that hangs adds what its driver allows, by `spi_transfer_wait()`
+//! in Linux as much again and 200 ms), and once in the daemon's life 100 ms for a write that blocks, after that 10 ms for each socket whose front-end does this, with rests
 //! from 1 to 64 seconds in between. A front-end that has much memory can buy more with it: see the
 //! first of what is not defended.
 //!

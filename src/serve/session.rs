@@ -238,9 +238,9 @@ impl Session {
     ///
     /// # Errors
     /// The connection must end.
-    pub fn expire(&mut self, poller: &Poller) -> Result<(), SessionError> {
-        if self.is_connected() {
-            return Err(SessionError::Silent);
+    pub fn expire(&mut self, now: Instant, poller: &Poller) -> Result<(), SessionError> {
+        if let State::Connected(connection) = &mut self.state {
+            return connection.expire(now);
         }
         self.state = State::Vacant;
         self.watch(poller, epoll::LEVEL);

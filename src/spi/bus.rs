@@ -189,15 +189,11 @@ impl Bus {
             return Err(TransferError::Aborted);
         };
         let step = transfer.step(device, &self.store, memory, scratch, follows, now);
-        if let (Some(chip), Some(framed)) = (&mut device.chip, &transfer.claim.framed)
-            && matches!(step, Ok(Step::Done { .. }) | Err(_))
-        {
-            chip.follow(framed, step.is_ok());
-        }
         match step {
             Ok(Step::More | Step::Until(_)) => (),
             Ok(Step::Done { kept }) => {
                 device.set_down(false);
+                device.follow_command(transfer.claim.framed.as_ref(), true);
                 let head = &transfer.head;
                 self.state = if let (true, State::Running(asserted_at)) = (kept, &self.state) {
                     State::Held(Hold::new(transfer.claim, head, *asserted_at, *now))
@@ -217,6 +213,9 @@ impl Bus {
     pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
         debug_assert!(matches!(self.state, State::Running(_)));
         self.state = State::Free;
+        if let Some(device) = self.devices.get_mut(transfer.claim.device) {
+            device.follow_command(transfer.claim.framed.as_ref(), false);
+        }
         let inactive_ns = transfer.head.cs_change_delay_inactive_ns;
         self.release(transfer.claim.device, inactive_ns, now);
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{DeviceConfig, DevicePath, GuestNumber, TransferConfig};
 use crate::error::{ExitCode, Fatal};
-use crate::spi::framing::Chip;
+use crate::spi::framing::{Chip, Framed};
 use crate::spi::loopback;
 use crate::spi::probe::{Capabilities, probe};
 use crate::spi::spidev::{
@@ -212,6 +212,13 @@ impl Device {
     pub fn forget_user(&mut self, guest: GuestNumber) {
         if self.mode_of == ModeOf::Guest(guest) {
             self.mode_of = ModeOf::RestorePending;
+        }
+    }
+
+    /// A request was carried out, or ended after the chip may have seen it.
+    pub fn follow_command(&mut self, framed: Option<&Framed>, carried_out: bool) {
+        if let (Some(chip), Some(framed)) = (&mut self.chip, framed) {
+            chip.follow(framed, carried_out);
         }
     }
 

@@ -191,7 +191,8 @@ impl Chip {
         }
         framed.rest = begun.after(len, receives, begins && len == 0);
         match framed.rest {
-            Some(_) => framed.after.once = self.followed.once,
+            // A question for the status is part of the procedure, also before its answer.
+            Some(_) => framed.after.once = self.followed.once && asks_status(begun),
             None => framed.after = self.after(begun, len, value),
         }
         framed
@@ -217,8 +218,7 @@ impl Chip {
         let (before, command) = (self.followed, begun.command);
         // With more bytes than it has, many chips ignore a command.
         let exact = len == u64::from(command.data == Data::Send);
-        // 05 asks whether the chip is ready for the next word.
-        let asks = command.opcode == 0x05 && before.once;
+        let asks = asks_status(begun) && before.once;
         let four = value.is_none_or(|value| value & 0x80 != 0);
         let width = match command.effect {
             Effect::EnterFour => Some(4),
@@ -245,8 +245,14 @@ impl Chip {
         if !carried_out {
             self.followed.width = before.width.max(framed.after.width);
             self.followed.reset_enabled = false;
+            self.followed.once = false;
         }
     }
+}
+
+/// Whether a command asks for the status: whether the chip is ready for the next word.
+fn asks_status(begun: Begun) -> bool {
+    begun.command.opcode == 0x05
 }
 
 #[cfg(test)]

@@ -339,7 +339,10 @@ fn timing(
     let words = len.div_ceil(head.word_len());
     let total_ns = words.saturating_mul(word_ns).saturating_add(delays_ns);
     // A message has one word at least, and no signal interrupts its ioctl.
-    if word_ns > words_budget_ns || total_ns > limits.max_transfer_ns {
+    if word_ns > words_budget_ns {
+        return Err(ParamError::SlowWord);
+    }
+    if total_ns > limits.max_transfer_ns {
         return Err(ParamError::TooSlow);
     }
     Ok(Timing {
@@ -637,7 +640,7 @@ mod tests {
         };
         assert!(validate(&TransferHead { freq: 80, ..head() }, 1, 0, &floor).is_ok());
         let head = TransferHead { freq: 79, ..head() };
-        assert_eq!(validate(&head, 1, 0, &floor), Err(ParamError::TooSlow));
+        assert_eq!(validate(&head, 1, 0, &floor), Err(ParamError::SlowWord));
     }
 
     #[test]
@@ -667,7 +670,7 @@ mod tests {
         };
         assert!(validate(&head(0, 80), 1, 0, &floor).is_ok());
         let error = validate(&head(1, 80), 1, 0, &floor);
-        assert_eq!(error, Err(ParamError::TooSlow));
+        assert_eq!(error, Err(ParamError::SlowWord));
     }
 
     #[test]

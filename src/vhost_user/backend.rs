@@ -24,6 +24,7 @@ use vhost::vhost_user::{
 };
 
 use crate::config::{GuestNumber, MAX_REGIONS};
+use crate::error::SessionError;
 use crate::os::epoll::Poller;
 use crate::spi::wire::Config;
 use crate::virtqueue::memory::{Memory, MemoryError, UserAddress};
@@ -113,10 +114,14 @@ impl Backend {
         let result = change(&mut guest)?;
         let Guest { memory, vring } = &mut *guest;
         if let Err(misplaced) = vring.update(memory) {
-            // It is known by its kind in `SessionError::of_vhost`.
-            let blocked = |_| Error::ReqHandlerError(ErrorKind::Interrupted.into());
-            vring.set_broken().map_err(blocked)?;
-            return Err(refused(misplaced));
+            return Err(match vring.set_broken() {
+                // It is known by its kind in `SessionError::of_vhost`.
+                Err(SessionError::CallBlocked) => {
+                    Error::ReqHandlerError(ErrorKind::Interrupted.into())
+                }
+                // An err fd that cannot be written to has nobody who reads it.
+                Ok(()) | Err(_) => refused(misplaced),
+            });
         }
         Ok(result)
     }

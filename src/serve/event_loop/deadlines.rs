@@ -58,7 +58,7 @@ impl EventLoop {
             return;
         };
         if session.deadline().is_some_and(|at| at <= now)
-            && let Err(error) = session.expire(&self.shared.poller)
+            && let Err(error) = session.expire(now, &self.shared.poller)
         {
             self.close(number, &error);
         }

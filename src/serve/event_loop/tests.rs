@@ -52,3 +52,27 @@ fn turn_goes_by_a_clock_that_was_read_after_its_messages() {
     let deadline = event_loop.sessions[0].deadline().unwrap();
     assert!(event_loop.shared.now >= deadline - Duration::from_secs(1));
 }
+
+#[test]
+fn session_whose_other_part_is_there_when_its_time_is_over_is_not_silent() {
+    let (mut event_loop, mut front_end) = connected();
+    let guest = GuestNumber::default();
+    let number_of_parts = 3;
+    for part in 1..=number_of_parts {
+        front_end.write_all(&[1, 0, 0]).unwrap();
+        let now = event_loop.shared.now;
+        event_loop.turns.queue(guest, true, now);
+        let taken = event_loop.turns.take().unwrap();
+        event_loop.turn(taken);
+        if part < number_of_parts {
+            // Before the loop gets to it.
+            front_end.write_all(&[0]).unwrap();
+        }
+        event_loop.shared.now = event_loop.sessions[0].deadline().unwrap();
+        event_loop.expire();
+        assert_eq!(
+            event_loop.sessions[0].is_connected(),
+            part < number_of_parts
+        );
+    }
+}

@@ -5,13 +5,14 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 
 use super::*;
-use crate::config::{DeviceConfig, DevicePath, TransferConfig};
+use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, TransferConfig};
 use crate::os::deferred_close::{Closer, DeferredClose, FrontendFile};
 use crate::os::epoll::{Poller, Registered, Token};
 use crate::os::file_kind::FileKind;
 use crate::os::mounts::Mounts;
 use crate::os::write_timeout;
 use crate::spi::device::Device;
+use crate::spi::framing::{Chip, Phase};
 use crate::spi::wire::{Config, Limits};
 use crate::vhost_user::backend::Backend;
 use crate::virtqueue::memory::UserAddress;
@@ -294,6 +295,42 @@ fn requestq_inactive_delay_is_kept_after_a_transfer_that_failed_or_was_aborted()
         rig.players[0].offer(ask);
         assert_eq!(rig.run_until_it_waits(0), rig.shared.now + MS);
     }
+}
+
+#[test]
+fn requestq_command_that_was_aborted_is_one_that_the_chip_may_have_seen() {
+    let nor = |address_bytes| {
+        Chip::new(&ChipConfig {
+            kind: ChipKind::Nor,
+            address_bytes,
+            read_only: 0,
+            deny: Vec::new(),
+            timeout: Duration::ZERO,
+        })
+    };
+    let mut rig = Rig::new(HoldPolicy::Queued);
+    rig.shared.buses[0].devices[0].chip = Some(nor(3));
+    // Four-byte mode; a reset that is enabled, and is none since another command is in between.
+    for (opcode, aborted) in [(0xb7, false), (0x66, false), (0x03, true), (0x99, false)] {
+        let request = rig.players[0].offer(USUAL);
+        let tx = DATA + 0x400 * u64::from(request) + 32;
+        let player = &mut rig.players[0];
+        player.backend.guest().memory.write(tx, &[opcode]).unwrap();
+        let result = if aborted {
+            rig.run_until_it_waits(0);
+            let player = &mut rig.players[0];
+            let mut guest = player.backend.guest();
+            player.requestq.abort(&mut guest, &mut rig.shared).unwrap();
+            TransResult::TransErr
+        } else {
+            rig.run(0);
+            TransResult::TransOk
+        };
+        assert_eq!(rig.players[0].result(request), result.byte());
+    }
+    let rest = |chip: &Chip| chip.frame(Phase::Opcode, &[0x02], 1, false).rest;
+    let chip = rig.shared.buses[0].devices[0].chip.as_ref().unwrap();
+    assert_eq!(rest(chip), rest(&nor(4)));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::SessionError;
 use crate::os::deferred_close::Closer;
 use crate::os::epoll::{self, Poller, Token};
-use crate::os::ffi::shut_down;
+use crate::os::ffi::{self, shut_down};
 use crate::os::mounts::Mounts;
 use crate::os::socket;
 use crate::vhost_user::backend::Backend;
@@ -90,6 +90,19 @@ impl Connection {
             Awaits::OtherPart(until) => Some(until),
             Awaits::Message | Awaits::Room => None,
         }
+    }
+
+    /// The time for the other part of a message is over. If some of it is there, the loop is late, and
+    /// not the front-end.
+    ///
+    /// # Errors
+    /// The front-end was silent.
+    pub(super) fn expire(&mut self, now: Instant) -> Result<(), SessionError> {
+        if !ffi::is_ready(self.fd(), libc::POLLIN) {
+            return Err(SessionError::Silent);
+        }
+        self.awaits = Awaits::OtherPart(now.checked_add(SILENCE).unwrap_or(now));
+        Ok(())
     }
 
     fn fd(&self) -> RawFd {

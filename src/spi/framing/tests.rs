@@ -367,3 +367,21 @@ fn rules_refuse_what_a_chip_could_take_for_another_opcode() {
         }
     }
 }
+
+#[test]
+fn framing_of_word_after_word_counts_no_command_that_was_cut() {
+    let mut chip = nor();
+    let word: &[u8] = &[0xad, 0, 0, 0, 1, 2];
+    assert_eq!(edges(&mut chip, &[(word, 0), (&[0xad, 3, 4], 0)]), "..");
+    // Cut after its address: what the chip makes of it is in doubt.
+    assert_eq!(edges(&mut chip, &[(&[0x03, 0, 0, 0], 0)]), "+");
+    assert_eq!(
+        edges(&mut chip, &[(&[0xad, 0, 0, 0], 0), (&[5, 6], 0)]),
+        "+."
+    );
+    // 05 between two words, in two requests, is part of the procedure.
+    assert_eq!(
+        edges(&mut chip, &[(&[0x05], 0), (&[], 1), (&[0xad, 7, 8], 0)]),
+        "+.."
+    );
+}

@@ -185,7 +185,8 @@ impl Rig {
         }
         // The pause behind an eventfd that blocked is the loop's to keep.
         if !self.is_connected && self.session.deadline().is_some() {
-            self.session.expire(&self.shared.poller).unwrap();
+            let now = self.shared.now;
+            self.session.expire(now, &self.shared.poller).unwrap();
         }
     }
 
