@@ -6,19 +6,27 @@
  * Each ioctl still goes to the kernel first, where it fails on the memory file that stands in for
  * the device: so it costs a system call, is counted as one, and passes the program's own filter.
  * Behind open() nothing else is asked of the kernel, and no fd is kept but the program's own.
+ *
+ * With FAKE_WIRE set, a message also takes the time that it takes on the wire: the caller sleeps, as
+ * it does for a controller, by system calls that the daemon's filter allows, and each device has two
+ * more fds for that.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/spi/spidev.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #define DEVICES "/dev/spidev"
@@ -32,12 +40,22 @@
 /* So fast that no program has to reckon with time on the wire: there is none. */
 #define SPEED_HZ 1000000000
 #define MAX_FD 4096
+#define MAX_BUSES 256
+/* Shorter than this, a sleep takes longer than it is told to: the caller spins. */
+#define SPIN_NS 20000
+#define SECOND_NS 1000000000ul
 
 static struct device {
 	int is_open;
 	__u32 mode, speed_hz;
 	__u8 bits;
+	/* How a caller sleeps while a message is on the wire. */
+	int timer, epoll;
+	unsigned int bus;
 } devices[MAX_FD];
+
+/* A controller carries out one message after the other, whoever sends them. */
+static pthread_mutex_t buses[MAX_BUSES];
 
 /* Whoever started us may be killed: then nobody else would end this program. */
 __attribute__((constructor)) static void end_with_parent(void)
@@ -68,7 +86,16 @@ static int memory_file(int flags)
 	return memfd_create("spidev", flags & O_CLOEXEC ? MFD_CLOEXEC : 0);
 }
 
-static int open_device(int flags)
+static int make_wire(struct device *device)
+{
+	struct epoll_event event = { .events = EPOLLIN };
+
+	device->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+	device->epoll = epoll_create1(EPOLL_CLOEXEC);
+	return epoll_ctl(device->epoll, EPOLL_CTL_ADD, device->timer, &event);
+}
+
+static int open_device(const char *path, int flags)
 {
 	int fd = memory_file(flags);
 
@@ -80,7 +107,12 @@ static int open_device(int flags)
 	}
 	/* Known before the filter is on, so that no later message has to ask. */
 	bufsiz();
-	devices[fd] = (struct device){ .is_open = 1, .speed_hz = SPEED_HZ, .bits = 8 };
+	devices[fd] = (struct device){
+		.is_open = 1, .speed_hz = SPEED_HZ, .bits = 8,
+		.timer = -1, .bus = strtoul(path + strlen(DEVICES), NULL, 10) % MAX_BUSES,
+	};
+	if (getenv("FAKE_WIRE") && make_wire(&devices[fd]) < 0)
+		return -1;
 	return fd;
 }
 
@@ -105,7 +137,7 @@ static int open_any(int directory, const char *path, int flags, mode_t mode)
 	int fd;
 
 	if (!strncmp(path, DEVICES, strlen(DEVICES)))
-		return open_device(flags);
+		return open_device(path, flags);
 	if (!strcmp(path, BUFSIZ_FILE))
 		return open_bufsiz(flags);
 	fd = syscall(SYS_openat, directory, path, flags, mode);
@@ -188,10 +220,44 @@ static int check(const struct device *device, const struct spi_ioc_transfer *tra
 	return total;
 }
 
-static int message(const struct device *device, const struct spi_ioc_transfer *transfers,
+static unsigned long wire_ns(const struct device *device, const struct spi_ioc_transfer *transfer)
+{
+	unsigned long bits = transfer->bits_per_word ? transfer->bits_per_word : device->bits;
+	unsigned long speed = transfer->speed_hz ? transfer->speed_hz : device->speed_hz;
+	unsigned long words = transfer->len / word_len(device, transfer);
+
+	return words * bits * SECOND_NS / speed + transfer->delay_usecs * 1000ul;
+}
+
+static unsigned long now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * SECOND_NS + now.tv_nsec;
+}
+
+static void be_on_the_wire(struct device *device, unsigned long ns)
+{
+	struct itimerspec at = { .it_value = { ns / SECOND_NS, ns % SECOND_NS } };
+	unsigned long end = now_ns() + ns;
+	struct epoll_event event;
+
+	pthread_mutex_lock(&buses[device->bus]);
+	if (ns < SPIN_NS)
+		while (now_ns() < end)
+			;
+	else if (!timerfd_settime(device->timer, 0, &at, NULL))
+		while (epoll_wait(device->epoll, &event, 1, -1) < 0 && errno == EINTR)
+			;
+	pthread_mutex_unlock(&buses[device->bus]);
+}
+
+static int message(struct device *device, const struct spi_ioc_transfer *transfers,
 		   unsigned int count)
 {
 	int total = check(device, transfers, count);
+	unsigned long ns = 0;
 	unsigned int i;
 
 	for (i = 0; total >= 0 && i < count; i++) {
@@ -201,7 +267,10 @@ static int message(const struct device *device, const struct spi_ioc_transfer *t
 			memcpy(rx, (const void *)transfers[i].tx_buf, transfers[i].len);
 		else if (rx)
 			memset(rx, 0, transfers[i].len);
+		ns += wire_ns(device, &transfers[i]);
 	}
+	if (total >= 0 && device->timer >= 0)
+		be_on_the_wire(device, ns);
 	return total;
 }
 

@@ -20,7 +20,7 @@ const BUFFERS: usize = 0x3_0000;
 const HEAD_LEN: usize = 32;
 /// What the faked device can do: with a slow clock a daemon that keeps an eye on the time on the wire
 /// cuts long transfers, and calls in front of one, for the sake of a bus that is not there.
-const SPEED_HZ: u32 = 1_000_000_000;
+pub const SPEED_HZ: u32 = 1_000_000_000;
 /// Head, tx, rx and result of a request, each in a descriptor of its own as Linux's driver does.
 const PARTS: u16 = 4;
 const DESC_F_NEXT: u16 = 1;
@@ -28,6 +28,8 @@ const DESC_F_WRITE: u16 = 2;
 const FLAG: u16 = 1;
 /// A first request that is not answered by then is taken for a lost kick.
 const FIRST_ANSWER: Duration = Duration::from_millis(200);
+/// A flood of which nothing is answered by then is taken for one whose kick was lost.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How the front-end learns that a request was completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +51,9 @@ pub struct Work {
     pub wait: Wait,
     pub ring_size: u16,
     pub regions: usize,
+    pub speed_hz: u32,
+    /// Chip select is released at the end of each request; or it may stay asserted.
+    pub lets_go: bool,
 }
 
 impl Default for Work {
@@ -60,6 +65,8 @@ impl Default for Work {
             wait: Wait::Call,
             ring_size: 256,
             regions: 1,
+            speed_hz: SPEED_HZ,
+            lets_go: false,
         }
     }
 }
@@ -185,9 +192,10 @@ impl Guest {
         let [head, tx, rx, result] = self.parts(slot);
         let mut bytes = [0; HEAD_LEN];
         bytes[1] = 8; // bits_per_word
+        bytes[2] = self.work.lets_go.into(); // cs_change
         bytes[3] = 1; // tx_nbits
         bytes[4] = 1; // rx_nbits
-        bytes[12..16].copy_from_slice(&SPEED_HZ.to_le_bytes()); // freq
+        bytes[12..16].copy_from_slice(&self.work.speed_hz.to_le_bytes()); // freq
         self.write(self.last(), head, &bytes);
         let pattern: Vec<u8> = (0..self.work.len)
             .map(|i| (i * 7 + usize::from(slot) + 1) as u8)
@@ -236,19 +244,52 @@ impl Guest {
         self.avail_idx = next;
     }
 
-    /// Kicks if the device asked for it.
-    fn kick(&self) -> io::Result<()> {
+    /// Makes available again what was completed, and whatever was not available yet.
+    fn refill(&mut self) -> u16 {
+        let (size, depth) = (self.work.ring_size, self.work.depth);
+        let used = self.ring_u16(USED + 2).load(Ordering::Acquire);
+        let free = depth - self.avail_idx.wrapping_sub(used);
+        for _ in 0..free {
+            // Completed in order: this slot was, longest ago.
+            let (slot, entry) = (self.avail_idx % depth, self.avail_idx % size);
+            let at = self.ring_u16(AVAIL + 4 + usize::from(entry) * 2);
+            at.store(slot * PARTS, Ordering::Relaxed);
+            self.avail_idx = self.avail_idx.wrapping_add(1);
+        }
+        // Called when half of them are completed.
+        let used_event = self.ring_u16(AVAIL + 4 + usize::from(size) * 2);
+        used_event.store(used.wrapping_add((depth - 1) / 2), Ordering::Relaxed);
+        self.ring_u16(AVAIL + 2)
+            .store(self.avail_idx, Ordering::Release);
+        free
+    }
+
+    /// Keeps the ring full for ever; the depth is a power of two, with EVENT_IDX.
+    pub fn flood(&mut self) -> Result<(), Failure> {
+        assert!(self.work.depth.is_power_of_two() && self.work.event_idx);
+        loop {
+            let added = self.refill();
+            self.kick(added)?;
+            if !sys::readable(self.call.as_raw_fd(), PATIENCE)? {
+                return Err(Failure::Silent);
+            }
+            self.sleep()?;
+        }
+    }
+
+    /// Kicks if the device asked for it, after `added` requests.
+    fn kick(&self, added: u16) -> io::Result<()> {
         fence(Ordering::SeqCst);
         let asked = if self.work.event_idx {
             let avail_event = USED + 4 + usize::from(self.work.ring_size) * 8;
             let event = self.ring_u16(avail_event).load(Ordering::Relaxed);
             let behind = self.avail_idx.wrapping_sub(event).wrapping_sub(1);
-            behind < self.work.depth
+            behind < added
         } else {
             self.ring_u16(USED).load(Ordering::Relaxed) & FLAG == 0
         };
         if asked {
-            (&self.kick).write_all(&1u64.to_ne_bytes())?;
+            self.ring()?;
         }
         Ok(())
     }
@@ -313,9 +354,39 @@ impl Guest {
     /// Queues all requests once and waits until they are completed.
     pub fn batch(&mut self) -> Result<(), Failure> {
         self.publish();
-        self.kick()?;
+        self.kick(self.work.depth)?;
         self.wait()?;
         self.check_results()
+    }
+
+    /// As [`Guest::batch`], without a signal that interrupts the wait: the answer comes within
+    /// `timeout`, or none.
+    pub fn batch_within(&mut self, timeout: Duration) -> Result<(), Failure> {
+        self.publish();
+        self.kick(self.work.depth)?;
+        while !self.is_done() {
+            if !sys::readable(self.call.as_raw_fd(), timeout)? {
+                return Err(Failure::Silent);
+            }
+            self.sleep()?;
+        }
+        self.check_results()
+    }
+
+    /// Queues all requests once, and does not wait for them.
+    pub fn post(&mut self) -> io::Result<()> {
+        self.publish();
+        self.ring()
+    }
+
+    /// Kicks, whether the device asked for it or not.
+    pub fn ring(&self) -> io::Result<()> {
+        (&self.kick).write_all(&1u64.to_ne_bytes())
+    }
+
+    /// Leaves no room in the call eventfd: the next who writes to it waits.
+    pub fn fill_call(&self) -> io::Result<()> {
+        (&self.call).write_all(&(u64::MAX - 1).to_ne_bytes())
     }
 
     /// The first batch of a connection, which may go unnoticed; with a look at what came back.
@@ -323,7 +394,7 @@ impl Guest {
         let wait = std::mem::replace(&mut self.work.wait, Wait::Call);
         let flags = self.ring_u16(AVAIL).swap(0, Ordering::Relaxed);
         self.publish();
-        self.kick()?;
+        self.kick(self.work.depth)?;
         let start = Instant::now();
         while !self.is_done() {
             if start.elapsed() > FIRST_ANSWER {

@@ -5,16 +5,10 @@
 
 mod counts;
 mod footprint;
-mod guest;
 mod picture;
 mod point;
-mod process;
-mod program;
 mod report;
 mod results;
-mod stats;
-mod sys;
-mod vhost_user;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,6 +16,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use bench::{guest, process, program, stats, svg, sys};
 
 use guest::Work;
 use point::{Field, Point};

@@ -6,6 +6,7 @@ use crate::guest::Wait;
 use crate::point::{CPU, P50, Point, SMALL_BUFSIZ};
 use crate::report::PLACES;
 use crate::results::{AGAIN, Results};
+use crate::svg::{self, COLOURS, text};
 
 const WIDTH: f64 = 1180.0;
 const HEIGHT: f64 = 900.0;
@@ -15,7 +16,6 @@ const LEFT: f64 = 60.0;
 const TOP: f64 = 90.0;
 const COLUMN: f64 = 380.0;
 const ROW: f64 = 205.0;
-const COLOURS: [&str; 5] = ["#9aa5b1", "#1f6fb2", "#2e9e5b", "#d9822b", "#8e5ab5"];
 
 /// Depth, metric and title of each row of panels.
 const ROWS: [(u16, usize, &str); 4] = [
@@ -36,13 +36,7 @@ struct Panel<'a> {
 
 /// Draws times and CPU of all places, with EVENT_IDX.
 pub fn draw(results: &Results) -> Result<String, fmt::Error> {
-    let mut svg = String::new();
-    writeln!(
-        svg,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
-         viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"11\">"
-    )?;
-    writeln!(svg, "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>")?;
+    let mut svg = svg::begin(WIDTH, HEIGHT)?;
     let names: Vec<&str> = results
         .names
         .iter()
@@ -91,14 +85,6 @@ fn legend(svg: &mut String, names: &[&str]) -> fmt::Result {
         text(svg, x + 17.0, 44.0, "start", 12, name)?;
     }
     Ok(())
-}
-
-fn text(svg: &mut String, x: f64, y: f64, anchor: &str, size: u32, content: &str) -> fmt::Result {
-    let content = content.replace('&', "&amp;").replace('<', "&lt;");
-    writeln!(
-        svg,
-        "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{content}</text>"
-    )
 }
 
 impl Panel<'_> {

@@ -48,6 +48,13 @@ impl Process {
         Ok(())
     }
 
+    /// Has all of its threads, and those that they start, go before whatever is not real-time, and
+    /// before what has a lower `priority` (`SCHED_FIFO`).
+    pub fn set_fifo(self, priority: i32) -> io::Result<()> {
+        let mut threads = self.threads()?.into_iter();
+        threads.try_for_each(|thread| sys::set_fifo(thread, priority))
+    }
+
     /// What it has used so far. A thread that ends takes its switches with it.
     pub fn usage(self) -> io::Result<Usage> {
         let mut switches = 0;

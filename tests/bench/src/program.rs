@@ -14,7 +14,7 @@ use crate::sys;
 use crate::vhost_user::Connection;
 
 /// The device, of a bus that no host has.
-const DEVICE: &str = "/dev/spidev100.0";
+pub const DEVICE: &str = "/dev/spidev100.0";
 /// How long a daemon may take to listen.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a connection whose first kick got lost is made anew.
@@ -90,29 +90,46 @@ impl Daemon {
         setting: Setting,
         more: Option<(&Path, &Path)>,
     ) -> io::Result<Self> {
-        let name = contender.name.replace(|c: char| !c.is_alphanumeric(), "-");
-        let socket = format!("{name}-{}-{}.sock", setting.sockets, setting.bufsiz);
-        let socket = bench.directory.join(socket);
         let mut preload = bench.fake_spidev().into_os_string();
-        let mut command = Command::new(&contender.path);
+        let (mut command, socket) = Self::command(bench, contender, setting, &[DEVICE]);
         if let Some((library, count)) = more {
             preload.push(":");
             preload.push(library);
             command.env("ALLOCATIONS", count);
         }
+        command.env("LD_PRELOAD", preload);
+        Self::run(&mut command, socket, setting.sockets)
+    }
+
+    /// The command that starts `contender` on faked `devices`, and the path of its sockets without
+    /// their number.
+    pub fn command(
+        bench: &Bench,
+        contender: &Contender,
+        setting: Setting,
+        devices: &[&str],
+    ) -> (Command, PathBuf) {
+        let name = contender.name.replace(|c: char| !c.is_alphanumeric(), "-");
+        let socket = format!("{name}-{}-{}.sock", setting.sockets, setting.bufsiz);
+        let socket = bench.directory.join(socket);
+        let mut command = Command::new(&contender.path);
         command
             .arg("--socket-path")
             .arg(&socket)
             .args(["--socket-count", &setting.sockets.to_string()])
-            .args(["--device", DEVICE])
+            .args(devices.iter().flat_map(|device| ["--device", device]))
             .args(&contender.arguments)
-            .env("LD_PRELOAD", preload)
+            .env("LD_PRELOAD", bench.fake_spidev())
             .env("FAKE_BUFSIZ", setting.bufsiz.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        (command, socket)
+    }
+
+    /// Starts a command of [`Daemon::command`] without waiting for it.
+    pub fn run(command: &mut Command, socket: PathBuf, sockets: usize) -> io::Result<Self> {
         let child = command.spawn()?;
-        let sockets = setting.sockets;
         Ok(Self {
             child,
             socket,

@@ -106,6 +106,53 @@ pub fn unpin() -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) }).map(drop)
 }
 
+/// Puts thread `tid` (0: the caller) under `SCHED_FIFO`.
+pub fn set_fifo(tid: i32, priority: i32) -> io::Result<()> {
+    let parameter = libc::sched_param {
+        sched_priority: priority,
+    };
+    check(unsafe { libc::sched_setscheduler(tid, libc::SCHED_FIFO, &parameter) }).map(drop)
+}
+
+/// Puts the caller under the ordinary policy again.
+pub fn set_ordinary() -> io::Result<()> {
+    let parameter = libc::sched_param { sched_priority: 0 };
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &parameter) }).map(drop)
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub fn now_ns() -> u64 {
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    // It is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    let (seconds, nanos) = (time.tv_sec.cast_unsigned(), time.tv_nsec.cast_unsigned());
+    seconds * 1_000_000_000 + nanos
+}
+
+/// Sleeps until CLOCK_MONOTONIC shows `ns`.
+pub fn sleep_until(ns: u64) {
+    let time = libc::timespec {
+        tv_sec: (ns / 1_000_000_000).cast_signed(),
+        tv_nsec: (ns % 1_000_000_000).cast_signed(),
+    };
+    let clock = libc::CLOCK_MONOTONIC;
+    while unsafe { libc::clock_nanosleep(clock, libc::TIMER_ABSTIME, &time, std::ptr::null_mut()) }
+        == libc::EINTR
+    {}
+}
+
+/// Whoever started us may be killed: then this process ends as well.
+pub fn end_with_parent() -> io::Result<()> {
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }).map(drop)
+}
+
+/// Gives the memory of a part of a file back.
+pub fn punch_hole(file: &File, offset: usize, len: usize) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let (offset, len) = (offset as libc::off_t, len as libc::off_t);
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
+
 /// How many CPUs there are.
 pub fn cpus() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)

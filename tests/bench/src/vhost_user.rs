@@ -10,9 +10,9 @@ use crate::sys;
 const GET_FEATURES: u32 = 1;
 const SET_FEATURES: u32 = 2;
 const SET_OWNER: u32 = 3;
-const SET_MEM_TABLE: u32 = 5;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
+pub const SET_MEM_TABLE: u32 = 5;
+pub const SET_VRING_NUM: u32 = 8;
+pub const SET_VRING_ADDR: u32 = 9;
 const SET_VRING_BASE: u32 = 10;
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
@@ -67,7 +67,8 @@ impl Connection {
         self.tell(SET_FEATURES, &[features], &[])
     }
 
-    fn share_memory(&mut self, guest: &Guest) -> io::Result<()> {
+    /// Tells where the guest's memory is.
+    pub fn share_memory(&mut self, guest: &Guest) -> io::Result<()> {
         let mut payload = vec![guest.regions.len() as u64];
         for (number, region) in guest.regions.iter().enumerate() {
             let guest_address = region_address(number) as u64;
@@ -115,7 +116,8 @@ impl Connection {
         self.answer(request)
     }
 
-    fn tell(&mut self, request: u32, payload: &[u64], fds: &[RawFd]) -> io::Result<()> {
+    /// Sends a message that is acknowledged where that was agreed on.
+    pub fn tell(&mut self, request: u32, payload: &[u64], fds: &[RawFd]) -> io::Result<()> {
         if !self.acknowledged {
             return self.send(request, VERSION, payload, fds);
         }
