@@ -29,7 +29,7 @@ use crate::serve::grant::Shared;
 use crate::serve::requestq::Turn;
 use crate::serve::session::Session;
 use crate::serve::turns::{Taken, Turns};
-use crate::spi::bus::Bus;
+use crate::spi::bus::{Bus, LONG};
 use crate::virtqueue::sigbus;
 
 mod deadlines;
@@ -39,7 +39,7 @@ const EVENTS: usize = 32;
 /// Most turns of a guest that is alone between two looks for events.
 const TURNS: usize = 64;
 /// Most time between two looks for events, in which no further turn begins.
-const TURNS_TIME: Duration = Duration::from_millis(1);
+const TURNS_TIME: Duration = LONG;
 
 /// Everything that the daemon runs on.
 pub struct EventLoop {
@@ -115,7 +115,8 @@ impl EventLoop {
             if let Some(at) = self.next_deadline() {
                 self.timer.set(at);
             }
-            let sleeps = self.turns.is_empty() && !self.report.is_due();
+            let rests = self.shared.buses.iter().any(Bus::rests);
+            let sleeps = self.turns.is_empty() && !self.report.is_due() && !rests;
             let timeout = if sleeps { -1 } else { 0 };
             let poller = &self.shared.poller;
             let count = poller.wait(timeout, &mut events).map_err(fatal)?;
@@ -173,6 +174,7 @@ impl EventLoop {
     fn serve(&mut self) {
         // Before the first turn: a long one is followed by a look for events.
         let start = self.shared.now;
+        self.end_rests();
         let mut last = None;
         let is_alone = self.connected <= 1;
         let turns = if is_alone { TURNS } else { self.turns.len() };
@@ -200,6 +202,7 @@ impl EventLoop {
             if self.shared.now.saturating_duration_since(start) >= TURNS_TIME {
                 break;
             }
+            self.end_rests();
         }
         self.notify(last);
         if sigbus::take_hit() {
@@ -277,6 +280,19 @@ impl EventLoop {
             {
                 self.close(number, &SessionError::Truncated);
             }
+        }
+    }
+
+    /// Lets messages begin on buses that rested, if all others had their turn.
+    fn end_rests(&mut self) {
+        let turns = &self.turns;
+        let mut ended = false;
+        for bus in self.shared.buses.iter_mut().filter(|bus| bus.rests()) {
+            bus.end_rest(turns.count(), |count| turns.all_queued_since(count));
+            ended |= !bus.rests();
+        }
+        if ended {
+            self.wake_waiters();
         }
     }
 

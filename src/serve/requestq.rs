@@ -209,6 +209,9 @@ impl Requestq {
         let Some(bus) = self.bus_without_others(index, buses, now) else {
             return Ok(Turn::Idle);
         };
+        if bus.rests() {
+            return Ok(Turn::Again);
+        }
         match bus.access(&transfer.claim, &mut shared.now) {
             Access::Busy => {
                 bus.wait(self.number);
@@ -294,6 +297,9 @@ impl Requestq {
         let Some(bus) = shared.buses.get_mut(active.bus) else {
             return Ok(Turn::Idle);
         };
+        if bus.rests() {
+            return Ok(Turn::Again);
+        }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         let transfer = &mut active.transfer;
         if vring.is_unnotified() && transfer.next_message_ns() > LONG_NS {

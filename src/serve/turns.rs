@@ -79,6 +79,18 @@ impl Turns {
         self.len() == 0
     }
 
+    /// The number of the last turn.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether all who were to have a turn after the one with number `count` have had it: whoever is
+    /// queued was queued later.
+    pub fn all_queued_since(&self, count: u64) -> bool {
+        let mut queued = self.due.iter().filter_map(|due| due.queued);
+        queued.all(|queued| queued.before_turn > count)
+    }
+
     /// Something happened for a session: it is to have a turn, and to look for messages first if
     /// `control`.
     pub fn queue(&mut self, number: GuestNumber, control: bool, now: Instant) {

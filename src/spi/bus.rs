@@ -10,7 +10,7 @@
 //! Called by `requestq`, and by `event_loop` when a hold runs out.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::GuestNumber;
 use crate::error::TransferError;
@@ -21,6 +21,20 @@ use crate::spi::message::Scratch;
 use crate::spi::request::Store;
 use crate::spi::transfer::{Step, Transfer};
 use crate::virtqueue::memory::Memory;
+
+/// A message that takes longer than this is a long one: the bus rests after it.
+pub const LONG: Duration = Duration::from_millis(1);
+
+/// After a long message nobody begins another one on the bus before all who were to have a turn by
+/// then had one. So whoever wants another bus waits for a single message of this one, however many
+/// guests keep it busy.
+#[derive(Debug, Clone, Copy)]
+enum Rest {
+    /// The message is over, and nobody has looked yet who is to have a turn.
+    Begins,
+    /// Until the turn with this number was followed by one of each of them.
+    Until(u64),
+}
 
 /// Whether a request may go on the wire.
 #[derive(Debug)]
@@ -63,6 +77,7 @@ pub struct Bus {
     /// For each guest whose hold ran out or was cut: the device and mode, until its next request.
     cuts: Vec<Option<(usize, u32)>>,
     waiters: VecDeque<GuestNumber>,
+    rest: Option<Rest>,
 }
 
 impl Bus {
@@ -75,6 +90,7 @@ impl Bus {
             store: Box::default(),
             cuts: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
+            rest: None,
         }
     }
 
@@ -188,7 +204,11 @@ impl Bus {
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
+        let before = *now;
         let step = transfer.step(device, &self.store, memory, scratch, follows, now);
+        if now.saturating_duration_since(before) >= LONG {
+            self.rest = Some(Rest::Begins);
+        }
         match step {
             Ok(Step::More | Step::Until(_)) => (),
             Ok(Step::Done { kept }) => {
@@ -307,10 +327,26 @@ impl Bus {
         }
     }
 
-    /// The guest that has waited longest, once the bus is free, which is reserved for that guest's
-    /// next turn.
+    /// Whether no message may begin before others had their turn.
+    pub fn rests(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    /// Ends the rest if everybody had a turn who was to have one after turn `count`, or after an earlier
+    /// one at which this was asked first.
+    pub fn end_rest(&mut self, count: u64, had_turns_since: impl FnOnce(u64) -> bool) {
+        let since = match self.rest {
+            None => return,
+            Some(Rest::Begins) => count,
+            Some(Rest::Until(since)) => since,
+        };
+        self.rest = (!had_turns_since(since)).then_some(Rest::Until(since));
+    }
+
+    /// The guest that has waited longest, once the bus is free and does not rest; it is reserved for
+    /// that guest's next turn.
     pub fn next_waiter(&mut self) -> Option<GuestNumber> {
-        let State::Free = self.state else {
+        let (State::Free, None) = (&self.state, self.rest) else {
             return None;
         };
         self.restore_idle_modes();

@@ -160,3 +160,29 @@ fn turns_come_though_something_far_later_was_asked_for_first() {
         [TRANS_OK; 3]
     );
 }
+
+#[test]
+fn turns_on_another_controller_are_waited_for_by_a_single_message() {
+    const ROUNDS: u64 = 6;
+    let other = (1, 0);
+    let host = three_devices();
+    let (_daemon, mut guests) = serve_three(&host, 3, &[]);
+    let gates: Vec<_> = (0..ROUNDS).map(|n| host.gate_message(other, n)).collect();
+    let long = vec![both(let_go(2)); ROUNDS as usize];
+    let mut floods = Vec::new();
+    for guest in &mut guests[..2] {
+        floods.push(queue(guest, &long));
+    }
+    for gate in gates {
+        gate.reached();
+        // So long that the daemon looks for events after it.
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        let request = queue(&mut guests[2], &[both(let_go(0))]);
+        gate.release();
+        // The next message on the other controller is not over before this is answered.
+        assert_eq!(results(&mut guests[2], &request), [TRANS_OK]);
+    }
+    for (guest, flood) in guests.iter_mut().zip(&floods) {
+        assert_eq!(results(guest, flood), [TRANS_OK; ROUNDS as usize]);
+    }
+}
