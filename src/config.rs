@@ -32,6 +32,8 @@ pub struct Config {
     pub transfers: TransferConfig,
     /// How long a ring is watched for the next request after one was served.
     pub poll: Duration,
+    /// The daemon's own pages stay in memory.
+    pub lock_memory: bool,
     /// The seccomp filter's action.
     pub seccomp: SeccompMode,
     /// Which lines are written: those of this level and above, or none.

@@ -200,6 +200,7 @@ pub mod start {
     pub mod assemble;
     pub mod cli;
     pub mod environment;
+    pub mod locked_memory;
 }
 pub mod threats;
 /// What a front-end says: reading its messages, and what each of them does.

@@ -16,6 +16,7 @@ use vhost_device_spi::os::stdout;
 use vhost_device_spi::start::assemble;
 use vhost_device_spi::start::cli::Command;
 use vhost_device_spi::start::environment::Environment;
+use vhost_device_spi::start::locked_memory;
 
 #[cfg(panic = "abort")]
 #[allow(
@@ -56,8 +57,14 @@ fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), F
     log::set_level(config.log_level);
     stages::allow_fds(config.guests.len(), config.devices.len())?;
     let hardware = assemble::open(config)?;
+    if config.lock_memory {
+        locked_memory::lock(0)?;
+    }
     let sockets = assemble::bind(config, handed_in)?;
     let served = assemble::assemble(config, hardware, sockets, signals).and_then(|event_loop| {
+        if config.lock_memory {
+            locked_memory::lock(config.guests.len())?;
+        }
         stages::restrict(config.seccomp, &emergency_cleanup::pins())?;
         event_loop.run()
     });

@@ -261,6 +261,8 @@ const STARTUP: &[&str] = &[
     "umask",
     #[cfg(target_arch = "x86_64")]
     "unlink",
+    // locked_memory::lock
+    "mlockall",
     // stages::leave_inherited and stages::restrict
     "capset",
     "close_range",

@@ -339,6 +339,14 @@ pub fn prctl(option: c_int, value: u32) -> io::Result<()> {
     numbers(libc::SYS_prctl, [option.into(), value.into(), 0]).map(drop)
 }
 
+/// Locks all pages that are mapped now, and none that are mapped later.
+///
+/// # Errors
+/// The kernel's: it may not, or not so many.
+pub fn lock_pages() -> io::Result<()> {
+    numbers(libc::SYS_mlockall, [libc::MCL_CURRENT.into(), 0, 0]).map(drop)
+}
+
 /// Empties the effective, permitted and inheritable sets of capabilities.
 ///
 /// # Errors

@@ -50,7 +50,7 @@ enum Form {
 use Form::{Flag, Once, Repeated};
 
 /// Long form, short form, and how it is given.
-const OPTIONS: [(&str, Option<u8>, Form); 19] = [
+const OPTIONS: [(&str, Option<u8>, Form); 20] = [
     ("socket-path", Some(b's'), Once),
     ("socket-count", Some(b'c'), Once),
     ("socket", None, Repeated),
@@ -64,6 +64,7 @@ const OPTIONS: [(&str, Option<u8>, Form); 19] = [
     ("max-transfer-len", None, Once),
     ("max-transfer-ms", None, Once),
     ("poll-us", None, Once),
+    ("lock-memory", None, Flag),
     ("seccomp", None, Once),
     ("log-level", None, Once),
     ("print-syscalls", None, Flag),
@@ -206,6 +207,7 @@ impl Default for Options {
                     max_ms: 10_000,
                 },
                 poll: Duration::ZERO,
+                lock_memory: false,
                 seccomp: SeccompMode::Kill,
                 log_level: Some(LogLevel::Info),
             },
@@ -232,6 +234,7 @@ impl Options {
             "max-transfer-len" => config.transfers.max_len = given.number(1, u32::MAX.into())?,
             "max-transfer-ms" => config.transfers.max_ms = given.number(1, 86_400_000)?,
             "poll-us" => config.poll = Duration::from_micros(given.number(0, 100_000)?),
+            "lock-memory" => config.lock_memory = true,
             "seccomp" => config.seccomp = given.seccomp()?,
             "log-level" => config.log_level = given.log_level()?,
             _ => return Err(unknown(given.option.as_ref())),

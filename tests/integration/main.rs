@@ -25,6 +25,7 @@ mod judgement;
 mod lengths;
 mod life;
 mod linux;
+mod locked_memory;
 mod log;
 mod loopback;
 mod messages;
