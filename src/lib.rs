@@ -170,6 +170,7 @@ pub mod serve {
     pub mod counters;
     pub mod event_loop;
     pub mod grant;
+    pub mod histogram;
     pub mod requestq;
     pub mod session;
     pub mod turns;

@@ -1,7 +1,9 @@
 //! Counters of requests, for each guest and chip select, and of connections; and the report that
 //! prints them.
 //!
-//! Counting costs a request a few additions: no clock is read for it, and the room is made once.
+//! Counting costs a request a few additions: no clock is read for it, and the room is made once, for
+//! the chip selects that a guest was given. Two times of each request are counted: how long it waited
+//! for others when the guest's own requests before it were done, and how long it was served after that.
 //! The counts are of the socket: they go on over its front-ends, until the daemon ends.
 //!
 //! The lines are an interface: fields may be added at their ends, and no field changes its meaning.
@@ -10,6 +12,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::config::GuestNumber;
+use crate::serve::histogram::Histogram;
 use crate::spi::wire::TransResult;
 
 /// How long until a line is tried again for which stderr had no room.
@@ -25,7 +28,13 @@ struct Counters {
     trans_err: u64,
     bytes: u64,
     wire_ns: u64,
-    longest_wait: Duration,
+}
+
+/// How long the requests to one chip select took.
+#[derive(Debug, Clone, Copy, Default)]
+struct Times {
+    waited: Histogram,
+    served: Histogram,
 }
 
 impl Counters {
@@ -41,27 +50,48 @@ impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "requests={} bytes={} ok={} param_err={} trans_err={} wire_us={} longest_wait_us={}",
+            "requests={} bytes={} ok={} param_err={} trans_err={} wire_us={}",
             self.requests(),
             self.bytes,
             self.ok,
             self.param_err,
             self.trans_err,
             self.wire_ns / 1000,
-            u64::try_from(self.longest_wait.as_micros()).unwrap_or(u64::MAX)
         )
     }
 }
 
-/// The requests of one guest: those that name none of its chip selects, then those to each.
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { waited, served } = self;
+        write!(
+            f,
+            "longest_wait_us={} {} {} longest_service_us={}",
+            waited.longest_us(),
+            waited.percentiles("wait"),
+            served.percentiles("service"),
+            served.longest_us(),
+        )
+    }
+}
+
+/// The requests of one guest.
 #[derive(Debug)]
-pub struct Tally(Box<[Counters]>);
+pub struct Tally {
+    /// Those that name none of its chip selects, then those to each.
+    counters: Box<[Counters]>,
+    /// Those to each; no others go on the wire.
+    times: Box<[Times]>,
+}
 
 impl Tally {
     /// Nothing counted yet, of `chip_selects` chip selects.
     pub fn new(chip_selects: usize) -> Self {
         let count = chip_selects.saturating_add(1);
-        Self(vec![Counters::default(); count].into())
+        Self {
+            counters: vec![Counters::default(); count].into(),
+            times: vec![Times::default(); chip_selects].into(),
+        }
     }
 
     /// Counts a request to `chip_select`, of the guest's own or none, that was answered; one without
@@ -85,16 +115,27 @@ impl Tally {
         }
     }
 
-    /// Notes how long a request waited that now goes on the wire.
-    pub fn note_wait(&mut self, chip_select: Option<u8>, wait: Duration) {
-        if let Some(counters) = self.of(chip_select) {
-            counters.longest_wait = counters.longest_wait.max(wait);
+    /// Counts how long a request waited that now goes on the wire.
+    pub fn count_wait(&mut self, chip_select: Option<u8>, waited: Duration) {
+        if let Some(times) = self.times_of(chip_select) {
+            times.waited.count(waited);
+        }
+    }
+
+    /// Counts how long a request was served that was on the wire.
+    pub fn count_service(&mut self, chip_select: Option<u8>, served: Duration) {
+        if let Some(times) = self.times_of(chip_select) {
+            times.served.count(served);
         }
     }
 
     fn of(&mut self, chip_select: Option<u8>) -> Option<&mut Counters> {
         let index = chip_select.map_or(0, |number| usize::from(number).saturating_add(1));
-        self.0.get_mut(index)
+        self.counters.get_mut(index)
+    }
+
+    fn times_of(&mut self, chip_select: Option<u8>) -> Option<&mut Times> {
+        self.times.get_mut(usize::from(chip_select?))
     }
 }
 
@@ -133,17 +174,24 @@ impl Counted<'_> {
                 "guest={guest} connections={begun} faults={faults} lines_dropped={dropped}"
             )));
         };
-        let (unknown, known) = self.tally.0.split_first()?;
-        if let Some(counters) = known.get(chip_select) {
+        let (unknown, known) = self.tally.counters.split_first()?;
+        if let (Some(counters), Some(times)) =
+            (known.get(chip_select), self.tally.times.get(chip_select))
+        {
             return Some(write(format_args!(
-                "guest={guest} cs={chip_select} {counters}"
+                "guest={guest} cs={chip_select} {counters} {times}"
             )));
         }
         if chip_select > known.len() {
             return None;
         }
         let is_empty = unknown.requests() == 0;
-        Some(is_empty || write(format_args!("guest={guest} cs=- {unknown}")))
+        Some(
+            is_empty
+                || write(format_args!(
+                    "guest={guest} cs=- {unknown} longest_wait_us=0"
+                )),
+        )
     }
 }
 
@@ -308,10 +356,12 @@ mod tests {
                      wire_us=0 longest_wait_us=0"
                 )
             };
+            let times = "wait_p50_us=0 wait_p99_us=0 wait_p999_us=0 service_p50_us=0 \
+                         service_p99_us=0 service_p999_us=0 longest_service_us=0";
             [
                 format!("guest={guest} connections=3 faults=1 lines_dropped=7"),
-                format!("guest={guest} cs=0 {}", rest(0, 0, 0)),
-                format!("guest={guest} cs=1 {}", rest(1, 1, 0)),
+                format!("guest={guest} cs=0 {} {times}", rest(0, 0, 0)),
+                format!("guest={guest} cs=1 {} {times}", rest(1, 1, 0)),
                 format!("guest={guest} cs=- {}", rest(1, 0, 1)),
             ]
         };
@@ -361,12 +411,10 @@ mod tests {
     fn longest_wait_is_not_replaced_by_a_shorter_one() {
         let mut tally = Tally::new(1);
         for (waited, longest) in [(5, 5), (3, 5), (7, 7), (0, 7)] {
-            tally.note_wait(Some(0), Duration::from_micros(waited));
-            let line = tally.0[1].to_string();
-            assert!(
-                line.ends_with(&format!("longest_wait_us={longest}")),
-                "{line}"
-            );
+            tally.count_wait(Some(0), Duration::from_micros(waited));
+            let line = tally.times[0].to_string();
+            let field = format!("longest_wait_us={longest} ");
+            assert!(line.starts_with(&field), "{line}");
         }
     }
 }

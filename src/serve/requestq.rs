@@ -66,6 +66,8 @@ struct Active {
     answer: Answer<Consumed>,
     /// The one it names.
     chip_select: Option<u8>,
+    /// When it went on the wire.
+    begun: Instant,
 }
 
 /// The requests of one guest.
@@ -231,6 +233,7 @@ impl Requestq {
             transfer,
             answer: answer.consume(&mut guest.vring),
             chip_select,
+            begun: shared.now,
         });
         self.advance(guest, shared)
     }
@@ -242,7 +245,7 @@ impl Requestq {
         }
         let since = self.waits_since.take().unwrap_or(now);
         let waited = now.saturating_duration_since(since);
-        self.tally.note_wait(chip_select, waited);
+        self.tally.count_wait(chip_select, waited);
     }
 
     /// Answers the next request without its going on the wire.
@@ -315,9 +318,9 @@ impl Requestq {
             Ok(Step::Done { kept }) => {
                 let cut = !kept && transfer.may_begin_a_pair();
                 self.cut_pairs.note_end(active.chip_select, cut, *now);
-                self.end(guest, bus, Ok(()))
+                self.end(guest, bus, Ok(()), shared.now)
             }
-            Err(error) => self.end(guest, bus, Err(error)),
+            Err(error) => self.end(guest, bus, Err(error), shared.now),
         }
     }
 
@@ -327,11 +330,14 @@ impl Requestq {
         guest: &mut Guest,
         bus: &mut Bus,
         transferred: Result<(), TransferError>,
+        now: Instant,
     ) -> Result<Turn, Stop> {
         let Some(active) = self.active.take() else {
             return Ok(Turn::Again);
         };
         let (transfer, chip_select) = (active.transfer, active.chip_select);
+        let served = now.saturating_duration_since(active.begun);
+        self.tally.count_service(chip_select, served);
         let result = match transferred {
             Ok(()) => {
                 self.tally.count_wire(chip_select, transfer.whole());

@@ -30,9 +30,10 @@ fn ask(daemon: &Daemon, last: &str) -> Vec<String> {
     new().into_iter().filter(|line| is_counters(line)).collect()
 }
 
-/// The fields of a line, but for the longest wait, which depends on the machine; and that, in microseconds.
+/// The fields of a line, but for the times, which depend on the machine; and the longest wait, in microseconds.
 fn split_wait(line: &str) -> (&str, u64) {
     let (fields, wait) = line.split_once(" longest_wait_us=").expect("a wait");
+    let wait = wait.split(' ').next().unwrap();
     (fields, wait.parse().expect("a number"))
 }
 
@@ -352,4 +353,44 @@ fn counters_longest_wait_in_a_flood_is_one_request_of_the_other_guest() {
         }
         Ok(())
     });
+}
+
+/// The number in a field of a line.
+fn field(line: &str, name: &str) -> u64 {
+    let fields = line.split(' ');
+    let value = fields
+        .filter_map(|field| field.split_once('='))
+        .find(|field| field.0 == name);
+    value.expect("a field").1.parse().expect("a number")
+}
+
+#[test]
+fn counters_service_is_the_time_on_the_wire_whose_percentiles_are_in_order() {
+    let host = three_devices().real_time();
+    let (daemon, mut guests) = serve_three(&host, 1, &[]);
+    let head = let_go(0).bits(8).freq(100_000);
+    // 1 and 20 ms.
+    let mut asks = vec![
+        Ask {
+            head,
+            tx: 12,
+            rx: 0
+        };
+        9
+    ];
+    asks.push(Ask {
+        head,
+        tx: 250,
+        rx: 0,
+    });
+    assert_eq!(in_turn(&mut guests[0], &asks), [TRANS_OK; 10]);
+    let lines = ask(&daemon, "guest=0 cs=2");
+    let of = |name: &str| field(&lines[0], name);
+    let service = ["service_p50_us", "service_p99_us", "service_p999_us"].map(of);
+    assert!(service.is_sorted(), "{}", lines[0]);
+    assert!(service[0] >= 960 && service[1] >= 20_000, "{}", lines[0]);
+    assert_eq!(service[2], of("longest_service_us"));
+    let wait = ["wait_p50_us", "wait_p99_us", "wait_p999_us"].map(of);
+    assert!(wait.is_sorted(), "{}", lines[0]);
+    assert_eq!(wait[2], of("longest_wait_us"));
 }

@@ -1,0 +1,126 @@
+//! How often something took how long, by powers of two of microseconds.
+//!
+//! Counting is a shift and an addition. A percentile is known as well as a power of two: what is
+//! printed is never less than the true one.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The last of them has all that took four seconds or longer.
+const BUCKETS: usize = 24;
+
+/// Durations, counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Histogram {
+    /// The n-th has what took less than 2^n microseconds, and not less than half of that.
+    counts: [u64; BUCKETS],
+    longest: Duration,
+}
+
+impl Histogram {
+    /// Counts `took`.
+    pub fn count(&mut self, took: Duration) {
+        self.longest = self.longest.max(took);
+        let micros = micros(took);
+        let bits = u64::BITS.saturating_sub(micros.leading_zeros());
+        let index = usize::try_from(bits)
+            .unwrap_or(usize::MAX)
+            .min(BUCKETS.saturating_sub(1));
+        if let Some(count) = self.counts.get_mut(index) {
+            *count = count.wrapping_add(1);
+        }
+    }
+
+    /// The longest.
+    pub fn longest_us(&self) -> u64 {
+        micros(self.longest)
+    }
+
+    /// Microseconds in which `share` of a thousand were over, at most.
+    fn percentile_us(&self, share: u64) -> u64 {
+        let all = self.counts.iter().fold(0u64, |sum, n| sum.wrapping_add(*n));
+        let wanted = all.saturating_mul(share).div_ceil(1000);
+        let mut sum = 0u64;
+        for (bound, count) in (0..).map(|n| 1u64 << n).zip(&self.counts) {
+            sum = sum.wrapping_add(*count);
+            if sum >= wanted {
+                return bound.min(self.longest_us());
+            }
+        }
+        self.longest_us()
+    }
+
+    /// The percentiles as fields whose names begin with `name`.
+    pub fn percentiles<'n>(&'n self, name: &'n str) -> Percentiles<'n> {
+        Percentiles(name, self)
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    let seconds = duration.as_secs().saturating_mul(1_000_000);
+    seconds.saturating_add(duration.subsec_micros().into())
+}
+
+/// p50, p99 and p99.9 as fields.
+#[derive(Debug)]
+pub struct Percentiles<'n>(&'n str, &'n Histogram);
+
+impl fmt::Display for Percentiles<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(name, histogram) = self;
+        let [p50, p99, p999] = [500, 990, 999].map(|share| histogram.percentile_us(share));
+        write!(
+            f,
+            "{name}_p50_us={p50} {name}_p99_us={p99} {name}_p999_us={p999}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(took: &[(u64, u32)]) -> String {
+        let mut histogram = Histogram::default();
+        for (us, times) in took {
+            (0..*times).for_each(|_| histogram.count(Duration::from_micros(*us)));
+        }
+        let longest = histogram.longest_us();
+        format!("{} {longest}", histogram.percentiles("x"))
+    }
+
+    #[test]
+    fn histogram_of_nothing_is_zeros() {
+        assert_eq!(text(&[]), "x_p50_us=0 x_p99_us=0 x_p999_us=0 0");
+    }
+
+    #[test]
+    fn histogram_percentiles_are_the_next_power_of_two_and_at_most_the_longest() {
+        let line = |p50, p99, p999, longest| {
+            format!("x_p50_us={p50} x_p99_us={p99} x_p999_us={p999} {longest}")
+        };
+        assert_eq!(text(&[(0, 1000)]), line(0, 0, 0, 0));
+        assert_eq!(text(&[(3, 500), (100, 500)]), line(4, 100, 100, 100));
+        assert_eq!(
+            text(&[(3, 989), (100, 10), (5000, 1)]),
+            line(4, 128, 128, 5000)
+        );
+        assert_eq!(
+            text(&[(3, 989), (100, 9), (5000, 2)]),
+            line(4, 128, 5000, 5000)
+        );
+        // At the edges of a bucket.
+        assert_eq!(text(&[(7, 999), (4000, 1)]), line(8, 8, 8, 4000));
+        assert_eq!(text(&[(8, 999), (4000, 1)]), line(16, 16, 16, 4000));
+    }
+
+    #[test]
+    fn histogram_of_any_duration_counts_it() {
+        let mut histogram = Histogram::default();
+        for took in [Duration::ZERO, Duration::from_secs(5), Duration::MAX] {
+            histogram.count(took);
+        }
+        let counts = histogram.counts;
+        assert_eq!((counts[0], counts[BUCKETS - 1]), (1, 2));
+    }
+}
