@@ -6,12 +6,16 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// The longest message in milliseconds on the wire that the administrator can allow.
+pub const MAX_MESSAGE_MS: u64 = 100;
 /// Most guests, each with a socket of its own.
 pub const MAX_GUESTS: usize = 64;
 /// Most regions of memory that a guest may have.
 pub const MAX_REGIONS: usize = 32;
 const DEFAULT_HOLD_MS: u64 = 100;
 const DEFAULT_READ_HOLD_MS: u64 = 1;
+/// A control loop of 10 ms can live with it.
+const DEFAULT_MESSAGE_MS: u64 = 5;
 
 /// How the daemon is to run.
 #[derive(Debug, Clone)]
@@ -83,6 +87,9 @@ pub struct TransferConfig {
     pub max_len: u64,
     /// Most milliseconds on the wire.
     pub max_ms: u64,
+    /// Most milliseconds on the wire of one of the messages that a transfer is cut into, if the
+    /// administrator says.
+    pub max_message_ms: Option<u64>,
 }
 
 /// The seccomp filter's action on a system call that is not in its table.
@@ -251,6 +258,23 @@ impl fmt::Display for DevicePath {
             Self::Spidev(path) => path.display().fmt(f),
             Self::Loopback => f.write_str("loopback"),
         }
+    }
+}
+
+impl TransferConfig {
+    /// The same, with the longest message decided: a short one where guests of other controllers wait
+    /// for it.
+    pub fn decide_message(mut self, has_several_controllers: bool) -> Self {
+        if has_several_controllers {
+            self.max_message_ms.get_or_insert(DEFAULT_MESSAGE_MS);
+        }
+        self
+    }
+
+    /// Most nanoseconds on the wire of one message.
+    pub fn max_message_ns(&self) -> u64 {
+        let ms = self.max_message_ms.unwrap_or(MAX_MESSAGE_MS);
+        ms.saturating_mul(1_000_000)
     }
 }
 

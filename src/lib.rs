@@ -12,7 +12,7 @@
 //! is written, the chain given back, and the driver notified.
 //!
 //! One process, one thread, one epoll set. Nothing blocks but the SPI ioctl, and that for at most
-//! 100 ms of wire time. A request costs no allocation, no copy of payload and no log line, and
+//! `--max-message-ms` of wire time. A request costs no allocation, no copy of payload and no log line, and
 //! three system calls where requests come one at a time: `epoll_wait`, the ioctl, and the `write`
 //! that notifies.
 //!
@@ -56,7 +56,7 @@
 //! - With `chip=`, the tables of [`spi::command_set`] say where a command ends, and so how long chip
 //!   select is held; and, with `read-only=`, which opcodes a guest may send: see [`spi::framing`].
 //!   A request that is refused ends the command that it belonged to.
-//! - An SPI ioctl cannot be interrupted. So a transfer goes out in messages of at most 100 ms on the
+//! - An SPI ioctl cannot be interrupted. So a transfer goes out in messages of at most `--max-message-ms` on the
 //!   wire, with chip select held in between; control messages and signals are handled between two.
 //!
 //! # What a front-end may ask

@@ -21,12 +21,13 @@ use crate::spi::spidev::{
 };
 use crate::spi::wire::{self, Lanes, Limits, TransferHead};
 
-/// Longest hold delay, carried out inside the ioctl by `delay_usecs` (16 bits of microseconds).
-const MAX_CS_HOLD_NS: u32 = 40_000_000;
+/// Fifths of a message's time that the longest hold delay takes, carried out inside the ioctl by
+/// `delay_usecs` (16 bits of microseconds).
+const CS_HOLD_FIFTHS: u64 = 2;
 /// Longest inactive delay, a deadline of the loop. Other guests of the chip select wait it out too.
 const MAX_CS_INACTIVE_NS: u32 = 40_000_000;
-/// Longest setup delay, where the administrator says that the controller does it.
-const MAX_CS_SETUP_NS: u32 = 20_000_000;
+/// The same of the longest setup delay, where the administrator says that the controller does it.
+const CS_SETUP_FIFTHS: u64 = 1;
 /// Longest delay between words: all that `word_delay_usecs` (8 bits of microseconds) can hold.
 const MAX_WORD_DELAY_NS: u32 = 255_000;
 /// Largest `ARCH_DMA_MINALIGN` of any architecture (arm64), which spidev charges for each length.
@@ -257,6 +258,8 @@ impl Device {
 /// one that its controller ignores.
 fn limits(config: &DeviceConfig, transfers: &TransferConfig, found: &Capabilities) -> Limits {
     let offered = |is_carried_out, max| if is_carried_out { max } else { 0 };
+    let max_message_ns = transfers.max_message_ns();
+    let fifths = |n: u64| u32::try_from((max_message_ns / 5).saturating_mul(n)).unwrap_or(u32::MAX);
     Limits {
         mode_mask: mode_mask(config, found),
         bits_per_word_mask: found.bits_per_word_mask,
@@ -265,12 +268,13 @@ fn limits(config: &DeviceConfig, transfers: &TransferConfig, found: &Capabilitie
         min_speed_hz: config.min_speed_hz,
         max_speed_hz: config.max_speed_hz.unwrap_or(found.max_speed_hz),
         max_word_delay_ns: offered(config.word_delay, MAX_WORD_DELAY_NS),
-        max_cs_setup_ns: offered(config.cs_setup, MAX_CS_SETUP_NS),
-        max_cs_hold_ns: MAX_CS_HOLD_NS,
+        max_cs_setup_ns: offered(config.cs_setup, fifths(CS_SETUP_FIFTHS)),
+        max_cs_hold_ns: fifths(CS_HOLD_FIFTHS),
         max_cs_inactive_ns: MAX_CS_INACTIVE_NS,
         half_duplex: found.mode & SPI_3WIRE != 0,
         max_transfer_len: transfers.max_len,
         max_transfer_ns: transfers.max_ms.saturating_mul(1_000_000),
+        max_message_ns,
     }
 }
 
@@ -281,8 +285,10 @@ fn check_speed(limits: &Limits) -> Result<(), String> {
         return Err("reports no limit of its speed; set max-speed-hz".to_owned());
     }
     if let Some(bits) = limits.word_too_slow() {
+        let ms = limits.max_message_ns / 1_000_000;
         return Err(format!(
-            "is too slow: at its limit of {max} Hz a word of {bits} bits takes more than 100 ms"
+            "is too slow: at its limit of {max} Hz a word of {bits} bits takes more than {ms} ms \
+             (--max-message-ms)"
         ));
     }
     if min > max {
@@ -337,6 +343,7 @@ mod tests {
     const TRANSFERS: TransferConfig = TransferConfig {
         max_len: 1,
         max_ms: 1,
+        max_message_ms: None,
     };
 
     fn config(options: &str) -> DeviceConfig {

@@ -177,6 +177,8 @@ pub struct Limits {
     pub max_transfer_len: u64,
     /// Most nanoseconds that a request may take on the wire, delays included.
     pub max_transfer_ns: u64,
+    /// Most nanoseconds of wire time and delays of one SPI ioctl, which nothing can interrupt.
+    pub max_message_ns: u64,
 }
 
 impl Limits {
@@ -195,12 +197,10 @@ impl Limits {
         let bits = self.bits_per_word_mask.trailing_zeros().saturating_add(1);
         let bits_ns = u64::from(bits).saturating_mul(NS_PER_S);
         let word_ns = bits_ns.div_ceil(u64::from(self.max_speed_hz).max(1));
-        (word_ns > MAX_MESSAGE_NS).then_some(bits)
+        (word_ns > self.max_message_ns).then_some(bits)
     }
 }
 
-/// Most nanoseconds of wire time and delays of one SPI ioctl, which nothing can interrupt.
-pub const MAX_MESSAGE_NS: u64 = 100_000_000;
 const NS_PER_S: u64 = 1_000_000_000;
 
 /// How long a request takes on the wire: the plan and the deadlines are made from it.
@@ -335,7 +335,7 @@ fn timing(
         .saturating_add(carried_out(head.word_delay_ns));
     let delays_ns =
         carried_out(head.cs_setup_ns).saturating_add(carried_out(head.cs_delay_hold_ns));
-    let words_budget_ns = MAX_MESSAGE_NS.saturating_sub(delays_ns);
+    let words_budget_ns = limits.max_message_ns.saturating_sub(delays_ns);
     let words = len.div_ceil(head.word_len());
     let total_ns = words.saturating_mul(word_ns).saturating_add(delays_ns);
     // A message has one word at least, and no signal interrupts its ioctl.
@@ -437,6 +437,7 @@ mod tests {
             half_duplex: false,
             max_transfer_len: 1 << 22,
             max_transfer_ns: 10_000_000_000,
+            max_message_ns: 100_000_000,
         }
     }
 

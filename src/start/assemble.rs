@@ -77,14 +77,15 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     let bufsiz = bufsiz()?;
     let mut groups: Vec<(Controller, Vec<Device>, Vec<&DeviceConfig>)> = Vec::new();
     let mut places = Vec::new();
-    for (number, device_config) in config.devices.iter().enumerate() {
+    let paths = config.devices.iter().map(|device| &device.path);
+    let controllers: Vec<Controller> = (0..).zip(paths).map(controller).collect();
+    let has_several = controllers
+        .iter()
+        .any(|other| Some(other) != controllers.first());
+    let transfers = config.transfers.decide_message(has_several);
+    for (device_config, controller) in config.devices.iter().zip(controllers) {
         let opened: Vec<&Device> = groups.iter().flat_map(|group| &group.1).collect();
-        let device = Device::open(device_config, &config.transfers, bufsiz, &opened)?;
-        let controller = match spidev_numbers(&device_config.path) {
-            Some((bus, _)) => Controller::Host(bus),
-            None if device_config.path == DevicePath::Loopback => Controller::Loopback(number),
-            None => Controller::Unknown,
-        };
+        let device = Device::open(device_config, &transfers, bufsiz, &opened)?;
         let known = groups.iter().position(|group| group.0 == controller);
         let bus = known.unwrap_or(groups.len());
         if known.is_none() {
@@ -106,6 +107,15 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     let hardware = Hardware { buses, places };
     emergency_cleanup::set_modes(modes(&hardware));
     Ok(hardware)
+}
+
+/// The controller of the device with this number and path.
+fn controller((number, path): (usize, &DevicePath)) -> Controller {
+    match spidev_numbers(path) {
+        Some((bus, _)) => Controller::Host(bus),
+        None if *path == DevicePath::Loopback => Controller::Loopback(number),
+        None => Controller::Unknown,
+    }
 }
 
 /// A device of the controller that this daemon was not given, unless the administrator says that

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use self::device::{check_devices, device, hold};
 use crate::config::{
-    AccessConfig, Config, HoldPolicy, LogLevel, SeccompMode, ServiceConfig, Source, TransferConfig,
-    digits,
+    AccessConfig, Config, HoldPolicy, LogLevel, MAX_MESSAGE_MS, SeccompMode, ServiceConfig, Source,
+    TransferConfig, digits,
 };
 use crate::confine::seccomp;
 use crate::error::{ExitCode, Fatal};
@@ -50,7 +50,7 @@ enum Form {
 use Form::{Flag, Once, Repeated};
 
 /// Long form, short form, and how it is given.
-const OPTIONS: [(&str, Option<u8>, Form); 20] = [
+const OPTIONS: [(&str, Option<u8>, Form); 21] = [
     ("socket-path", Some(b's'), Once),
     ("socket-count", Some(b'c'), Once),
     ("socket", None, Repeated),
@@ -63,6 +63,7 @@ const OPTIONS: [(&str, Option<u8>, Form); 20] = [
     ("cs-hold-timeout-ms", None, Once),
     ("max-transfer-len", None, Once),
     ("max-transfer-ms", None, Once),
+    ("max-message-ms", None, Once),
     ("poll-us", None, Once),
     ("lock-memory", None, Flag),
     ("seccomp", None, Once),
@@ -205,6 +206,7 @@ impl Default for Options {
                 transfers: TransferConfig {
                     max_len: 4 << 20,
                     max_ms: 10_000,
+                    max_message_ms: None,
                 },
                 poll: Duration::ZERO,
                 lock_memory: false,
@@ -233,6 +235,9 @@ impl Options {
             "cs-hold-timeout-ms" => config.hold_timeout_ms = Some(given.number(1, 60_000)?),
             "max-transfer-len" => config.transfers.max_len = given.number(1, u32::MAX.into())?,
             "max-transfer-ms" => config.transfers.max_ms = given.number(1, 86_400_000)?,
+            "max-message-ms" => {
+                config.transfers.max_message_ms = Some(given.number(1, MAX_MESSAGE_MS)?)
+            }
             "poll-us" => config.poll = Duration::from_micros(given.number(0, 100_000)?),
             "lock-memory" => config.lock_memory = true,
             "seccomp" => config.seccomp = given.seccomp()?,

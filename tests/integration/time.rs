@@ -198,3 +198,42 @@ fn time_between_two_pieces_is_used_to_notice_signals() {
     assert!(!host.selected(DEV));
     assert_eq!(slow.memory.read(request.result_gpa, 1), [TRANS_ERR]);
 }
+
+#[test]
+fn time_of_each_message_is_5_ms_or_what_is_set_where_other_controllers_wait_for_it() {
+    let several = || three_devices().bufsiz(65_536);
+    let alone = || Host::with_devices(1).bufsiz(65_536);
+    // 20 ms at a MHz.
+    let ask = |cs| Ask {
+        head: let_go(cs).bits(8).freq(1_000_000),
+        tx: 2500,
+        rx: 0,
+    };
+    let sent = |host: &Host, guest: &mut Guest, cs| {
+        host.forget();
+        assert_eq!(together(guest, &[ask(cs)]), [TRANS_OK]);
+        let device = if cs == 2 { (1, 0) } else { DEV };
+        let times: Vec<u64> = one_assertion(host, device).iter().map(usecs).collect();
+        times
+    };
+    for (args, most) in [(&[][..], 5000), (&["--max-message-ms=2"], 2000)] {
+        let host = several();
+        let setup = Setup::new(&host)
+            .device("/dev/spidev0.0")
+            .device("/dev/spidev0.1");
+        let setup = setup.device("/dev/spidev1.0");
+        let daemon = args
+            .iter()
+            .fold(setup, |setup, arg| setup.arg(*arg))
+            .start();
+        let mut guest = Guest::connect(&daemon, 0);
+        for cs in [0, 2] {
+            let times = sent(&host, &mut guest, cs);
+            assert!(times.iter().all(|t| *t <= most), "{args:?}: {times:?}");
+            assert_eq!(times.len() as u64, 20_000 / most, "{args:?}: {times:?}");
+        }
+    }
+    let host = alone();
+    let (_daemon, mut guest) = serve_with(&host, "", &[]);
+    assert_eq!(sent(&host, &mut guest, 0), [20_000]);
+}

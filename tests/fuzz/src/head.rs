@@ -2,12 +2,14 @@
 //! daemon but the bounds that are its own.
 
 use vhost_device_spi::spi::wire::{
-    CONFIG_LEN, Config, HEAD_LEN, Lanes, Limits, MAX_MESSAGE_NS, MODE_MASK, Timing, TransferHead,
+    CONFIG_LEN, Config, HEAD_LEN, Lanes, Limits, MODE_MASK, Timing, TransferHead,
     validate,
 };
 
 use crate::input::Input;
 
+/// `--max-message-ms=100`, the most that it takes.
+const MAX_MESSAGE_NS: u64 = 100_000_000;
 /// The most that the command line takes: a day.
 const MAX_TRANSFER_NS: u64 = 86_400_000_000_000;
 /// Lengths at which something changes.
@@ -149,6 +151,7 @@ fn decode_limits(input: &mut Input) -> Limits {
         half_duplex: input.u8() & 1 != 0,
         max_transfer_len: input.number(&LENS),
         max_transfer_ns: input.number(&TIMES).min(MAX_TRANSFER_NS),
+        max_message_ns: MAX_MESSAGE_NS,
     }
 }
 

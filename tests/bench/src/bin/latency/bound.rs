@@ -11,10 +11,9 @@ pub const MAX_TRANSFER_LEN: usize = LONG_LEN;
 pub const LEN: usize = 16;
 
 const MS: u64 = 1_000_000;
-/// Most of the wire time of a message: 100 ms, or all that a transfer may have.
-const MESSAGE_NS: u64 = min(100, MAX_TRANSFER_MS) * MS;
-/// What the daemon, the kernel and the front-end do for a request, and for each other guest before
-/// it; without its time on the wire.
+/// `--max-message-ms` where there are several controllers.
+const MESSAGE_MS: u64 = 5;
+/// What the daemon, the kernel and the front-end do for a request of each guest.
 const OWN_NS: u64 = MS;
 /// A write that blocks, the first time and later.
 const BLOCKED_FIRST_NS: u64 = 100 * MS;
@@ -25,23 +24,24 @@ const GIB_NS: u64 = 400 * MS;
 /// The longest time in ns from a request to its completion, as the README states it.
 pub fn bound_ns(case: &Case) -> u64 {
     let wire = LEN as u64 * 8 * 1_000_000_000 / u64::from(FAST_HZ);
-    let others = case.others().count() as u64;
-    let same = case.same.len() as u64 * 2 * MAX_TRANSFER_MS * MS;
-    let elsewhere = if case.elsewhere.is_empty() {
-        0
-    } else {
-        MESSAGE_NS
-    };
-    let memory: usize = case.others().map(Attack::memory_len).sum();
-    let memory = ((memory as u64) * GIB_NS) >> 30;
+    let round = round_ns(case);
+    // Each of them: a transfer of MAX_TRANSFER_LEN is a message, but for its time.
+    let messages = MAX_TRANSFER_MS.div_ceil(MESSAGE_MS) + 1;
+    let assertion = 2 * MAX_TRANSFER_MS * MS + messages * round;
+    wire + round + case.same.len() as u64 * assertion
+}
+
+/// Until everybody who wants something else than the same controller had a turn.
+fn round_ns(case: &Case) -> u64 {
+    let guests = 1 + case.others().count() as u64;
+    let message = u64::from(!case.elsewhere.is_empty()) * MESSAGE_MS * MS;
+    let hostile = case.others().filter(|attack| *attack == Attack::Memory);
+    let memory: usize = hostile.map(Attack::memory_len).sum();
+    let memory = (memory as u64 * GIB_NS) >> 30;
     let blocks = case.others().filter(|a| *a == Attack::Block).count() as u64;
     let blocked = match blocks {
         0 => 0,
         _ => BLOCKED_FIRST_NS + BLOCKED_NS * (blocks - 1),
     };
-    wire + OWN_NS * (1 + others) + same + elsewhere + memory + blocked
-}
-
-const fn min(a: u64, b: u64) -> u64 {
-    if a < b { a } else { b }
+    OWN_NS * guests + message + memory + blocked
 }
