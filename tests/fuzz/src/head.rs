@@ -2,8 +2,7 @@
 //! daemon but the bounds that are its own.
 
 use vhost_device_spi::spi::wire::{
-    CONFIG_LEN, Config, HEAD_LEN, Lanes, Limits, MODE_MASK, Timing, TransferHead,
-    validate,
+    CONFIG_LEN, Config, HEAD_LEN, Lanes, Limits, MODE_MASK, Timing, TransferHead, validate,
 };
 
 use crate::input::Input;
