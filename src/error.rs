@@ -18,7 +18,8 @@ use crate::config::LogLevel;
 /// Why a request was refused before it touched the bus: answered `PARAM_ERR`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParamError {
-    /// Device-readable bytes came after device-writable ones, or fewer than the 32 of the head.
+    /// The chain is malformed or has no result byte in memory, device-readable bytes came after
+    /// device-writable ones, or there are fewer than the 32 of the head.
     Framing,
     /// More pieces than the fixed store holds.
     TooManyPieces,
@@ -28,7 +29,7 @@ pub enum ParamError {
     ChipSelect(u8),
     /// `bits_per_word` is 0, above 32 or not supported by the device.
     BitsPerWord(u8),
-    /// `tx_nbits` or `rx_nbits` is no lane count the device has.
+    /// `tx_nbits` or `rx_nbits` is not a lane count that the device has.
     Nbits(u8),
     /// The mode bits that are unknown, unsupported or not allowed.
     Mode(u32),
@@ -51,7 +52,7 @@ pub enum ParamError {
     HalfDuplex,
     /// Neither tx nor rx.
     NoPayload,
-    /// The length in bytes is no multiple of the word size.
+    /// The length in bytes is not a multiple of the word size.
     PartialWord(u64),
     /// More bytes than `--max-transfer-len`.
     TooLong(u64),
@@ -64,9 +65,10 @@ pub enum ParamError {
     SharedBus(&'static str),
     /// An opcode that the guest may not send, and why.
     Opcode(u8, &'static str),
-    /// It sends nothing where an opcode has to be judged.
+    /// It sends nothing where `read-only=` or `deny=` needs an opcode to check.
     NoOpcode,
-    /// An opcode that has to be judged is sent, or with it is received, on several lanes.
+    /// An opcode that `read-only=` or `deny=` has to check is sent on several lanes, or data with it is
+    /// received so.
     OpcodeNbits(u8),
 }
 
@@ -182,12 +184,12 @@ impl fmt::Display for TransferError {
     }
 }
 
-/// The ring itself cannot be believed any longer: the vring stops.
+/// The driver broke the rules of the ring itself: the vring stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingError {
     /// The avail index is further ahead than the ring is long.
     AvailIndex(u16),
-    /// A chain head that is no descriptor of the table.
+    /// A chain's head is not an index of the descriptor table.
     Head(u16),
     /// Part of the ring is no longer in the guest's memory.
     Memory,
@@ -217,7 +219,7 @@ pub enum SessionError {
     Message(u32, &'static str),
     /// It sent fds that do not belong there.
     Fds(&'static str),
-    /// It sent fds, so many, that were left open, since their close could wait for ever.
+    /// It sent this many fds that were left open, since their close could wait for ever.
     LeftOpen(u32),
     /// The kernel does not take its fds, to close them: too many files are in flight.
     Uncollected,
@@ -283,7 +285,7 @@ impl fmt::Display for SessionError {
 pub enum ExitCode {
     /// `EX_USAGE`: the command line is wrong.
     Usage = 64,
-    /// `EX_NOINPUT`: a device is not there, or is no spidev.
+    /// `EX_NOINPUT`: a device is not there, or is not a spidev.
     NoInput = 66,
     /// `EX_UNAVAILABLE`: a device or socket is somebody else's.
     Unavailable = 69,

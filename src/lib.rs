@@ -5,23 +5,26 @@
 //!
 //! A kick wakes [`serve::event_loop`], which gives the guest's [`serve::session`] a turn. Its
 //! [`serve::requestq`] looks at the next chain of the [`virtqueue::vring`], [`spi::request`] finds
-//! head, tx, rx and result in it, and [`spi::wire::validate`] judges it against the limits of its
-//! [`spi::device`]. When its [`spi::bus`] is free the chain is taken off the ring and becomes a
-//! [`spi::transfer`], for which [`spi::plan`] makes messages that spidev accepts and [`spi::spidev`]
-//! (or the built-in [`spi::loopback`]) carries them out, one each turn. At the end the result byte
-//! is written, the chain given back, and the driver notified.
+//! head, tx, rx and result in it, and [`serve::grant`] finds its [`spi::device`] and validates it against
+//! the limits of that ([`spi::wire::validate`]). Where the device has `chip=`, [`spi::framing`] says which
+//! part of a command the request is. When its [`spi::bus`] is free the chain is taken off the ring and
+//! becomes a [`spi::transfer`], for which [`spi::plan`] makes messages that spidev accepts and
+//! [`spi::spidev`] (or the built-in [`spi::loopback`]) carries them out, one each turn. At the end the
+//! result byte is written, the chain given back, and the driver notified.
 //!
 //! One process, one thread, one epoll set. Nothing blocks but the SPI ioctl, and that for at most
-//! `--max-message-ms` of wire time. A request costs no allocation, no copy of payload and no log line, and
-//! three system calls where requests come one at a time: `epoll_wait`, the ioctl, and the `write`
-//! that notifies.
+//! `--max-message-ms` of wire time. A request costs no allocation, no copy of payload (but for a few bytes:
+//! see [`spi::lead`] and [`spi::message`]) and no log line, and three system calls or fewer where requests
+//! come one at a time: `epoll_wait`, the ioctl, and the `write` that notifies.
 //!
 //! # Trust
 //!
-//! Nobody's input is believed: [`threats`] says who is trusted with what, which attacks were tried,
-//! and what is not defended. The [`vhost_user::reader`] receives messages and classifies their fds;
-//! [`vhost_user::handler`] gives them to the `vhost` crate, which calls [`vhost_user::backend`], or
-//! with their fds to [`vhost_user::with_fds`]; shared memory passes [`virtqueue::memory`], and
+//! All input is validated: [`threats`] says who is trusted with what, which attacks were tried, and
+//! what is not defended. For each message [`serve::session`] calls [`vhost_user::reader`], which receives
+//! it and classifies its fds; then [`serve::requestq`], which pauses or ends the request in progress where
+//! the message affects it; then [`vhost_user::handler`], which gives the message to the `vhost` crate,
+//! which calls [`vhost_user::backend`], or with its fds to [`vhost_user::with_fds`].
+//! Shared memory passes [`virtqueue::memory`], and
 //! [`virtqueue::sigbus`] catches what its owner takes away later; what a front-end leaves behind
 //! goes to [`os::deferred_close`]; requests pass [`spi::request`] and [`spi::wire`]. What goes wrong
 //! has one of the types in [`error`]. Before the first byte from a front-end is read,
@@ -47,17 +50,19 @@
 //! Where VIRTIO leaves a choice, this one was made:
 //!
 //! - `cs_change` other than 0 and 1 is refused; the reserved bytes are ignored.
-//! - `freq` 0 means the device's own clock.
-//! - Delays are rounded up to microseconds; hold and inactive delays go up to 40 ms.
+//! - `freq` 0 means the highest clock that the device may be given here.
+//! - Delays are rounded up to microseconds. Inactive delays go up to 40 ms, hold delays up to two fifths of
+//!   `--max-message-ms`.
 //! - The word sizes that are offered are those that the controller accepted at the start, where each
 //!   of 1 to 32 bits was tried.
 //! - Used length: 0 for a malformed chain, else that of all device-writable bytes, of which the last
 //!   one is the result.
 //! - With `chip=`, the tables of [`spi::command_set`] say where a command ends, and so how long chip
-//!   select is held; and, with `read-only=`, which opcodes a guest may send: see [`spi::framing`].
+//!   select is held; `read-only=` and `deny=` say which opcodes a guest may send: see [`spi::framing`].
 //!   A request that is refused ends the command that it belonged to.
-//! - An SPI ioctl cannot be interrupted. So a transfer goes out in messages of at most `--max-message-ms` on the
-//!   wire, with chip select held in between; control messages and signals are handled between two.
+//! - An SPI ioctl cannot be interrupted. So a transfer goes out in messages of at most
+//!   `--max-message-ms` on the wire, with chip select held in between; messages of front-ends and signals
+//!   are handled between two.
 //!
 //! # What a front-end may ask
 //!
@@ -69,11 +74,13 @@
 //! there is room, and until then no further message is received. A message that is malformed, unknown
 //! or refused ends the connection; if it asked for an acknowledgement, it is answered first.
 //! SET_CONFIG is acknowledged and changes nothing. A GET_CONFIG of no bytes, of more
-//! than 4,084 (the room in a message of 4,096), or beyond offset 4,096 ends the connection. All guests
+//! than 4,084 (a body has 4,096 bytes, 12 of them before the config), or beyond offset 4,096 ends the
+//! connection. All guests
 //! together may have half of the address space, in equal shares: on x86_64, 64 TiB for one guest or
 //! 1 TiB for each of 64; on arm64 with 39-bit addresses, 256 GiB and 4 GiB. When guest memory is
 //! replaced or removed, or the ring stops, while a transfer with at most a second to go is on the wire,
-//! the message waits for its end; a longer transfer ends with `TRANS_ERR`.
+//! the message waits for its end; a longer transfer ends with `TRANS_ERR`, and so does any where the
+//! message changes the ring or its features otherwise.
 //!
 //! # Confinement
 //!

@@ -38,7 +38,7 @@
 //! | memory that is no memory, sealed, overlapping, wrapping or in part of a huge page | `memory` refuses what could later fault, stall or alias | `add_sealed_file_is_taken_unless_it_cannot_be_written`, `add_malformed_regions_are_refused`, `mem_regions_overlapping_or_beyond_their_file_are_refused`, `memory_of_part_of_a_huge_page_is_refused` |
 //! | rings unaligned, outside of memory, of any size | checked when they are set and again when the ring starts: the message that would start it is refused | `vring_part_that_ends_outside_memory_is_refused_signalled_and_named`, `vring_addresses_outside_memory_or_unaligned_end_at_most_the_session`, `vring_sizes_up_to_1024_are_taken_and_others_refused` |
 //! | leaving in the middle of a transfer, or a thousand times | everything of a connection ends with it, chip select first | `session_left_in_the_middle_of_a_long_transfer_releases_chip_select_and_serves_the_next`, `session_reconnected_1000_times_leaves_fds_and_memory_equal` |
-//! | all fds of the process | each guest's are bounded; short of that, the socket rests and tries again; too few for one guest are refused at start | `start_with_too_few_fds_for_a_guest_is_refused_and_the_number_it_names_suffices`, `fds_may_be_as_many_as_the_host_allows`, `socket_without_an_fd_for_a_connection_listens_again_when_there_is_one` |
+//! | all fds of the process | each guest's are bounded; short of that, the socket stops listening for 100 ms and tries again; too few for one guest are refused at start | `start_with_too_few_fds_for_a_guest_is_refused_and_the_number_it_names_suffices`, `fds_may_be_as_many_as_the_host_allows`, `socket_without_an_fd_for_a_connection_listens_again_when_there_is_one` |
 //! | all of the above at random, by half of 16 guests, while the others check each answer | - | `soak_leaves_the_daemon_as_it_was_and_every_request_answered_by_what_came_of_it` |
 //!
 //! # Attacks by a guest driver
@@ -46,13 +46,13 @@
 //! | attack | defence | shown by |
 //! |---|---|---|
 //! | an avail index that jumps, heads beyond the ring | the ring is broken: it stops, and its err fd is signalled | `vring_indices_wrap_at_65536`, `pending_beyond_the_size_breaks_the_ring`, `peek_of_a_head_beyond_the_table_breaks_the_ring` |
-//! | descriptors that loop, wrap, point outside, nest, or were not negotiated | each is read once, at most 1,024 of them; a chain that cannot be believed is completed with length 0 | `indirect_table_of_1024_is_a_whole_chain`, `walk_of_a_loop_is_broken`, `walk_of_a_table_outside_memory_is_broken`, `walk_of_an_indirect_table_in_a_table_is_broken`, `chain_of_indirect_beside_next_is_used_with_length_0`, `chain_in_an_indirect_table_that_was_not_negotiated_is_used_with_length_0`, `chain_of_1025_buffers_most_of_them_empty_is_used_with_length_0`, `request_with_readable_after_writable_is_not_carried_out` |
+//! | descriptors that loop, wrap, point outside, nest, or were not negotiated | each is read once, at most 1,024 of them; a malformed chain is completed with length 0 | `indirect_table_of_1024_is_a_whole_chain`, `walk_of_a_loop_is_broken`, `walk_of_a_table_outside_memory_is_broken`, `walk_of_an_indirect_table_in_a_table_is_broken`, `chain_of_indirect_beside_next_is_used_with_length_0`, `chain_in_an_indirect_table_that_was_not_negotiated_is_used_with_length_0`, `chain_of_1025_buffers_most_of_them_empty_is_used_with_length_0`, `request_with_readable_after_writable_is_not_carried_out` |
 //! | bytes that change while they are read | head and descriptors are copied once; payload is the guest's own affair | `request_payload_pointers_are_the_guests_memory` |
 //! | requests of gigabytes or years | refused above `--max-transfer-len` and `--max-transfer-ms`, no memory is taken for them; one ioctl is at most `--max-message-ms` on the wire | `time_of_each_message_at_a_low_speed_is_at_most_100_ms`, `time_of_one_word_above_100_ms_is_param_err`, `time_of_each_message_is_5_ms_or_what_is_set_where_other_controllers_wait_for_it` |
 //! | a flood of requests, valid or not | one request a turn, nobody is passed twice; log lines are limited and counted | `turns_of_three_flooding_guests_are_taken_request_by_request`, `log_of_a_guest_that_floods_is_ten_lines_in_ten_seconds_and_the_rest_is_counted`, `inactive_delays_in_a_flood_delay_another_guest_by_one_request` |
-//! | chip select held for ever | only while nobody else waits, then `--cs-hold-timeout-ms`; other devices of the bus are never selected beside it | `guest_that_waits_for_the_bus_keeps_its_place_before_later_ones` |
+//! | chip select held for ever | a hold that no request continues ends after `--cs-hold-timeout-ms`; while others wait, no request continues one older than `--max-transfer-ms`; other devices of the bus are never selected beside it | `guest_that_waits_for_the_bus_keeps_its_place_before_later_ones` |
 //! | a polarity that selects the device against everyone | refused unless the administrator allows it | `head_cs_high_on_an_active_low_device_is_param_err` |
-//! | a command that a guest of `read-only=` may not send, also in words, bit orders, modes or lanes in which the chip would see it in another opcode, or written over one that was judged | the opcode is copied, judged and sent from the copy; what changes its bits is refused | `rule_read_only_leaves_the_chip_as_it_is_whatever_its_guest_sends`, `opcode_that_changes_in_memory_after_it_was_judged_is_sent_as_judged`, `opcode_on_several_lanes_is_refused_where_a_rule_applies`, `chip_is_spoken_to_in_bytes_highest_bit_first_in_mode_0_or_3` |
+//! | a command that a guest of `read-only=` may not send, also in words, bit orders, modes or lanes in which the chip would see it in another opcode, or written over one after the check | the opcode is copied, checked and sent from the copy; what changes its bits is refused | `rule_read_only_leaves_the_chip_as_it_is_whatever_its_guest_sends`, `opcode_that_changes_in_memory_after_it_was_judged_is_sent_as_judged`, `opcode_on_several_lanes_is_refused_where_a_rule_applies`, `chip_is_spoken_to_in_bytes_highest_bit_first_in_mode_0_or_3` |
 //! | a command of a chip that stops half-way, so that what follows would be taken for its data, or its data for a command | it ends with a request that is refused or fails, and after `--cs-hold-timeout-ms`; then the request that would have continued it is `TRANS_ERR` | `chip_command_that_stops_half_way_ends_after_the_time_out_and_costs_one_request`, `chip_command_of_which_a_request_is_refused_ends_there`, `chip_command_that_fails_on_the_wire_ends_there` |
 //!
 //! # The surroundings
@@ -88,8 +88,8 @@
 //! All these are the administrator's to set. A hold without a request ends after
 //! `--cs-hold-timeout-ms`, within T. A controller that hangs adds what its driver allows, by
 //! `spi_transfer_wait()` in Linux as much again as the wire time and 200 ms. A front-end adds 10 ms
-//! where a write to its eventfd blocks, with rests from 1 to 64 seconds in between; the first such
-//! write in the daemon's life adds 100 ms. One that has much memory can buy more with it: see the
+//! where a write to its eventfd blocks (100 ms the first time in the daemon's life), after which its
+//! socket does not listen for 1 to 64 seconds; one that has much memory can buy more with it: see the
 //! first of what is not defended. Shown by
 //! `turns_on_another_controller_are_waited_for_by_a_single_message` and
 //! `time_of_each_message_is_5_ms_or_what_is_set_where_other_controllers_wait_for_it`, and measured by
@@ -98,27 +98,27 @@
 //! # Not defended
 //!
 //! - A front-end's memory, in proportion to how much it has. While it punches a hole into it
-//!   (`fallocate()`), whoever touches a page there waits for the whole hole, and so do we: 0.4 s for
+//!   (`fallocate()`), an access to a page there waits for the whole hole, ours too: 0.4 s for
 //!   each GiB (measured, with the machine loaded: 1.6 s for 2 GiB). And what was touched here of
 //!   memory that goes away is unmapped here: 0.1 s for each GiB of which every 64 KiB were touched
 //!   (0.5 s for 3 GiB, loaded). The host bounds it by how much memory each VM may have.
 //! - A file that had to be left open, since its close may wait for ever, is closed at the end of the
 //!   process: that is in order by then (lines released, sockets removed), but the process stays until
-//!   its file system answers or is aborted (`/sys/fs/fuse/connections`), and whoever waits for it.
+//!   its file system answers or is aborted (`/sys/fs/fuse/connections`); and so may its parent.
 //! - A front-end against its own guest, or a guest against its front-end: they share memory.
 //! - Other users of the same controller: drivers of the host and other programs. The kernel has no
 //!   lock on a bus for user space; see CHIP SELECT in the manual page.
 //! - A device against its host: what it answers is passed on.
 //! - Guests that share a chip, beyond `read-only=` and `deny=`: one that may write can leave it in any
 //!   mode, in which the next guest finds it, or keep it busy. A controller that cannot keep chip select
-//!   between two messages makes commands of parts of one, whatever was judged.
+//!   between two messages splits a command into several, which were not checked as such.
 //! - A host under memory pressure that has to fetch a guest's pages from a disk while we read them;
 //!   huge pages of 1 GiB that are cleared at our first touch; a guest's memory that is charged to
 //!   the daemon's cgroup since it was touched here first, under a limit that it cannot keep.
 //! - A front-end that has its call eventfd watched by very many epoll sets: the kernel tells each of
 //!   them, within our write. 900,000 watches were measured to take up to 0.18 s a write. The host
 //!   limits them for each user (`fs.epoll.max_user_watches`).
-//! - Whoever holds up the kernel's workers that close files for the whole host can keep dead guests'
+//! - A program that blocks the kernel's workers which close files for the whole host can keep dead guests'
 //!   memory from being freed. Before Linux 6.9 there is no such worker: there a last close that
 //!   waits does so in the daemon.
 //! - A host that allows the daemon fewer fds than its guests may need, which it says at start. There

@@ -210,7 +210,8 @@ impl EventLoop {
         }
     }
 
-    /// Gives a turn. `Some` if the session is to have another one, `true` to look for messages.
+    /// Gives a turn. Returns `Some` if the session is to have another one now, with `true` if that is to
+    /// look for messages first.
     fn turn(&mut self, taken: Taken) -> Option<bool> {
         let number = taken.number;
         self.shared.due_since = taken.since;

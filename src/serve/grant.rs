@@ -45,8 +45,8 @@ pub struct Shared {
     pub buses: Vec<Bus>,
     /// Where messages are made.
     pub scratch: Scratch,
-    /// Where the next request's segments are while it is looked at. One for all guests: what each
-    /// of them would have for itself would take a page.
+    /// The segments of the request that is being parsed. One for all guests: a store for each of them
+    /// would take a page each.
     pub store: Box<Store>,
     /// The one epoll set.
     pub poller: Poller,
@@ -56,7 +56,7 @@ pub struct Shared {
     pub deferred: Rc<DeferredClose>,
     /// The clock, as last read: after a wait for events, messages, an ioctl, and each turn.
     pub now: Instant,
-    /// The same when that turn became due.
+    /// When the turn in progress became due: a request's waiting time counts from then.
     pub due_since: Instant,
 }
 
@@ -85,7 +85,7 @@ impl Shared {
 impl Grant {
     /// Validates a request of guest `number`, whose segments are in the shared store, against the
     /// chip select that it names; `follows` says whether another one is queued after it. Returns the
-    /// index of its bus, and the transfer on the wire.
+    /// index of its bus, and its transfer, which has not begun.
     ///
     /// # Errors
     /// The first thing that is not acceptable.

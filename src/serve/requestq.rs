@@ -33,7 +33,7 @@ pub use self::quiesce::GRACE;
 use self::quiesce::Intake;
 use self::watch::Watch;
 
-/// How often a ring without a kick is looked at.
+/// Interval of the looks at a ring that has no kick fd. (`poll` elsewhere is `--poll-us`.)
 const POLL: Duration = Duration::from_millis(1);
 /// A message that takes longer than this on the wire is not started with a notification pending.
 const LONG_NS: u64 = 1_000_000;
@@ -64,7 +64,7 @@ struct Active {
     bus: usize,
     transfer: Transfer,
     answer: Answer<Consumed>,
-    /// The one it names.
+    /// The chip select that it names, if its guest has that.
     chip_select: Option<u8>,
     /// When it went on the wire.
     begun: Instant,
@@ -132,15 +132,15 @@ impl Requestq {
         self.active.is_some()
     }
 
-    /// Whether a turn would take a request off the ring. A ring that cannot be believed shows itself
-    /// there.
+    /// Whether a request is available and a turn would look at it; its bus may be busy. A broken ring has
+    /// none here: the turn reports it.
     pub fn has_request(&self, guest: &Guest) -> bool {
         let idle = self.active.is_none() && self.intake == Intake::Open;
         let pending = guest.vring.pending(&guest.memory);
         idle && guest.vring.is_running() && pending.is_ok_and(|pending| pending > 0)
     }
 
-    /// Makes one step: of the request in progress, or to the next one.
+    /// Makes one step of the request in progress, or takes the next one. Returns when to call again.
     ///
     /// # Errors
     /// The connection must end.
@@ -179,7 +179,7 @@ impl Requestq {
         self.waits_since.get_or_insert(shared.due_since);
         let chain = vring.peek(memory).map_err(Stop::Ring)?;
         let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
-        // After the chain was read, which the flag may lie over in a hostile driver's memory.
+        // Only now: this writes a flag, which a hostile driver may have placed over the chain just read.
         if pending > 1 || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
@@ -191,7 +191,8 @@ impl Requestq {
             Err(error) => {
                 let what = format_args!("{} request refused", ChipSelect(chip_select));
                 self.log(LogLevel::Warning, what, &error);
-                // Its driver will not go on with the command: what comes next is another one.
+                // A driver does not go on with a command of which a request was refused: its next request
+                // begins another one.
                 self.release_where(true, shared);
                 self.skip(guest, answer, chip_select, TransResult::ParamErr)
             }
@@ -280,7 +281,7 @@ impl Requestq {
     fn ran_empty(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
         self.release_unless_followed(shared);
         let (memory, vring) = (&guest.memory, &mut guest.vring);
-        // Before the next look, for which the driver need not wait.
+        // First, so that the driver does not wait for the next look at the ring.
         vring.notify(memory).map_err(Stop::Session)?;
         if self.watch.goes_on(self.grant.poll, shared.now) {
             return Ok(Turn::Again);
@@ -308,7 +309,7 @@ impl Requestq {
         if vring.is_unnotified() && transfer.next_message_ns() > LONG_NS {
             vring.notify(memory).map_err(Stop::Session)?;
         }
-        // A ring that cannot be believed shows itself at the next request.
+        // A broken ring is reported at the next request.
         let follows = matches!(self.intake, Intake::Open | Intake::Paused)
             && vring.pending(memory).is_ok_and(|pending| pending > 0);
         let (scratch, now) = (&mut shared.scratch, &mut shared.now);
@@ -363,7 +364,8 @@ impl Requestq {
         }
     }
 
-    /// Releases what this guest holds where a chip is in the middle of a command, or where none is.
+    /// Releases what this guest holds, and forgets holds of it that ran out: where it is in the middle of
+    /// a chip's command if `in_command`, else everywhere else.
     fn release_where(&self, in_command: bool, shared: &mut Shared) {
         for bus in &mut shared.buses {
             if bus.is_in_command(self.number) == in_command {
@@ -372,8 +374,8 @@ impl Requestq {
         }
     }
 
-    /// The bus at `index`. `None` while this guest still holds chip select on another one, which it
-    /// waits for.
+    /// The bus at `index`. `None` if this guest's hold on another bus cannot be released yet: it then
+    /// waits for that one.
     fn bus_without_others<'b>(
         &self,
         index: usize,

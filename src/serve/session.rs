@@ -283,7 +283,7 @@ impl Session {
         Ok(true)
     }
 
-    /// Makes one step: of the request in progress, or to the next one.
+    /// Makes one step of the request in progress, or takes the next one. Returns when to call again.
     ///
     /// # Errors
     /// The connection must end.
@@ -311,7 +311,7 @@ impl Session {
     /// Notifies the driver of the chains that were completed since the last time.
     ///
     /// # Errors
-    /// The call eventfd blocked: the connection must end.
+    /// The call eventfd blocked, or cannot be written to: the connection must end.
     pub fn notify(&mut self) -> Result<(), SessionError> {
         let Some(mut guest) = self.state.guest() else {
             return Ok(());
@@ -330,7 +330,7 @@ impl Session {
         }
     }
 
-    /// Whether a turn would take a request off the ring.
+    /// Whether a request is available that a turn would look at.
     pub fn has_request(&self) -> bool {
         let guest = self.state.guest();
         guest.is_some_and(|guest| self.requestq.has_request(&guest))

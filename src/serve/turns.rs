@@ -84,8 +84,8 @@ impl Turns {
         self.count
     }
 
-    /// Whether all who were to have a turn after the one with number `count` have had it: whoever is
-    /// queued was queued later.
+    /// Whether each session that was queued when turn `count` ended has had a turn: those in the queues now
+    /// were put there later.
     pub fn all_queued_since(&self, count: u64) -> bool {
         let mut queued = self.due.iter().filter_map(|due| due.queued);
         queued.all(|queued| queued.before_turn > count)

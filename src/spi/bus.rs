@@ -7,7 +7,8 @@
 //!
 //! Invariant: chip select is asserted only while the bus is `Running` or `Held`; a line that could
 //! not be released is released before anything else happens on the bus. Must not: know rings.
-//! Called by `requestq`, and by `event_loop` when a hold runs out.
+//! Called by `requestq`, by `grant` for the phase of a chip, and by `event_loop` when a hold runs out or a
+//! guest waits.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,17 +23,17 @@ use crate::spi::request::Store;
 use crate::spi::transfer::{Step, Transfer};
 use crate::virtqueue::memory::Memory;
 
-/// A message that takes longer than this is a long one: the bus rests after it.
+/// A message that takes this long or longer is a long one: the bus rests after it.
 pub const LONG: Duration = Duration::from_millis(1);
 
 /// After a long message nobody begins another one on the bus before all who were to have a turn by
-/// then had one. So whoever wants another bus waits for a single message of this one, however many
-/// guests keep it busy.
+/// then had one. So a guest that uses another bus waits for a single message of this one, however
+/// many guests keep it busy.
 #[derive(Debug, Clone, Copy)]
 enum Rest {
-    /// The message is over, and nobody has looked yet who is to have a turn.
+    /// The message is over; the loop has not noted yet after which turn.
     Begins,
-    /// Until the turn with this number was followed by one of each of them.
+    /// Until all sessions that were queued at the turn with this number have had theirs.
     Until(u64),
 }
 
@@ -139,7 +140,8 @@ impl Bus {
         }
     }
 
-    /// In which phase a request with this claim finds its chip; [`Bus::access`] decides alike.
+    /// In which phase a request with this claim finds its chip. Must agree with [`Bus::access`]: `Within`
+    /// only if that lets the request continue the hold or refuses it, `Cut` only if that refuses it.
     pub fn phase(&self, claim: &Claim) -> Phase {
         if let State::Held(hold) = &self.state
             && hold.is_continued_by(claim)
@@ -155,7 +157,7 @@ impl Bus {
         }
     }
 
-    /// Whether `guest` is in the middle of a command of a chip here, or that was cut.
+    /// Whether `guest` is in the middle of a chip's command here, or was until its hold ran out.
     pub fn is_in_command(&self, guest: GuestNumber) -> bool {
         let cut = self.cuts.get(guest.index()).copied().flatten();
         let device = cut.and_then(|(device, _)| self.devices.get(device));
@@ -291,8 +293,8 @@ impl Bus {
         self.cuts.get_mut(guest.index())?.take()
     }
 
-    /// The guest's next request is for another bus: ends its hold here. `false` if the hold delay is not
-    /// over; the hold then ends at [`Bus::deadline`].
+    /// The guest's next request does not continue its hold here: ends that, and forgets one that ran out.
+    /// `false` if the hold delay is not over; the hold then ends at [`Bus::deadline`].
     pub fn release_for(&mut self, guest: GuestNumber, now: &mut Instant) -> bool {
         self.take_cut(guest);
         !self.is_held_by(guest) || self.end_hold(now)
@@ -332,8 +334,8 @@ impl Bus {
         self.rest.is_some()
     }
 
-    /// Ends the rest if everybody had a turn who was to have one after turn `count`, or after an earlier
-    /// one at which this was asked first.
+    /// Ends the rest if each session that was queued when it began has had a turn. The first call notes
+    /// `count`, the number of turns by then.
     pub fn end_rest(&mut self, count: u64, had_turns_since: impl FnOnce(u64) -> bool) {
         let since = match self.rest {
             None => return,

@@ -27,7 +27,7 @@ pub enum Address {
     Fixed(u8),
     /// As many as the chip's addresses have: of NOR flash, as its mode says.
     Width,
-    /// The same, but none when the command before was this one too.
+    /// As `Width`; but none if the command before, `05` aside, was this one too.
     Once,
 }
 
@@ -38,7 +38,7 @@ pub enum Data {
     Nothing,
     /// The chip sends.
     Receive,
-    /// The same if the opcode's request has more bytes than that, else nothing.
+    /// The chip sends if the request with the opcode has more bytes than that; else nothing follows.
     ReceiveIfMore,
     /// The chip receives.
     Send,
@@ -91,9 +91,9 @@ impl Effect {
 pub struct Command {
     /// Its first byte.
     pub opcode: u8,
-    /// What follows that.
+    /// How many bytes of address follow the opcode.
     pub address: Address,
-    /// What follows that, after dummy bytes.
+    /// What follows the address, after dummy bytes.
     pub data: Data,
     /// What it does.
     pub effect: Effect,

@@ -16,8 +16,8 @@
 //! over guests that leave and come; the daemon itself sends nothing to the chip. What registers say
 //! of the next reset, and widths that are set by `71` or `b8`, are not followed.
 //!
-//! Pure: bytes and lengths in, values out. Called by `grant`; `bus` says in which phase a request
-//! finds the chip, and what became of it.
+//! Pure: bytes and lengths in, values out. Called by `grant` for each request to a chip, in the phase
+//! that `bus` says; and by `bus` when the request has ended.
 
 use std::time::Duration;
 
@@ -71,12 +71,12 @@ pub enum Phase {
     Cut,
 }
 
-/// What a request is to the chip.
+/// The part of a command that a request is, and the state in which it leaves the chip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Framed {
-    /// The command goes on: chip select stays asserted.
+    /// What is left of the command, for which chip select stays asserted; `None` if it has ended.
     pub rest: Option<Begun>,
-    /// How many bytes at its start were decided on, and must be sent as they were seen.
+    /// How many bytes at its start this was decided by: they must be sent as they were seen.
     pub lead_len: usize,
     after: Followed,
 }
@@ -121,8 +121,8 @@ impl Chip {
         commands.find(|known| known.opcode == opcode).copied()
     }
 
-    /// Judges a request of `guest` that finds the chip in `phase`; `lead` has the first bytes that it
-    /// sends, as they will be on the wire.
+    /// Checks that `guest` may send a request that finds the chip in `phase`; `lead` has the first bytes
+    /// that it sends, as they will be on the wire.
     ///
     /// # Errors
     /// `guest` may not send this, or the chip could see another opcode than `lead` has.
@@ -212,11 +212,12 @@ impl Chip {
         })
     }
 
-    /// The chip's state after a command that ends with `len` bytes more, of which `value` is the first
-    /// of its data, if that matters.
+    /// The chip's state after a command that ends with a request which has `len` bytes of it after the
+    /// opcode; `value` is the first of its data, if that matters.
     fn after(&self, begun: Begun, len: u64, value: Option<u8>) -> Followed {
         let (before, command) = (self.followed, begun.command);
-        // With more bytes than it has, many chips ignore a command.
+        // Many chips ignore a command with more bytes than it has. Those to which this matters have one
+        // byte of data, or none.
         let exact = len == u64::from(command.data == Data::Send);
         let asks = asks_status(begun) && before.once;
         let four = value.is_none_or(|value| value & 0x80 != 0);

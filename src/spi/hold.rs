@@ -30,7 +30,8 @@ pub struct Claim {
     pub direction: Direction,
     /// For how long and how it may hold chip select.
     pub terms: HoldTerms,
-    /// What it is to the chip, if that is known: then nothing else decides whether it holds.
+    /// Its part of a chip's command, where the device has `chip=`: that alone then decides whether it
+    /// holds.
     pub framed: Option<Framed>,
 }
 
@@ -39,7 +40,7 @@ pub struct Claim {
 pub struct HoldTerms {
     /// Longest time after the end of its last transfer.
     pub timeout: Duration,
-    /// Longest time that chip select stays asserted in all while others wait.
+    /// While others wait, no request continues an assertion that is older than this.
     pub max_total: Duration,
     /// The hold is a guess that a read follows: anything else releases, and losing it is no error.
     pub for_read: bool,

@@ -1,10 +1,13 @@
-//! The first bytes that a request sends, copied out of guest memory: what was judged goes on the wire,
-//! whatever the driver writes to its memory meanwhile. All others are sent from where they are.
+//! The first bytes that a request to a chip sends, copied out of guest memory: those that `framing` checked
+//! go on the wire, whatever the driver writes to its memory meanwhile. All others are sent from where they
+//! are.
+//!
+//! Called by `grant`, which makes the copy, and by `plan` and `message`, which send it.
 
 use crate::spi::plan::{Position, Segment};
 use crate::virtqueue::memory::Memory;
 
-/// How many bytes of a request are looked at, at most.
+/// Most bytes that `framing` looks at: an opcode and one byte after it.
 pub const MAX_LEN: usize = 2;
 
 /// A copy of the first bytes.

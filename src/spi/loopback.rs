@@ -30,7 +30,8 @@ pub const FOUND: Capabilities = Capabilities {
 pub fn transfer(memory: &Memory, piece: &Piece) -> Result<(), TransferError> {
     let slice = |place| match place {
         Place::At(address) => memory.slice(address, piece.len).map(Some),
-        // No word is cut: the transfer plans for single bytes. And a loopback is no chip.
+        // Not reached: a transfer to a loopback is planned in single bytes, so no word is cut, and the
+        // command line refuses chip= with it, so there is no lead.
         Place::Absent | Place::Cut(_) | Place::Lead(_) => Some(None),
     };
     let both = slice(piece.tx).zip(slice(piece.rx));

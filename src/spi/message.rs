@@ -6,10 +6,11 @@
 //!
 //! Invariant: each pointer is 0, or is valid for its transfer's `len` bytes while the message lives.
 //!
-//! Must not: copy payload. The exception is a word that is cut by a segment boundary, which spidev
-//! cannot take in two pieces: its 2 or 4 bytes are copied to storage of the message before they are
-//! sent, and from there after they were received. Called by `transfer`, which gives the message to
-//! `spidev`.
+//! Must not: copy payload, with two exceptions. A word that is cut by a segment boundary cannot go to
+//! spidev in two pieces: its 2 or 4 bytes are copied to storage of the message before they are sent, and
+//! from there after they were received. The bytes of a lead were copied when it was made.
+//!
+//! Called by `transfer`, which gives the message to `spidev`.
 
 use crate::error::TransferError;
 use crate::spi::lead::Lead;

@@ -1,8 +1,10 @@
 //! How a request of any shape becomes messages that spidev accepts.
 //!
 //! Pure arithmetic on lengths. A request is two lists of segments (tx and rx, cut independently of
-//! each other); a message is a run of pieces, each contiguous on both sides and a whole number of
-//! words. spidev's rules, from `spidev_message()` in Linux `drivers/spi/spidev.c`: at most 511
+//! each other); a message is a run of pieces, each a whole number of words, and contiguous on both sides
+//! unless it is one word that must be copied.
+//!
+//! spidev's rules, from `spidev_message()` in Linux `drivers/spi/spidev.c`: at most 511
 //! transfers in one ioctl (the size field of the request number overflows at 512), and per
 //! direction the sum of the lengths, each rounded up to `ARCH_DMA_MINALIGN`, at most `bufsiz`.
 //!

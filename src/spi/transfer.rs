@@ -68,7 +68,7 @@ pub struct Transfer {
     len: u64,
     word_len: u32,
     keep: Keep,
-    /// Its first bytes, if they were judged: sent from here.
+    /// Its first bytes, if `framing` decided on them: sent from here.
     lead: Lead,
     progress: Progress,
     /// The loopback's message on the wire ends at this moment.
@@ -92,7 +92,7 @@ impl Transfer {
         }
     }
 
-    /// Has its first bytes sent from this copy.
+    /// Sends its first bytes from this copy.
     pub fn with_lead(self, lead: Lead) -> Self {
         Self { lead, ..self }
     }
@@ -122,7 +122,7 @@ impl Transfer {
         wire.saturating_add(busy_until.saturating_duration_since(now))
     }
 
-    /// How long the next message will take on the wire, at most.
+    /// How long the words of the next message take on the wire, at most.
     pub fn next_message_ns(&self) -> u64 {
         self.timing.words_budget_ns.min(self.timing.total_ns)
     }

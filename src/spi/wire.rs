@@ -71,7 +71,7 @@ pub struct TransferHead {
     pub rx_nbits: u8,
     /// [`CPHA`] and the other mode bits.
     pub mode: u32,
-    /// Clock in Hz; 0 means the device's maximum.
+    /// Clock in Hz; 0 means [`Limits::max_speed_hz`].
     pub freq: u32,
     /// Nanoseconds between words.
     pub word_delay_ns: u32,
@@ -182,9 +182,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Takes away all with which a byte in memory is not one on the wire, in its place, with its highest
-    /// bit first and on up to four lanes: what commands of a chip are spoken in. A spidev whose controller
-    /// has no words of 8 bits there is not.
+    /// Leaves only what a chip's commands need: words of 8 bits, highest bit first, no loop, up to four
+    /// lanes. Each byte in memory is then one byte on the wire, in the same order. Every spidev has words
+    /// of 8 bits.
     pub fn narrow_to_bytes(&mut self) {
         self.bits_per_word_mask &= 1 << 7;
         self.mode_mask &= CPHA | CPOL | CS_HIGH;
@@ -299,7 +299,7 @@ fn check_delays(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> 
 }
 
 /// The length of the transfer in bytes, a whole number of words. VIRTIO 1.4 has `PARAM_ERR` for full
-/// duplex with different lengths; a request of no bytes at all would be no transfer.
+/// duplex with different lengths; a request of no bytes at all is not a transfer.
 fn check_lengths(
     head: &TransferHead,
     tx_len: u64,

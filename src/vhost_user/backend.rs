@@ -1,7 +1,7 @@
 //! The effect of each vhost-user message on one guest's memory and vring.
 //!
 //! The `vhost` crate decodes a message and calls the method of its request; messages that may bring
-//! fds are decoded in `with_fds`, which calls `Backend::change` and its like. Every method checks the
+//! fds are decoded in `with_fds`, which calls `Backend::change` and its like. A method checks the
 //! index, then the values, then acts. An error ends the connection, after an acknowledgement if the
 //! message asked for one.
 //!
@@ -96,7 +96,7 @@ impl Backend {
         self.acked.get() & feature.bits() != 0
     }
 
-    /// Gives up all that the front-end brought: eventfds and memory, whose files are then deferred.
+    /// Drops the eventfds and the memory that the front-end brought; the close of their files is deferred.
     pub fn clear(&self) {
         let mut guest = self.guest.borrow_mut();
         guest.vring.reset();
@@ -178,7 +178,7 @@ macro_rules! refuse {
 }
 
 impl VhostUserBackendReqHandler for Backend {
-    /// The begin of a session, which the connection is already.
+    /// Begins a session: nothing to do, since the connection has begun it.
     fn set_owner(&self) -> Result<()> {
         Ok(())
     }

@@ -32,7 +32,7 @@ pub struct Handler {
     our_end: UnixStream,
     /// What the messages change.
     pub backend: Arc<Backend>,
-    /// What the front-end has not taken of the last reply.
+    /// The bytes of the last answer that were not sent yet.
     unsent: Vec<u8>,
 }
 
@@ -56,7 +56,7 @@ impl Handler {
         })
     }
 
-    /// Handles a whole message; then there may be a reply to send.
+    /// Handles a whole message. Its answer, if any, is kept for [`Handler::send_reply`].
     ///
     /// # Errors
     /// It was refused: the connection must end, after the reply.
@@ -95,8 +95,8 @@ impl Handler {
         handled.map_err(SessionError::of_vhost)
     }
 
-    /// Acknowledges the message with this header, if it asks for that and the `vhost` crate has not
-    /// answered it.
+    /// Makes the acknowledgement of the message with this header, if the message asks for one and has no
+    /// answer yet.
     pub fn acknowledge(&mut self, header: Header, succeeded: bool) {
         if self.unsent.is_empty() && header.needs_ack() {
             self.unsent = header.ack(succeeded).as_flattened().to_vec();

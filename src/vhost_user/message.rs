@@ -13,11 +13,12 @@ use crate::error::SessionError;
 
 /// Bytes of a header: request code, flags, size of the body, all u32.
 pub const HEADER_LEN: usize = 12;
-/// Most bytes of a body, as the `vhost` crate has it: a GET_CONFIG of the whole config space.
+/// Most bytes of a body, as in the `vhost` crate; the longest is a GET_CONFIG of the whole config space.
 pub const MAX_BODY_LEN: usize = 4096;
 /// Most bytes of a message. A reply is no longer.
 pub const MAX_LEN: usize = HEADER_LEN + MAX_BODY_LEN;
-/// Most fds with a message: one for each region of a memory table.
+/// Most fds that are accepted with a message: one for each region of a memory table. The kernel can bring
+/// more: [`socket::MAX_FDS`](crate::os::socket::MAX_FDS).
 pub const MAX_FDS: usize = 32;
 
 /// The version, in the lowest two bits of the flags.

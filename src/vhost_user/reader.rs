@@ -34,7 +34,7 @@ pub struct Message<'a> {
     pub bytes: &'a [u8],
     /// The body alone.
     pub body: &'a [u8],
-    /// What came with it, which the handler may take out.
+    /// The files that came with it; the handler takes those that it keeps.
     pub files: &'a mut Vec<FrontendFile>,
 }
 
@@ -104,7 +104,10 @@ impl Reader {
         }
     }
 
-    /// How long the message is, as far as that is known: its header comes first.
+    /// Length of the message in bytes; of the header alone until that is there.
+    ///
+    /// # Errors
+    /// As [`Header::check`].
     fn whole_len(&self) -> Result<usize, SessionError> {
         let Some(header) = self.header() else {
             return Ok(HEADER_LEN);
@@ -113,7 +116,10 @@ impl Reader {
         Ok(HEADER_LEN.saturating_add(body_len))
     }
 
-    /// Finds out what the fds are that were just received.
+    /// Classifies the fds that were just received.
+    ///
+    /// # Errors
+    /// Some had to be left open, or the message has too many.
     fn classify(&mut self, mounts: &Mounts) -> Result<(), SessionError> {
         let mut left_open = 0u32;
         for fd in self.fds.drain(..) {
@@ -152,7 +158,7 @@ impl Reader {
         })
     }
 
-    /// Makes room for the next message. Files that the handler did not take are given up.
+    /// Makes room for the next message. The close of files that the handler did not take is deferred.
     pub fn finish(&mut self) {
         self.len = 0;
         self.files.clear();

@@ -2,7 +2,7 @@
 //!
 //! | message | body | fds |
 //! |---|---|---|
-//! | SET_MEM_TABLE | u32 count, u32 padding, and of each region four u64 | one for each region |
+//! | SET_MEM_TABLE | u32 count, u32 padding of 0, and of each region four u64 | one for each region |
 //! | ADD_MEM_REG | u64 padding, four u64 | one |
 //! | REM_MEM_REG | the same | one, which is not used, or none |
 //! | SET_VRING_KICK, _CALL, _ERR | u64: index in bits 0 to 7, "no fd" in bit 8 | one or none |
@@ -10,8 +10,8 @@
 //! The four of a region: first guest address, length, first user address, offset in its file. All
 //! numbers are little-endian on the hosts that are supported (vhost-user: the host's byte order).
 //!
-//! Should: use a file only as its kind allows. A file that stays in the message is given up by
-//! `reader`, which defers its close.
+//! Should: use a file only as its kind allows. A file that stays in the message is closed by `reader`,
+//! which defers that. Called by `handler`.
 
 use std::io::ErrorKind;
 
@@ -67,8 +67,8 @@ impl Backend {
             return Err(Error::InvalidMessage);
         }
         self.change(|guest| {
-            // First, so that no guest ever maps more than its share. If a region is refused, the
-            // connection ends, which would give up the old table too.
+            // Before the new regions are mapped, so that no guest ever maps more than its share. If one
+            // of them is refused the connection ends, so nobody misses the old table.
             guest.memory.clear();
             for (region, file) in regions.iter().zip(files.drain(..)) {
                 guest.memory.add(describe(region), file).map_err(refused)?;

@@ -10,8 +10,8 @@
 //! mapped, and overlaps no other region, in guest or in user addresses. The file may shrink later:
 //! `sigbus` is told about every mapping.
 //!
-//! Must not: know rings or SPI. Called by `backend` for each message about memory, and by `chain`,
-//! `vring`, `request` and `message` (of `spi`) for each access.
+//! Must not: know rings or SPI. Called by `with_fds` and `backend` for messages about memory, and by
+//! `chain`, `vring` and files of `spi` for each access.
 
 use std::fs::File;
 use std::io;
@@ -28,8 +28,8 @@ use crate::os::deferred_close::FrontendFile;
 use crate::os::file_kind;
 use crate::virtqueue::sigbus::Watch;
 
-/// Bytes of a page: regions are made of them. Where the kernel has larger ones, it refuses a mapping
-/// that is not.
+/// Bytes of the smallest page: a region is whole pages. Where the kernel's are larger, it refuses to map
+/// parts of them.
 const PAGE_LEN: u64 = 4096;
 const GIB: u64 = 1 << 30;
 
@@ -153,7 +153,7 @@ impl GuestMemoryBackend for Memory {
 }
 
 impl Memory {
-    /// A table without a region, for as many as have `max_len` bytes together.
+    /// An empty table, for regions of at most `max_len` bytes in all.
     pub const fn new(max_len: u64) -> Self {
         Self {
             regions: Vec::new(),
@@ -263,7 +263,7 @@ impl Memory {
         self.regions.is_empty()
     }
 
-    /// Bytes from `address` on that lie in one region, at most `len`; `None` outside of all.
+    /// How many of the `len` bytes from `address` on lie in one region; `None` if `address` is in none.
     #[inline(always)]
     pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
         let (region, offset) = self.to_region_addr(GuestAddress(address))?;
@@ -307,8 +307,8 @@ impl Memory {
         }
     }
 
-    /// The 16-bit number at guest address `address`, before anything is read next; `None` outside of
-    /// memory.
+    /// Loads the 16-bit number at the even guest address `address` (acquire: what is read after it is not
+    /// older). `None` outside of memory.
     #[inline(always)]
     pub fn load(&self, address: u64) -> Option<u16> {
         let slice = self.get_slice(GuestAddress(address), 2).ok()?;

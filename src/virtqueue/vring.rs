@@ -2,9 +2,9 @@
 //!
 //! A split virtqueue (VIRTIO 1.4, "Split Virtqueues"). `virtio_queue::Queue` keeps its size, its guest
 //! addresses and both positions, writes the used ring, and orders the accesses to memory that the
-//! driver shares. This module adds what vhost-user says of a ring (started, enabled, broken, where it
-//! is in the front-end's address space, whom to signal), and the reads of the available ring: its index, in few instructions,
-//! the next chain's head without taking it, and the flag NO_INTERRUPT.
+//! driver shares. This module adds what vhost-user says of a ring (started, enabled, broken, its user
+//! addresses, its call and err fds), and reads the available ring: its index, in few instructions, the
+//! next chain's head without taking it, and the flag NO_INTERRUPT.
 //!
 //! Invariant: a chain that was consumed is completed exactly once. [`Consumed`] can neither be copied
 //! nor be made elsewhere.
@@ -12,7 +12,7 @@
 //! Should: trust nothing in the ring. Its indices and heads are checked each time that they are read,
 //! and a ring that breaks the rules stops. Must not: know what the bytes of a request mean.
 //!
-//! Called by `backend` for each message about the ring, by `requestq` for each request.
+//! Called by `backend` and `with_fds` for messages about the ring, by `requestq` for each request.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -99,7 +99,8 @@ enum State {
     Stopped,
     /// The front-end has sent SET_VRING_KICK: the ring runs if it is also enabled and in memory.
     Started,
-    /// The driver broke the rules of the ring: only a stop or a reset leads out.
+    /// The driver broke the rules of the ring, or the front-end placed it wrongly: it does not run before a
+    /// stop or a reset.
     Broken,
 }
 
@@ -135,7 +136,7 @@ pub struct Vring {
     pub enabled: bool,
     /// No protocol features were acknowledged: the ring needs no enabling.
     always_enabled: bool,
-    /// Chains were completed since the driver's wish for notifications was last read.
+    /// Chains were completed since the ring was last asked whether the driver wants to be notified.
     completed: bool,
     /// The driver is to be notified, and was not yet.
     owed: bool,
@@ -384,8 +385,8 @@ impl Vring {
     /// # Errors
     /// As [`Vring::pending`]; or the used ring is outside of memory.
     pub fn rearm(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        // Its own answer is not used: it is "more" for every index but the expected one, so that an
-        // index that jumped would have the loop come back for ever. `pending` tells the two apart.
+        // The queue's own answer is not used: it is "more" for every index but the expected one, so an
+        // index that jumped would make the loop come back for ever. `pending` tells the two apart.
         let enabled = self.queue.enable_notification(memory);
         enabled.map_err(outside_memory)?;
         self.pending(memory).map(|pending| pending > 0)
@@ -401,7 +402,8 @@ impl Vring {
     /// stays owed.
     ///
     /// # Errors
-    /// The front-end filled its eventfd and made it blocking: the write was interrupted.
+    /// The front-end filled its eventfd and made it blocking, so that the write was interrupted; or its fd
+    /// cannot be written to.
     pub fn notify(&mut self, memory: &Memory) -> Result<(), SessionError> {
         if !self.is_running() {
             return Ok(());
@@ -430,7 +432,8 @@ impl Vring {
     /// Takes the ring out of service until the front-end stops or resets it, and signals the err fd.
     ///
     /// # Errors
-    /// The front-end filled its err eventfd and made it blocking: the write was interrupted.
+    /// The front-end filled its err eventfd and made it blocking, so that the write was interrupted; or its
+    /// fd cannot be written to.
     pub fn set_broken(&mut self) -> Result<(), SessionError> {
         self.state = State::Broken;
         self.queue.set_ready(false);

@@ -1,5 +1,5 @@
-//! Before a message is handled that concerns the ring, the request in progress comes to its end, or is
-//! aborted.
+//! Before a message is handled that stops or changes the ring, or takes memory away, the request in
+//! progress comes to its end or is aborted.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) enum Intake {
     Open,
     /// A message waits for the request in progress to come to its end.
     Paused,
-    /// The same, and after that message none follows.
+    /// The same, and that message stops the ring: no request follows, for which chip select would be kept.
     Stopping,
     /// The daemon ends: none is taken any more.
     Ended,
@@ -77,9 +77,12 @@ impl Requestq {
         self.pause(Intake::Stopping, guest, shared)
     }
 
-    /// No other request begins, with this `intake` until the one in progress comes to its end; it may
-    /// if it has at most [`GRACE`] to go. Returns whether there is none any more; then the driver was
-    /// notified of all that went before.
+    /// Lets no other request begin. The one in progress goes on, with this `intake` meanwhile, if it has
+    /// at most [`GRACE`] to go, and is aborted otherwise. Returns whether none is in progress any more;
+    /// the driver was then notified of all completed chains.
+    ///
+    /// # Errors
+    /// As [`Requestq::abort`].
     fn pause(
         &mut self,
         intake: Intake,
@@ -137,7 +140,8 @@ impl Requestq {
         guest.vring.notify(&guest.memory)
     }
 
-    /// The result of a turn that ended a request: a message may have waited for that.
+    /// What the loop does after a turn that ended a request: `turn`, unless a message may have waited for
+    /// that.
     pub(super) fn after_request(&self, turn: Turn) -> Turn {
         match self.intake {
             Intake::Open => turn,

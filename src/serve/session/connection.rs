@@ -135,7 +135,7 @@ impl Connection {
                 if let Some(header) = self.reader.header() {
                     self.handler.acknowledge(header, false);
                 }
-                // The one that matters is reported.
+                // The first error is reported, not this one.
                 let _ = self.send_reply();
                 Err(error)
             }
