@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The settings of the command line, as values.
 
 use std::ffi::{OsStr, OsString};

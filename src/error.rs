@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Errors, sorted by whom they cost.
 //!
 //! | type | cause | consequence |

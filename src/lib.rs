@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A vhost-user back-end of the VIRTIO SPI controller (device id 45): it gives virtual machines the
 //! SPI devices of their host.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The unwinder of the shipped program: there is none.
 //!
 //! A panic ends the process at once (`panic = "abort"`), after a hook that prints no backtrace

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The threat model: what is at stake, who is trusted with what, what was tried against it, and
 //! what is not defended.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The seccomp filter's program: a list of allowed system calls as instructions of classic BPF.
 //!
 //! Pure: numbers in, instructions out (`Documentation/userspace-api/seccomp_filter.rst` in Linux).

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Clean-up on every end of the process: chip selects are released, modes restored, our sockets
 //! removed.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Landlock: the file system out of reach, but for removing files in the directories of our sockets
 //! and below them. It knows no single files: other files there can be removed too, as far as the
 //! process's user may, so the sockets are best in a directory of their own.

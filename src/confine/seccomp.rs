@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The seccomp filter: the system calls that the running daemon makes, and nothing else.
 //!
 //! `RULES` is the policy, to be read line by line: a system call, tests on its arguments, and the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The stages of confinement. [`leave_inherited`] and [`allow_fds`] come before the process opens
 //! anything, [`restrict`] between the last file opened and the first byte from a front-end.
 //!

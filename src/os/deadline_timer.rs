@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The one timer that wakes the loop for its next deadline.
 
 use std::io;

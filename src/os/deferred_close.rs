@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The last close of a front-end's fds is left to the kernel.
 //!
 //! Closing a file for the last time may take long: it frees a dead guest's memory, 0.1 s for each

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The one epoll set, and the tokens of its events.
 
 use std::io;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! System calls that neither std nor vmm-sys-util has a safe name for, each wrapped once.
 //!
 //! A wrapper makes one call and returns its result; the callers know when and why to make it. A safe

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The kind of file that a front-end's fd is, found without waiting: nothing here asks the file's file
 //! system, which may be a front-end's own FUSE server.
 

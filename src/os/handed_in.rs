@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Sockets that a service manager, a VMM or a test hands in, as fds with a number.
 //!
 //! Their own state tells them apart: connections are accepted from one that listens; one that is

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Listening sockets: those made here, in the file system, which the daemon removes at its end if they
 //! are still its own; and those handed in, which it never removes.
 //!

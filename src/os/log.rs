@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Lines on stderr.
 //!
 //! A line is written whole or not at all, never waits, and is cut at 512 bytes. What a guest or

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Which of the host's file systems close a file without waiting for somebody.
 //!
 //! Closing a file of a FUSE server or of a network file system waits for an answer that may never

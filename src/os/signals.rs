@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The signals that end the daemon, and the one that prints its counters, as a file that the loop can
 //! wait for.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Receiving and sending on a connected Unix socket, without ever waiting.
 
 use std::io;

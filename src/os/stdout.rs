@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Standard output: for the options that print a text and end.
 //!
 //! Before `main`, Rust's standard library opens `/dev/null` in place of a stdout that is closed,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A tick that interrupts writes which block.
 //!
 //! Two kinds of writes go to file descriptions that others share and can make blocking at any

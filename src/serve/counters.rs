@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Counters of requests, for each guest and chip select, and of connections; and the report that
 //! prints them.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The loop: waits for events, gives every guest its turn, keeps the deadlines.
 //!
 //! Events only mark whose turn it is; all work is done in turns, one request or step each, round

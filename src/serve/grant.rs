@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The grant of a guest, and the validation of its requests against it.
 //!
 //! Must not: touch a bus or a ring.

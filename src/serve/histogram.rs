@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! How often something took how long, by powers of two of microseconds.
 //!
 //! Counting is a shift and an addition. A percentile is known as well as a power of two: what is

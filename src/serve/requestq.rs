@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One guest's requests: taken off the ring, validated, carried out step by step, answered.
 //!
 //! There is at most one request in progress. The next one is taken off the ring only when it can

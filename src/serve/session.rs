@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One guest's socket, and the front-end connected to it.
 //!
 //! A socket serves one front-end at a time, for ever: when one goes away, everything that it

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Whose turn it is, now or at a moment to come: a queue in which nobody is passed twice by the same
 //! other.
 //!

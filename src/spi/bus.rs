@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A controller and its chip selects: which guest has the bus, which ones wait, and the hold.
 //!
 //! A bus has one owner at a time. The owner has a transfer in progress, or *holds* the bus: its last

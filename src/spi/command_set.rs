@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Command sets of chips: tables to be read with a data sheet beside them.
 //!
 //! A command begins when chip select is asserted: an opcode, address bytes, dummy bytes, and data in

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One chip select of the host: a spidev or the built-in loopback, and the limits of its requests.
 //!
 //! A device is made at the start from the command line and from what was found out about it. Later

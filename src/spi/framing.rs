@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Where a command of a chip begins and ends, in requests that may hold any part of it.
 //!
 //! The bytes of a command arrive in however many requests its driver makes of them. A command ends:

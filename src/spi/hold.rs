@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A hold: chip select that stays asserted between two requests of a guest.
 
 use std::time::{Duration, Instant};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The built-in device: sends back what it is sent, and reads as 0xff like an idle line.
 //!
 //! It lets a guest be brought up before there is hardware. The bytes move at once; the wire time is

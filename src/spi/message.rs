@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One spidev message: transfers whose buffers lie in guest memory.
 //!
 //! The storage is allocated once. A [`Message`] borrows it, and the guest memory in which its buffers

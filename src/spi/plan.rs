@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! How a request of any shape becomes messages that spidev accepts.
 //!
 //! Pure arithmetic on lengths. A request is two lists of segments (tx and rx, cut independently of

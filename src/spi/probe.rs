@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What a spidev can do, found out at start.
 //!
 //! Mode, word size and speed can be read; what else is possible has to be tried. Each try that the

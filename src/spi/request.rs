@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! From a descriptor chain to a request, and from its result to the used ring.
 //!
 //! VIRTIO 1.4, "Message Framing", lets a driver cut a request into descriptors anywhere. All

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Linux's spidev: `include/uapi/linux/spi/spidev.h` and what `drivers/spi/spidev.c` makes of it.
 //!
 //! Owns the device fd, and the knowledge which mode was last set.

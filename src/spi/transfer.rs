@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One request in progress, one message at a time.
 //!
 //! A transfer lives across turns of the loop: between two messages chip select stays asserted, and the

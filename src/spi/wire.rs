@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The wire format of VIRTIO 1.4, section "SPI Controller Device" (device id 45), and the
 //! validation of a request's head.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! From a configuration to everything that the loop runs on.
 //!
 //! Should: open all that will ever be opened. Must not: serve.

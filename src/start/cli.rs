@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The command line: arguments in, with what the environment adds, a [`Config`] or a usage error
 //! out.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The settings that a service manager makes in variables of the environment, by systemd's conventions:
 //! sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 //!

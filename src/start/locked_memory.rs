@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `--lock-memory`: the daemon's own pages stay in memory, so that no request waits for a disk.
 //!
 //! Locked is what is mapped at that time, and nothing that is mapped later: guests' memory is theirs,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The effect of each vhost-user message on one guest's memory and vring.
 //!
 //! The `vhost` crate decodes a message and calls the method of its request; messages that may bring

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Gives whole messages to their handlers, and keeps the reply until the front-end takes it.
 //!
 //! The `vhost` crate decodes and answers every message that cannot bring fds. It reads and writes in

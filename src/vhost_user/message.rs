@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The header of a message: which request it is, how long its body is, and the acknowledgement that
 //! it may ask for (vhost-user, "Message Specification").
 //!

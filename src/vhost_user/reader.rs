@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The one reader of a front-end's messages: receives bytes and fds once, and says when a message is
 //! whole.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The vhost-user messages with which fds may come: decoded, checked, and carried out.
 //!
 //! | message | body | fds |

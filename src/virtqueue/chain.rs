@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A descriptor chain: the buffers of one request, in order.
 //!
 //! The walk is ours, because `virtio_queue::DescriptorChain` follows indirect tables that were not

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One guest's memory: the regions that its front-end shared, mapped, and the ways to a byte in it.
 //!
 //! Two address spaces meet here. The front-end names rings by *user address* (its own virtual

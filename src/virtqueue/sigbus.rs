@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A guest memory file that is truncated ends that guest's session, not the process.
 //!
 //! The file of a mapping is the front-end's, which can shrink it at any moment: our next access beyond

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One vring: its state as vhost-user sets it, and the chains that the driver makes available.
 //!
 //! A split virtqueue (VIRTIO 1.4, "Split Virtqueues"). `virtio_queue::Queue` keeps its size, its guest

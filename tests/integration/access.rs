@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `--socket`, and who may connect to the sockets that the daemon makes.
 
 use crate::rig::setup::run;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A request allocates nothing: the daemon's calls of malloc, calloc and realloc are counted by a
 //! library that is preloaded into it.
 

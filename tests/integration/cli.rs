@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The command line: a contract with existing users.
 
 use crate::rig::kernel_rules as rules;

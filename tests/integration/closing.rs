@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Files whose last close waits for somebody: it is never the loop's.
 
 use crate::life::fds_in_a_session;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The config space and the judgement agree: all that is offered is accepted, and all else refused before the wire.
 
 use crate::judgement::refused;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! SIGUSR1: what became of each guest's requests, written once, and nothing else comes of it.
 
 use crate::rig::ask::*;

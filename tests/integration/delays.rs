@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The four delays of a head: what of them reaches the device, when, and what is refused.
 
 use crate::judgement::refused;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Transfers that fail: TRANS_ERR for one request, chip select released, and all else as if nothing had been.
 
 use crate::rig::ask::*;

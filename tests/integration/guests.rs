@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Several guests, several chip selects, several daemons.
 
 use crate::life::fds_in_a_session;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Sockets that whoever starts the daemon hands in.
 
 use crate::rig::setup::{Finished, run, run_after};

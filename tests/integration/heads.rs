@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Values of the head that are wrong: PARAM_ERR before the wire.
 
 use crate::judgement::refused;

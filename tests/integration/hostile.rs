@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Front-ends and guests that mean harm, each of which stopped an earlier version of the daemon.
 
 use crate::life::fds_in_a_session;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Requests that are wrong: PARAM_ERR before the wire, TRANS_ERR from it, and the queue that goes on.
 
 use crate::rig::memory::UNTOUCHED;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Requests of every length, word size and cut around spidev's limits: one assertion, every byte once, in order.
 
 use crate::judgement::refused;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The life of a socket, of a session and of the process.
 
 use crate::rig::*;

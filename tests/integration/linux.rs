@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! An unmodified Linux guest, in user mode, whose kernel's own SPI programs use the bus.
 //!
 //! `tests/guest/build kernel-um initramfs-um` makes the guest; `tests/run` does that first.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `--lock-memory`: which pages are locked, what that is good for, and what the host must allow.
 
 use crate::rig::ask::*;

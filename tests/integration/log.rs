@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Lines on stderr: their priorities, levels and fields, and that no guest can flood them.
 
 use crate::rig::ask::*;

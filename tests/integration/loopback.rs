@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The built-in device: an echo without hardware that takes the wire time.
 
 use crate::rig::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Drives the real, unmodified daemon from outside: a faked `/dev/spidevX.Y` under it, real front-ends above it.
 //!
 //! `DAEMON=path` tests another build. Names are `<unit>_<condition>_<outcome>`.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What the daemon makes of messages that come in an odd way, at an odd time, or are not for it.
 
 use crate::rig::*;

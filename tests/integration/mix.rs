@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Rings of many requests, good and bad in any order: each is judged and carried out as if it were alone.
 
 use crate::rig::ask::*;

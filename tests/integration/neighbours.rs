@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A controller that has devices of others: what would leave chip select asserted between messages is refused there.
 
 use crate::judgement::refused;

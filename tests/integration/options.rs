@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Options of devices and bounds of transfers: who may use what, and how much of it.
 
 use crate::judgement::refused;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What `dist/` says about the program, as far as it takes nothing but text; `tests/packaging` has the rest.
 
 use crate::rig::setup::run;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Who goes first where several want the same: nobody is passed without bound, and nobody who comes
 //! or goes disturbs what another holds.
 

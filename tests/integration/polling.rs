@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `--poll-us`: after a request the ring is watched for the next one, and no kick is needed.
 
 use std::time::Duration;

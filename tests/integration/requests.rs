@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Requests that are right, and how they reach the wire.
 
 use crate::rig::kernel_rules as rules;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `tests/RULES.md` and the threat model, so that they cannot rot: whatever they name exists and is
 //! run.
 
@@ -146,7 +148,7 @@ fn documents_name_files_that_exist_only() {
     assert!(count > 60, "{count} paths: are they read rightly?");
 }
 
-/// Files without a line that says the licence: what ships, and programs; not texts and data.
+/// Files without a line that says the licence: sources, programs, and what ships; not texts and data.
 fn unlicensed(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -159,7 +161,7 @@ fn unlicensed(dir: &Path) -> Vec<PathBuf> {
             continue;
         }
         let extension = path.extension().and_then(|ext| ext.to_str());
-        if matches!(extension, Some("md" | "lock" | "toml" | "config" | "rs")) {
+        if matches!(extension, Some("md" | "lock" | "toml" | "config" | "txt")) {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
@@ -176,7 +178,7 @@ fn unlicensed(dir: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn programs_and_what_is_installed_say_their_licence() {
-    for dir in ["dist", "tests", ".ci"] {
+    for dir in ["src", "dist", "tests", ".ci"] {
         let found = unlicensed(&Path::new(ROOT).join(dir));
         assert!(found.is_empty(), "{found:#?}");
     }

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What a service manager is told, by a real one's means: a datagram socket that the test reads.
 
 use crate::rig::host::Landlock;

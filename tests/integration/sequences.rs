@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Several requests: order, modes and chip select between them.
 
 use crate::requests::one_assertion;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What the daemon does to the devices at start and leaves of them at the end, and the configuration space.
 
 use crate::confinement::traced;

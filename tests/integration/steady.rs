@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The steady state: one ioctl a request, and a mode set only where it differs.
 
 use crate::rig::ask::*;

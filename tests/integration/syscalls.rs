@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The system calls of a request, counted by `strace`, which `tests/run` installs.
 
 use crate::rig::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Wire time: pieces of at most 100 ms with chip select held between them, and what goes on meanwhile.
 
 use crate::judgement::refused;

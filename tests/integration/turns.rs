@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Several guests that want the bus at once take turns, transfer by transfer.
 
 use crate::rig::ask::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The vhost-user protocol, one message at a time.
 
 use crate::rig::plug::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, PROTOCOL_FEATURES, VERSION_1};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The queue: where it is, when it runs, who is told.
 
 use crate::rig::plug::{EVENT_IDX, INDIRECT_DESC, VERSION_1};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Who is told what and when, and the queue at its limits.
 
 use crate::rig::plug::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, PROTOCOL_FEATURES, VERSION_1};

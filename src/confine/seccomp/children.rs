@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The real filter in the real kernel: children that put themselves under it, make one call, and
 //! live or die of SIGSYS.
 //!

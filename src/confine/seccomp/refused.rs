@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Calls that the daemon must never be able to make, written down apart from the table: at least one
 //! for each argument that a rule pins. A pin that is taken out of the table lets one of them through.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The table and its filter, without the kernel: the filter is run by an interpreter.
 
 use super::*;

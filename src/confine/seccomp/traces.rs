@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The table against what `strace` saw of the daemon in all integration tests; `tests/syscalls` has
 //! it look, and then runs this.
 

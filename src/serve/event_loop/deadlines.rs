@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Deadlines: the timer is set for the first of them before each wait for events; when it goes off,
 //! each of them that has passed is acted on.
 

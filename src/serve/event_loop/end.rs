@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The end of the loop: asked for by a signal, or by the last front-end's leaving.
 
 use super::EventLoop;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 use super::*;
 use crate::config::{HoldPolicy, ServiceConfig};
 use crate::os::deferred_close::DeferredClose;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A write and the read after it, between which chip select was released.
 //!
 //! A stock Linux guest sends both transfers of a message with `cs_change` 0, one after the other. With

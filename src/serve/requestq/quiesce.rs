@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Before a message is handled that stops or changes the ring, or takes memory away, the request in
 //! progress comes to its end or is aborted.
 

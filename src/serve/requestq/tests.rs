@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Two guests with a ring each, on built-in loopbacks: two on the first controller, one on the
 //! second. Time is only what a test makes of it.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The connection of a front-end, and its end.
 //!
 //! A message is received, waits for a request in progress if it must, is handled, and answered; until

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Acts of a socket's front-ends at the cost of all guests. They are forgotten with time, so that a
 //! stray file now and then does not end a socket that serves for years.
 

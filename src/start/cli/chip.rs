@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `chip=` and the options of a device that need it.
 
 use std::ffi::OsStr;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `--device`: a device, its options and guests; and `--cs-hold`, which is for guests, too.
 
 use std::ffi::OsStr;

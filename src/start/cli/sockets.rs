@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Where guests' front-ends come from: `--socket-path` with `--socket-count`; or `--socket`, `--fd`
 //! and `--socket-fd` in the guests' order; or a service manager hands them in. Only one of the three
 //! can be used, so that it is plain which guest has which number.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What is counted, in runs of their own: system calls by `strace`, allocations by a library.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What a daemon takes up: on disk, in memory, in threads, and in time to start.
 
 use std::ffi::OsStr;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A guest as the benchmark plays it: memory, a split ring whose descriptors are written once, and
 //! requests that are made available again and again.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Drives the daemon, its published predecessor and the floor over the same faked spidev, in turn,
 //! and compares them.
 //!

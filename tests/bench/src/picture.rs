@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The results as a picture: bars for each size of request, in SVG.
 
 use std::fmt::{self, Write};

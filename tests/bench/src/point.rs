@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Points of the comparison, and the measurement of one contender at one point.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The programs that are compared, and how a guest gets to them.
 
 use std::io;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The results as text: tables in Markdown.
 
 use std::fmt::{self, Write};

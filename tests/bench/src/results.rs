@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What was measured, and the figures that are made of it.
 
 use std::collections::BTreeMap;

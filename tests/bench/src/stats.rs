@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Medians and percentiles.
 
 /// The value below which `share` of all lie; the values are sorted for it.

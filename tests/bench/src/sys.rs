@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The few system calls that `std` does not have.
 
 use std::fs::File;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The front-end's side of vhost-user: what it takes to start a queue.
 
 use std::io::{self, Read};

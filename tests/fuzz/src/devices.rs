@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Controllers and chip selects as fuzzed guests have them: all loopbacks, and quick.
 
 use std::time::Duration;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Files of the kinds that front-ends share.
 
 use std::fs::File;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Framing and rules of `chip=nor`, with a model of the chip as the oracle: what is on the wire between
 //! two edges must be one command, and a guest that may only read leaves the chip as it is.
 

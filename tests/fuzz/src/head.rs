@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Heads against a judge that knows the specification and the config space, and nothing else of the
 //! daemon but the bounds that are its own.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Values from the bytes of an input. Where the bytes end, all further values are 0, so that every
 //! input means something and a shorter one is a simpler one.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What is fuzzed, as plain functions of the bytes of an input: each panics where the daemon does
 //! not do what it must.
 //!

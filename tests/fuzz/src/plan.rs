@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Plans of transfers against a reference that looks at one byte after the other.
 
 use vhost_device_spi::spi::lead::Lead;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Ends the process where an input hangs. libFuzzer has a timer for that, but it is the daemon's:
 //! there is one for each process.
 

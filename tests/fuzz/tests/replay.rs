@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Replays what is kept: `corpus/` (inputs that reach far) and `regressions/` (inputs that once
 //! found something), through the same functions that are fuzzed.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Whole commands: one assertion each, for every driver.
 
 use super::{ASK_ID, Flash, ID, Part, command, serve};

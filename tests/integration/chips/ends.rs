@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Commands that do not come to their end, and what is left of a guest that is gone.
 
 use super::{ASK_ID, Flash, ID, Part, command, serve};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `chip=`: what a command is between two edges, whatever requests it comes in, and what a guest may tell the chip.
 
 mod commands;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `read-only=` and `deny=`, and what a chip could take for another command.
 
 use super::{ASK_ID, Flash, ID, Part, command, serve};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Fds that whoever starts the daemon left open.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Landlock alone, without the filter that would come first: on a thread of its own, which is as far
 //! as it reaches.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What else is loaded into the process, and what it finds there.
 
 use super::*;

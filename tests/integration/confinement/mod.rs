@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What the daemon takes away from itself, seen from outside, and that what is left is enough.
 
 mod inherited;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Ways out and rare ways under the real filter: each ends as it would without, not by SIGSYS. (A panic: `rig_self`.)
 //!
 //! Nothing is known that makes the binary take them, so programs of our own do, on its own code.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The daemon inside the filter that a service manager makes of `--print-syscalls`, from its first
 //! instruction on.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Each stage, as `/proc` and the log show it.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The log under the filter, whatever is behind stderr.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What ends a hold that its guest did not end: failures, ends of sessions and of the process.
 
 use crate::rig::ask::*;

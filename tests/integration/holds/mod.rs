@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Chip select between requests, as `--cs-hold` says: what reached the lines, not only what was answered.
 
 mod ends;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A held chip select and the other guests: who waits, for how long, and who pays.
 
 use crate::rig::ask::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `--cs-hold=queued`, the default: `cs_change` counts between requests that are queued together.
 
 use super::check;

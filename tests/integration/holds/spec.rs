@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `--cs-hold=spec`: `cs_change` 0 keeps chip select asserted until the guest's next request, however much later.
 
 use super::{assert_held, check};

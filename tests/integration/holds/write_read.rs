@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! `--cs-hold=write-read`: a guess that a read belongs to the write in front of it.
 
 use super::{assert_held, check};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Requests by what they ask: queued one by one or together, and what reached the wire of them in one line of text.
 
 use super::daemon::Daemon;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One running daemon: watched, stopped, and killed when the test ends early.
 
 use super::host::{Host, PATIENCE};

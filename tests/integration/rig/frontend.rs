@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A guest with its front-end: shares memory, starts the queue and does SPI requests.
 //!
 //! The session messages go through the `vhost` crate's `Frontend`; `Guest::raw` is the same connection byte by byte.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A file system whose server, a thread of the test, answers until it is told to fall silent: whoever then asks it for
 //! anything waits until the test lets go.
 

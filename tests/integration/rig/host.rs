@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A host with SPI controllers and `/dev/spidevX.Y` nodes: what a test sets up, breaks and looks at.
 //!
 //! Owns the lines, the peers, the records and the faults; `spidev` moves them as calls come in.

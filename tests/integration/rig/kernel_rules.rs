@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The rules of `drivers/spi/spidev.c` and of the checks in `drivers/spi/spi.c`, restated for the fake.
 //!
 //! Should: be as strict as Linux 7.x where a daemon could notice. Must not: touch the memory of a process or wait.

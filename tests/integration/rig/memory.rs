@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A guest's memory: memory files mapped by the test as a front-end does, addressed by guest addresses.
 
 use super::sys;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The rig: a faked host, a daemon on it, and guests of the daemon.
 //!
 //! ```ignore

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A model of SPI NOR flash, written from data sheets (W25Q64JV, with the bank register of S25FL-S) and not from the
 //! daemon's table: what the daemon's framing and rules are measured by. The fuzz targets use it too.
 //!

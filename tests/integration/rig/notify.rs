@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Runs a program whose `open` and SPI `ioctl` calls are answered by a thread of the test.
 //!
 //! Between fork and exec the child puts a seccomp filter on itself that turns these calls into user notifications and

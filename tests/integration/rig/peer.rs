@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What hangs on the other end of the wire.
 
 /// A device on the bus.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! How a guest's front-end connects: what it acknowledges, its memory, its queue.
 
 use super::daemon::Daemon;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Programs of our own: the test binary runs one of its tests again, alone, in a process of its own.
 //!
 //! For what the daemon must survive or die of and that nothing known makes it do, on the daemon's own code.

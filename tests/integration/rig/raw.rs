@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! vhost-user messages byte by byte: for what no well-behaved front-end sends, and for what the crate's cannot.
 
 use super::host::PATIENCE;

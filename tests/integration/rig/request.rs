@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One SPI request in guest memory, and what came of it.
 
 use super::ring::Segment;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The driver's side of one split virtqueue.
 //!
 //! Descriptors are handed out round the table and freed in order of use: that is what IN_ORDER asks of a driver, and the

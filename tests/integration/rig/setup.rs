@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Command lines of the daemon: those that run until they are stopped, and those that end by themselves.
 
 use super::daemon::Daemon;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Answers the calls that concern `/dev/spidevX.Y` and the little of sysfs that belongs to them.
 //!
 //! Its invariant: a chip select line changes only where the kernel's core would change it, and every call that concerns

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Files that make whoever touches them wait until the test lets go: a thread of ours stands in the middle of a system
 //! call that holds a lock of theirs, since the page that it needs is never filled (`userfaultfd`).
 

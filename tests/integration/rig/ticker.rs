@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The interval timer of the program under test, run by the rig.
 //!
 //! A user notification that nobody has received yet is interrupted by a signal with EINTR; the ioctl of the real spidev

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The bytes of VIRTIO 1.4 "SPI Controller Device", as a driver sees them.
 
 pub const TRANS_OK: u8 = 0;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What a service manager says is taken out of the environment: nobody who looks later is misled.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The rig itself, without any daemon: this test binary runs itself as a program that uses `/dev/spidevX.Y`.
 
 mod environment;

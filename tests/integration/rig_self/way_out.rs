@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The daemon's way out of a panic, under the real filter. Nothing is known that makes the binary
 //! panic, so a program of our own takes it, on the daemon's own code.
 

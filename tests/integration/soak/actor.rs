@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Who sits at one socket, and what it does next.
 
 use super::behave::Behaved;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What a guest may look like and ask for: all that is drawn by lot.
 
 use super::dice::Dice;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A guest that keeps to all rules, and holds the daemon to them: each of its requests is answered once, by what came of
 //! it on the wire.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Front-ends that are gone from one moment to the next.
 
 use super::Soak;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Chance that can be had again: a generator whose whole sequence follows from its seed (splitmix64).
 
 use std::time::Duration;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The host's part: messages that fail or take their time, devices that are gone for a while.
 
 use super::dice::Dice;

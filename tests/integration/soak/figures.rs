@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What the daemon has of the machine.
 
 use crate::rig::Daemon;

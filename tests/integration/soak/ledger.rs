@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What was asked, and how it was answered: both are held against what reached the wire (`wire`) while all goes on.
 //!
 //! Every request of a guest that behaves has a tag of its own, which is its clock frequency: so each message tells whose

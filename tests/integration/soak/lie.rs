@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Front-ends and guests that say what is not so. They have no tags: the frequencies of their requests are below all.
 
 use super::Soak;

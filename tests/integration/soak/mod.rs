@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Many guests at once that behave, crash, stall and lie at random, for a bounded time.
 //!
 //! At its end the daemon must be as it was before them, and no request of those that behave was lost, done twice or

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Front-ends that keep the daemon waiting, or try to.
 
 use super::Soak;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The ledger's other side: each call on a device, held against what was asked and what came before.
 //!
 //! It panics nowhere, since it runs in the fake's thread: what is wrong is written down.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A front-end on its end of the connection.
 
 use std::collections::HashMap;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! Messages with fds, through the daemon's own `Session`: its reader, the `vhost` crate, its handlers.
 //!
 //! The input plays the front-end: it connects to the real socket, sends what it likes in pieces,

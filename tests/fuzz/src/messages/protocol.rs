@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! vhost-user messages as bytes, and the replies that they may have.
 
 use crate::fds::{GUEST_LEN, Kind};

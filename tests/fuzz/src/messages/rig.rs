@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The daemon's session, driven as its event loop does it.
 
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What the next request in guest memory is, found from a copy of that memory by plain reading of
 //! VIRTIO 1.4, "Split Virtqueues" and "SPI Controller Device".
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The guest's side: what an input writes into its memory.
 
 use crate::input::Input;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! One guest's requests, from ring and guest memory to used ring, with the daemon's own `Requestq`
 //! and its built-in loopback.
 //!

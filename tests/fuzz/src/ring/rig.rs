@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The device's side: the daemon's parts put together, and the copy of guest memory.
 
 use std::fs::File;

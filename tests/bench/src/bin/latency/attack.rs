@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What the other guests do, each in a process of its own until it is killed; and the load.
 
 use std::error::Error;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! How long a request may take at most: the formula of the README, with the settings of this run.
 
 use crate::attack::{Attack, FAST_HZ, LONG_LEN};

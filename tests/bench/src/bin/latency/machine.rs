@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! What the machine takes away: threads that go before everybody wake up twice a millisecond on each
 //! CPU and note when they are late.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! How long a request takes at worst: a guest sends one each millisecond, while others do their worst
 //! beside it. `tests/latency` builds what this needs and starts it.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! A guest that sends a request each millisecond, and how long each took.
 
 use std::path::Path;

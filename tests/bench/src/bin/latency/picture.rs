@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
 //! The distributions as a picture: which share of the requests took longer than a time.
 
 use std::fmt::{self, Write};
