@@ -81,6 +81,9 @@ impl Options {
     }
 }
 
+/// Exit code where a maximum is above its bound.
+const ABOVE_BOUND: u8 = 3;
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some(("attack", rest)) = arguments.split_first().map(|(a, rest)| (a.as_str(), rest)) {
@@ -94,7 +97,7 @@ fn main() -> ExitCode {
     };
     match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(false) => ExitCode::from(ABOVE_BOUND),
         Err(error) => {
             eprintln!("latency: {error}");
             ExitCode::FAILURE
