@@ -16,8 +16,6 @@ pub const MAX_GUESTS: usize = 64;
 pub const MAX_REGIONS: usize = 32;
 const DEFAULT_HOLD_MS: u64 = 100;
 const DEFAULT_READ_HOLD_MS: u64 = 1;
-/// A control loop of 10 ms can live with it.
-const DEFAULT_MESSAGE_MS: u64 = 5;
 
 /// How the daemon is to run.
 #[derive(Debug, Clone)]
@@ -89,9 +87,8 @@ pub struct TransferConfig {
     pub max_len: u64,
     /// Most milliseconds on the wire.
     pub max_ms: u64,
-    /// Most milliseconds on the wire of one of the messages that a transfer is cut into, if the
-    /// administrator says.
-    pub max_message_ms: Option<u64>,
+    /// Most milliseconds on the wire of one of the messages that a transfer is cut into.
+    pub max_message_ms: u64,
 }
 
 /// The seccomp filter's action on a system call that is not in its table.
@@ -264,19 +261,9 @@ impl fmt::Display for DevicePath {
 }
 
 impl TransferConfig {
-    /// The same, with the longest message decided: a short one where guests of other controllers wait
-    /// for it.
-    pub fn decide_message(mut self, has_several_controllers: bool) -> Self {
-        if has_several_controllers {
-            self.max_message_ms.get_or_insert(DEFAULT_MESSAGE_MS);
-        }
-        self
-    }
-
     /// Most nanoseconds on the wire of one message.
     pub fn max_message_ns(&self) -> u64 {
-        let ms = self.max_message_ms.unwrap_or(MAX_MESSAGE_MS);
-        ms.saturating_mul(1_000_000)
+        self.max_message_ms.saturating_mul(1_000_000)
     }
 }
 

@@ -50,7 +50,7 @@
 //! | an avail index that jumps, heads beyond the ring | the ring is broken: it stops, and its err fd is signalled | `vring_indices_wrap_at_65536`, `pending_beyond_the_size_breaks_the_ring`, `peek_of_a_head_beyond_the_table_breaks_the_ring` |
 //! | descriptors that loop, wrap, point outside, nest, or were not negotiated | each is read once, at most 1,024 of them; a malformed chain is completed with length 0 | `indirect_table_of_1024_is_a_whole_chain`, `walk_of_a_loop_is_broken`, `walk_of_a_table_outside_memory_is_broken`, `walk_of_an_indirect_table_in_a_table_is_broken`, `chain_of_indirect_beside_next_is_used_with_length_0`, `chain_in_an_indirect_table_that_was_not_negotiated_is_used_with_length_0`, `chain_of_1025_buffers_most_of_them_empty_is_used_with_length_0`, `request_with_readable_after_writable_is_not_carried_out` |
 //! | bytes that change while they are read | head and descriptors are copied once; payload is the guest's own affair | `request_payload_pointers_are_the_guests_memory` |
-//! | requests of gigabytes or years | refused above `--max-transfer-len` and `--max-transfer-ms`, no memory is taken for them; one ioctl is at most `--max-message-ms` on the wire | `time_of_each_message_at_a_low_speed_is_at_most_100_ms`, `time_of_one_word_above_100_ms_is_param_err`, `time_of_each_message_is_5_ms_or_what_is_set_where_other_controllers_wait_for_it` |
+//! | requests of gigabytes or years | refused above `--max-transfer-len` and `--max-transfer-ms`, no memory is taken for them; one ioctl is at most `--max-message-ms` on the wire | `time_of_each_message_at_a_low_speed_is_at_most_100_ms`, `time_of_one_word_above_100_ms_is_param_err`, `time_of_each_message_is_at_most_what_is_set` |
 //! | a flood of requests, valid or not | one request a turn, nobody is passed twice; log lines are limited and counted | `turns_of_three_flooding_guests_are_taken_request_by_request`, `log_of_a_guest_that_floods_is_ten_lines_in_ten_seconds_and_the_rest_is_counted`, `inactive_delays_in_a_flood_delay_another_guest_by_one_request` |
 //! | chip select held for ever | a hold that no request continues ends after `--cs-hold-timeout-ms`; while others wait, no request continues one older than `--max-transfer-ms`; other devices of the bus are never selected beside it | `guest_that_waits_for_the_bus_keeps_its_place_before_later_ones` |
 //! | a polarity that selects the device against everyone | refused unless the administrator allows it | `head_cs_high_on_an_active_low_device_is_param_err` |
@@ -94,7 +94,7 @@
 //! socket does not listen for 1 to 64 seconds; one that has much memory can buy more with it: see the
 //! first of what is not defended. Shown by
 //! `turns_on_another_controller_are_waited_for_by_a_single_message` and
-//! `time_of_each_message_is_5_ms_or_what_is_set_where_other_controllers_wait_for_it`, and measured by
+//! `time_of_each_message_is_at_most_what_is_set`, and measured by
 //! `tests/latency`.
 //!
 //! # Not defended

@@ -345,7 +345,7 @@ mod tests {
     const TRANSFERS: TransferConfig = TransferConfig {
         max_len: 1,
         max_ms: 1,
-        max_message_ms: None,
+        max_message_ms: 100,
     };
 
     fn config(options: &str) -> DeviceConfig {

@@ -81,13 +81,9 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     let mut places = Vec::new();
     let paths = config.devices.iter().map(|device| &device.path);
     let controllers: Vec<Controller> = (0..).zip(paths).map(controller).collect();
-    let has_several = controllers
-        .iter()
-        .any(|other| Some(other) != controllers.first());
-    let transfers = config.transfers.decide_message(has_several);
     for (device_config, controller) in config.devices.iter().zip(controllers) {
         let opened: Vec<&Device> = groups.iter().flat_map(|group| &group.1).collect();
-        let device = Device::open(device_config, &transfers, bufsiz, &opened)?;
+        let device = Device::open(device_config, &config.transfers, bufsiz, &opened)?;
         let known = groups.iter().position(|group| group.0 == controller);
         let bus = known.unwrap_or(groups.len());
         if known.is_none() {

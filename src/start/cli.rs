@@ -208,7 +208,7 @@ impl Default for Options {
                 transfers: TransferConfig {
                     max_len: 4 << 20,
                     max_ms: 10_000,
-                    max_message_ms: None,
+                    max_message_ms: MAX_MESSAGE_MS,
                 },
                 poll: Duration::ZERO,
                 lock_memory: false,
@@ -238,7 +238,7 @@ impl Options {
             "max-transfer-len" => config.transfers.max_len = given.number(1, u32::MAX.into())?,
             "max-transfer-ms" => config.transfers.max_ms = given.number(1, 86_400_000)?,
             "max-message-ms" => {
-                config.transfers.max_message_ms = Some(given.number(1, MAX_MESSAGE_MS)?)
+                config.transfers.max_message_ms = given.number(1, MAX_MESSAGE_MS)?
             }
             "poll-us" => config.poll = Duration::from_micros(given.number(0, 100_000)?),
             "lock-memory" => config.lock_memory = true,

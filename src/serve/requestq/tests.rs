@@ -89,7 +89,7 @@ fn loopback() -> Device {
     let transfers = TransferConfig {
         max_len: 1 << 20,
         max_ms: 10_000,
-        max_message_ms: None,
+        max_message_ms: 100,
     };
     Device::open(&config, &transfers, 0, &[]).unwrap()
 }

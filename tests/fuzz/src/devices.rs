@@ -63,7 +63,7 @@ fn device() -> Device {
     let transfers = TransferConfig {
         max_len: 1 << 20,
         max_ms: 1,
-        max_message_ms: None,
+        max_message_ms: 100,
     };
     let mut device = Device::open(&config, &transfers, 0, &[]).unwrap();
     device.limits.max_transfer_ns = MAX_TRANSFER_NS;

@@ -141,16 +141,14 @@ pub fn three_devices() -> Host {
     Host::with_devices(2).device((1, 0), 10_000_000, super::Loopback)
 }
 
-/// A daemon that serves them to `guests` guests, with further arguments; its messages may take long, as if there were
-/// one controller.
+/// A daemon that serves them to `guests` guests, with further arguments.
 #[track_caller]
 pub fn serve_three(host: &Host, guests: usize, args: &[&str]) -> (Daemon, Vec<Guest>) {
     let setup = Setup::new(host)
         .guests(guests)
         .device("/dev/spidev0.0")
         .device("/dev/spidev0.1")
-        .device("/dev/spidev1.0")
-        .arg("--max-message-ms=100");
+        .device("/dev/spidev1.0");
     let daemon = args
         .iter()
         .fold(setup, |setup, arg| setup.arg(*arg))

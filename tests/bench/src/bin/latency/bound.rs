@@ -13,8 +13,8 @@ pub const MAX_TRANSFER_LEN: usize = LONG_LEN;
 pub const LEN: usize = 16;
 
 const MS: u64 = 1_000_000;
-/// `--max-message-ms` where there are several controllers.
-const MESSAGE_MS: u64 = 5;
+/// `--max-message-ms` of the daemon.
+pub const MAX_MESSAGE_MS: u64 = 5;
 /// What the daemon, the kernel and the front-end do for a request of each guest.
 const OWN_NS: u64 = MS;
 /// A write that blocks, the first time and later.
@@ -28,7 +28,7 @@ pub fn bound_ns(case: &Case) -> u64 {
     let wire = LEN as u64 * 8 * 1_000_000_000 / u64::from(FAST_HZ);
     let round = round_ns(case);
     // Each of them: a transfer of MAX_TRANSFER_LEN is a message, but for its time.
-    let messages = MAX_TRANSFER_MS.div_ceil(MESSAGE_MS) + 1;
+    let messages = MAX_TRANSFER_MS.div_ceil(MAX_MESSAGE_MS) + 1;
     let assertion = 2 * MAX_TRANSFER_MS * MS + messages * round;
     wire + round + case.same.len() as u64 * assertion
 }
@@ -36,7 +36,7 @@ pub fn bound_ns(case: &Case) -> u64 {
 /// Until everybody who wants something else than the same controller had a turn.
 fn round_ns(case: &Case) -> u64 {
     let guests = 1 + case.others().count() as u64;
-    let message = u64::from(!case.elsewhere.is_empty()) * MESSAGE_MS * MS;
+    let message = u64::from(!case.elsewhere.is_empty()) * MAX_MESSAGE_MS * MS;
     let hostile = case.others().filter(|attack| *attack == Attack::Memory);
     let memory: usize = hostile.map(Attack::memory_len).sum();
     let memory = (memory as u64 * GIB_NS) >> 30;

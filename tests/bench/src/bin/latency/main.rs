@@ -107,6 +107,7 @@ fn main() -> ExitCode {
 
 fn contenders(options: &Options) -> [Contender; 2] {
     let limits = [
+        format!("--max-message-ms={}", bound::MAX_MESSAGE_MS),
         format!("--max-transfer-ms={}", bound::MAX_TRANSFER_MS),
         format!("--max-transfer-len={}", bound::MAX_TRANSFER_LEN),
     ];
