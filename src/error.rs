@@ -60,7 +60,7 @@ pub enum ParamError {
     TooLong(u64),
     /// More milliseconds on the wire than `--max-transfer-ms`.
     TooSlow,
-    /// More than 100 ms for one word, with the delays of its message: no signal interrupts its ioctl.
+    /// More milliseconds for one word, with the delays of its message, than `--max-message-ms`.
     SlowWord,
     /// It needs chip select held between messages, and the controller has devices that are not
     /// this daemon's: the name of one.
@@ -110,7 +110,7 @@ impl fmt::Display for ParamError {
             Self::TooSlow => write!(f, "takes longer on the wire than --max-transfer-ms allows"),
             Self::SlowWord => write!(
                 f,
-                "one word and the delays take more than 100 ms on the wire"
+                "one word and the delays take longer on the wire than --max-message-ms allows"
             ),
             Self::SharedBus(name) => write!(
                 f,
