@@ -121,7 +121,7 @@ impl Grant {
             claim.terms.for_read = false;
             claim.framed = Some(framed);
         }
-        let mut transfer = Transfer::new(request, timing, claim, keep).with_lead(lead);
+        let mut transfer = Transfer::new(request, timing, claim, keep, lead);
         if let Some(neighbour) = bus.neighbour {
             let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
             if holds || !transfer.fits_one_message(device, &shared.store) {

@@ -195,7 +195,7 @@ impl Requestq {
                 self.log(LogLevel::Warning, what, &error);
                 // A driver does not go on with a command of which a request was refused: its next request
                 // begins another one.
-                self.release_where(true, shared);
+                self.end_command(shared);
                 self.skip(guest, answer, chip_select, TransResult::ParamErr)
             }
         }
@@ -312,7 +312,8 @@ impl Requestq {
             vring.notify(memory).map_err(Stop::Session)?;
         }
         // A broken ring is reported at the next request.
-        let follows = matches!(self.intake, Intake::Open | Intake::Paused)
+        let follows = transfer.keeps_if_followed()
+            && matches!(self.intake, Intake::Open | Intake::Paused)
             && vring.pending(memory).is_ok_and(|pending| pending > 0);
         let (scratch, now) = (&mut shared.scratch, &mut shared.now);
         match bus.step(transfer, memory, scratch, follows, now) {
@@ -359,18 +360,23 @@ impl Requestq {
         Ok(self.after_request(turn))
     }
 
-    /// Releases a chip select that is held only for a queued request: there is none.
+    /// Releases a chip select that is held only for a queued request: there is none. In the middle of a
+    /// chip's command it is held for the rest of that.
     fn release_unless_followed(&self, shared: &mut Shared) {
-        if self.grant.policy == HoldPolicy::Queued {
-            self.release_where(false, shared);
+        if self.grant.policy != HoldPolicy::Queued {
+            return;
+        }
+        for bus in &mut shared.buses {
+            if !bus.is_in_command(self.number) {
+                bus.release_for(self.number, &mut shared.now);
+            }
         }
     }
 
-    /// Releases what this guest holds, and forgets holds of it that ran out: where it is in the middle of
-    /// a chip's command if `in_command`, else everywhere else.
-    fn release_where(&self, in_command: bool, shared: &mut Shared) {
+    /// Releases a chip select that is held in the middle of a chip's command, which ends here.
+    fn end_command(&self, shared: &mut Shared) {
         for bus in &mut shared.buses {
-            if bus.is_in_command(self.number) == in_command {
+            if bus.is_in_command(self.number) {
                 bus.release_for(self.number, &mut shared.now);
             }
         }

@@ -78,8 +78,8 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// A transfer that has not begun.
-    pub fn new(request: &Request, timing: Timing, claim: Claim, keep: Keep) -> Self {
+    /// A transfer that has not begun; it sends its first bytes from `lead`.
+    pub fn new(request: &Request, timing: Timing, claim: Claim, keep: Keep, lead: Lead) -> Self {
         let head = request.head;
         Self {
             claim,
@@ -88,20 +88,20 @@ impl Transfer {
             len: request.tx_len.max(request.rx_len),
             word_len: u32::try_from(head.word_len()).unwrap_or(4),
             keep,
-            lead: Lead::default(),
+            lead,
             progress: Progress::default(),
             busy_until: None,
         }
     }
 
-    /// Sends its first bytes from this copy.
-    pub fn with_lead(self, lead: Lead) -> Self {
-        Self { lead, ..self }
-    }
-
     /// Whether it only writes, and keeps chip select only for a request that is queued.
     pub fn may_begin_a_pair(&self) -> bool {
-        self.keep == Keep::IfFollowed && self.claim.direction == Direction::Write
+        self.keeps_if_followed() && self.claim.direction == Direction::Write
+    }
+
+    /// Whether its guest's next request decides if chip select stays asserted.
+    pub fn keeps_if_followed(&self) -> bool {
+        self.keep == Keep::IfFollowed
     }
 
     /// Releases chip select at its end, whatever the request says.
@@ -197,7 +197,7 @@ impl Transfer {
     }
 
     fn keeps(&self, follows: bool) -> bool {
-        self.keep == Keep::Always || (self.keep == Keep::IfFollowed && follows)
+        self.keep == Keep::Always || (self.keeps_if_followed() && follows)
     }
 
     /// The bounds of the next message. The setup delay is due where chip select is to be asserted,
