@@ -175,7 +175,7 @@ impl EventLoop {
     /// Gives turns, until nobody has anything to do or it is time to look for events.
     fn serve(&mut self) {
         // Before the first turn: a long one is followed by a look for events.
-        let start = self.shared.now;
+        let ends_at = self.shared.now.checked_add(TURNS_TIME);
         self.end_rests();
         let mut last = None;
         let is_alone = self.connected <= 1;
@@ -201,7 +201,7 @@ impl EventLoop {
                 self.turns
                     .queue_again(taken.number, control, self.shared.now);
             }
-            if self.shared.now.saturating_duration_since(start) >= TURNS_TIME {
+            if ends_at.is_some_and(|at| at <= self.shared.now) {
                 break;
             }
             self.end_rests();
@@ -220,9 +220,11 @@ impl EventLoop {
         let turn = self.messages_and_step(taken);
         for bus in &mut self.shared.buses {
             bus.clear_reservation(number);
+            // A guest that waited for a bus goes before the one that just had it.
+            if let Some(waiter) = bus.next_waiter() {
+                self.turns.queue(waiter, false, self.shared.now);
+            }
         }
-        // A guest that waited for a bus goes before the one that just had it.
-        self.wake_waiters();
         match turn {
             Ok((Turn::Again, more_messages)) => Some(more_messages),
             Ok((Turn::Control, _)) => Some(true),

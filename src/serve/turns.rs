@@ -163,17 +163,19 @@ impl Turns {
         true
     }
 
+    /// Whether `fresh` has had a turn since `again` was queued.
+    fn has_passed(&self, fresh: GuestNumber, again: GuestNumber) -> bool {
+        let due = |number: GuestNumber| self.due.get(number.index());
+        let last_turn = due(fresh).map_or(0, |due| due.last_turn);
+        let queued = due(again).and_then(|due| due.queued);
+        queued.is_some_and(|queued| last_turn > queued.before_turn)
+    }
+
     /// The next session to have a turn.
     pub fn take(&mut self) -> Option<Taken> {
-        let due = |number: Option<&GuestNumber>| self.due.get(number?.index());
-        let passed = |fresh: &Due, again: &Due| {
-            let queued = again.queued;
-            queued.is_some_and(|queued| fresh.last_turn > queued.before_turn)
-        };
-        let again_first = match (due(self.fresh.front()), due(self.again.front())) {
-            (Some(fresh), Some(again)) => passed(fresh, again),
-            (Some(_), None) => false,
-            (None, _) => true,
+        let again_first = match (self.fresh.front(), self.again.front()) {
+            (Some(fresh), Some(again)) => self.has_passed(*fresh, *again),
+            (fresh, _) => fresh.is_none(),
         };
         let number = if again_first {
             self.again.pop_front()

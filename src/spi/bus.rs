@@ -171,9 +171,13 @@ impl Bus {
     /// Releases all lines that can be; whether all are released then. Lines of a bus that is free are
     /// asserted only if they could not be released before.
     pub fn release_all(&mut self, now: &mut Instant) -> bool {
-        let devices = self.devices.iter_mut();
-        let failed = devices.filter_map(|device| device.release(now).err());
-        failed.count() == 0
+        let mut released = true;
+        for device in &mut self.devices {
+            if device.line != Line::Released {
+                released &= device.release(now).is_ok();
+            }
+        }
+        released
     }
 
     /// Gives the bus to the transfer that [`Bus::access`] found it free for, whose segments are in
@@ -208,9 +212,9 @@ impl Bus {
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
-        let before = *now;
+        let long_at = now.checked_add(LONG);
         let step = transfer.step(device, &self.store, memory, scratch, follows, now);
-        if now.saturating_duration_since(before) >= LONG {
+        if long_at.is_some_and(|at| at <= *now) {
             self.rest = Some(Rest::Begins);
         }
         match step {

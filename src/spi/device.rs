@@ -187,14 +187,12 @@ impl Device {
         }
     }
 
-    /// Releases the chip select, unless it is released; `now` moves on by the time that this takes.
+    /// Releases the chip select; `now` moves on by the time that this takes.
     ///
     /// # Errors
     /// The kernel's; the line is then as it was.
     pub fn release(&mut self, now: &mut Instant) -> io::Result<()> {
-        if self.line != Line::Released
-            && let Port::Spidev(spidev) = &mut self.port
-        {
+        if let Port::Spidev(spidev) = &mut self.port {
             let mode = spidev.mode();
             let released = spidev.set_mode(mode);
             *now = Instant::now();

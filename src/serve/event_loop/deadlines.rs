@@ -24,13 +24,13 @@ impl EventLoop {
             self.ends_at,
         ];
         let buses = self.shared.buses.iter().map(Bus::deadline);
-        let first = own.into_iter().chain(buses).flatten().min();
         let sessions = &self.sessions;
         self.timed
             .retain(|&number| deadline(sessions, number).is_some());
         let timed = self.timed.iter();
-        let of_sessions = timed.filter_map(|&number| deadline(sessions, number));
-        of_sessions.chain(first).min()
+        let of_sessions = timed.map(|&number| deadline(sessions, number));
+        let all = own.into_iter().chain(buses).chain(of_sessions);
+        all.fold(None, earlier)
     }
 
     /// A session may have a deadline that it did not have.
@@ -96,6 +96,14 @@ impl EventLoop {
                 self.turns.queue(number, true, self.shared.now);
             }
         }
+    }
+}
+
+/// The earlier of two deadlines, where there are two.
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

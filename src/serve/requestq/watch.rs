@@ -20,6 +20,9 @@ impl Watch {
     /// Whether the ring, which is empty, is to be looked at again at once: for the time `poll` after
     /// the last request.
     pub(super) fn goes_on(&mut self, poll: Duration, now: Instant) -> bool {
+        if poll.is_zero() {
+            return false;
+        }
         let since = match *self {
             Self::Off => return false,
             Self::Served => now,
