@@ -10,8 +10,6 @@
 //! Invariant: each descriptor is read exactly once, so that nothing can change between a check and
 //! its use. Must not: know what the bytes of a request mean. Called by `request`.
 
-use vm_memory::ByteValued;
-
 pub use virtio_queue::desc::split::Descriptor;
 
 use crate::virtqueue::memory::Memory;
@@ -84,14 +82,14 @@ impl Chain {
 /// Entry `index` of the descriptor table at guest address `table`; `None` outside of memory.
 fn read_descriptor(memory: &Memory, table: u64, index: u16) -> Option<Descriptor> {
     let offset = u64::from(index).checked_mul(DESC_LEN.into())?;
-    let mut descriptor = Descriptor::default();
-    memory.read(table.checked_add(offset)?, descriptor.as_mut_slice())?;
-    Some(descriptor)
+    memory.read_object(table.checked_add(offset)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_memory::ByteValued;
+
     use crate::virtqueue::memory::tests::flat_memory;
 
     const DESC_F_NEXT: u16 = 1;

@@ -6,7 +6,7 @@
 //! address), descriptors name buffers by *guest address*; they have distinct types, so that they
 //! cannot be mixed up. Bytes are only ever reached through a [`VolatileSlice`] that borrows this
 //! table: no reference or slice over guest memory exists, and no pointer outlives a step. The table
-//! is a [`GuestMemoryBackend`], so that `virtio-queue` works on it.
+//! is a [`GuestMemory`], so that `virtio-queue` works on it.
 //!
 //! Invariant: a region is whole pages of a file that lives in memory, within that file when it was
 //! mapped, and overlaps no other region, in guest or in user addresses. The file may shrink later:
@@ -17,12 +17,15 @@
 
 use std::fs::File;
 use std::io;
+use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, VolatileSlice,
+    ByteValued, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, Permissions, VolatileMemory,
+    VolatileSlice,
 };
 
 use crate::config::MAX_REGIONS;
@@ -132,27 +135,56 @@ pub struct Memory {
     max_len: u64,
 }
 
-impl GuestMemoryBackend for Memory {
-    type R = GuestRegionMmap;
+impl GuestMemory for Memory {
+    type PhysicalMemory = GuestMemoryMmap;
+    type Bitmap = ();
 
-    fn iter(&self) -> impl Iterator<Item = &GuestRegionMmap> {
-        self.regions.iter().map(|region| &region.mapping)
+    fn check_range(&self, address: GuestAddress, len: usize, _access: Permissions) -> bool {
+        self.slices(address.0, len).all(|slice| slice.is_ok())
     }
 
-    /// The region that `address` lies in, and its offset there in bytes. Every access comes here; the
-    /// trait's own version looks at all regions in turn, and panics where it finds what it should not.
-    #[inline(always)]
-    fn to_region_addr(
-        &self,
+    fn get_slices<'m>(
+        &'m self,
         address: GuestAddress,
-    ) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
-        let region = self
-            .regions
-            .get(self.upper_bound(address.0).checked_sub(1)?)?;
-        let offset = address.0.checked_sub(region.description.guest.0)?;
-        (offset < region.description.len).then_some((&region.mapping, MemoryRegionAddress(offset)))
+        len: usize,
+        _access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'m, ()>, GuestMemoryError> {
+        Ok(self.slices(address.0, len))
     }
 }
+
+/// The bytes from a guest address on: a slice for each region that they lie in, and an error where
+/// there is none.
+struct Slices<'m> {
+    memory: &'m Memory,
+    address: u64,
+    /// How many bytes are left.
+    left: usize,
+}
+
+impl<'m> Iterator for Slices<'m> {
+    type Item = Result<VolatileSlice<'m>, GuestMemoryError>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let here = self.memory.longest_slice(self.address, self.left);
+        let here = here.ok_or(GuestMemoryError::InvalidGuestAddress(GuestAddress(
+            self.address,
+        )));
+        let len = here.as_ref().map_or(self.left, VolatileSlice::len);
+        self.left = self.left.saturating_sub(len);
+        // No region holds the last address of all, so bytes that would wrap end with an error.
+        let step = u64::try_from(len).unwrap_or(u64::MAX);
+        self.address = self.address.saturating_add(step);
+        Some(here)
+    }
+}
+
+impl FusedIterator for Slices<'_> {}
+impl<'m> GuestMemorySliceIterator<'m, ()> for Slices<'m> {}
 
 impl Memory {
     /// An empty table, for regions of at most `max_len` bytes in all.
@@ -265,33 +297,74 @@ impl Memory {
         self.regions.is_empty()
     }
 
+    /// The region that `address` lies in, the offset there in bytes, and how many bytes of the region are
+    /// left from there on. Every access comes here.
+    #[inline(always)]
+    fn locate(&self, address: u64) -> Option<(&GuestRegionMmap, MemoryRegionAddress, u64)> {
+        let index = self.upper_bound(address).checked_sub(1)?;
+        let region = self.regions.get(index)?;
+        let offset = address.checked_sub(region.description.guest.0)?;
+        let left = region.description.len.checked_sub(offset)?;
+        (left > 0).then_some((&region.mapping, MemoryRegionAddress(offset), left))
+    }
+
     /// How many of the `len` bytes from `address` on lie in one region; `None` if `address` is in none.
     #[inline(always)]
     pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
-        let (region, offset) = self.to_region_addr(GuestAddress(address))?;
-        let left = region.len().checked_sub(offset.0)?;
+        let (_, _, left) = self.locate(address)?;
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
+    }
+
+    fn slices(&self, address: u64, left: usize) -> Slices<'_> {
+        Slices {
+            memory: self,
+            address,
+            left,
+        }
+    }
+
+    /// As many of the `len` bytes at `address` as one region holds; `None` if there is none.
+    #[inline(always)]
+    fn longest_slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let (region, offset, left) = self.locate(address)?;
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(len);
+        region.get_slice(offset, len).ok()
+    }
+
+    /// `len` bytes at guest address `address`, if one region holds them all; valid while the table is
+    /// borrowed.
+    #[inline(always)]
+    fn whole_slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let slice = self.longest_slice(address, len)?;
+        (slice.len() == len).then_some(slice)
     }
 
     /// `len` bytes at guest address `address`, if one region holds them all; valid while the table is
     /// borrowed.
     pub fn slice(&self, address: u64, len: u32) -> Option<VolatileSlice<'_>> {
-        let len = usize::try_from(len).ok()?;
-        self.get_slice(GuestAddress(address), len).ok()
+        self.whole_slice(address, usize::try_from(len).ok()?)
+    }
+
+    /// The object at guest address `address`, in as many regions as it lies in; `None` outside of memory.
+    #[inline(always)]
+    pub fn read_object<T: ByteValued>(&self, address: u64) -> Option<T> {
+        // Nearly all bytes lie in one region, and `read_obj` alone takes twice the instructions.
+        match self.whole_slice(address, size_of::<T>()) {
+            Some(slice) => slice.get_ref(0).ok().map(|object| object.load()),
+            None => self.read_obj(GuestAddress(address)).ok(),
+        }
     }
 
     /// Copies the bytes at guest address `address` into `bytes`, from as many regions as they lie in;
     /// `None` outside of memory.
     #[inline(always)]
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
-        let address = GuestAddress(address);
-        // Nearly all bytes lie in one region, and `read_slice` alone takes twice the instructions.
-        match self.get_slice(address, bytes.len()) {
-            Ok(slice) => {
+        match self.whole_slice(address, bytes.len()) {
+            Some(slice) => {
                 slice.copy_to(bytes);
                 Some(())
             }
-            Err(_) => self.read_slice(bytes, address).ok(),
+            None => self.read_slice(bytes, GuestAddress(address)).ok(),
         }
     }
 
@@ -299,13 +372,12 @@ impl Memory {
     /// of memory.
     #[inline(always)]
     pub fn write(&self, address: u64, bytes: &[u8]) -> Option<()> {
-        let address = GuestAddress(address);
-        match self.get_slice(address, bytes.len()) {
-            Ok(slice) => {
+        match self.whole_slice(address, bytes.len()) {
+            Some(slice) => {
                 slice.copy_from(bytes);
                 Some(())
             }
-            Err(_) => self.write_slice(bytes, address).ok(),
+            None => self.write_slice(bytes, GuestAddress(address)).ok(),
         }
     }
 
@@ -313,7 +385,7 @@ impl Memory {
     /// older). `None` outside of memory.
     #[inline(always)]
     pub fn load(&self, address: u64) -> Option<u16> {
-        let slice = self.get_slice(GuestAddress(address), 2).ok()?;
+        let slice = self.whole_slice(address, 2)?;
         slice.load(0, Ordering::Acquire).ok().map(u16::from_le)
     }
 }
@@ -408,10 +480,33 @@ pub(crate) mod tests {
             (u64::MAX, 2, false),
         ] {
             assert_eq!(
-                memory.check_range(GuestAddress(address), len),
+                memory.check_range(GuestAddress(address), len, Permissions::Read),
                 held,
                 "{address:#x} {len:#x}"
             );
+        }
+    }
+
+    #[test]
+    fn read_and_write_go_on_into_the_next_region_and_fail_at_a_gap() {
+        let mut memory = Memory::new(1 << 40);
+        memory.add(region(0, 4 * MIB, 4096), memfd(4096)).unwrap();
+        memory.add(region(4096, MIB, 4096), memfd(4096)).unwrap();
+        let number = 0x0807_0605_0403_0201u64;
+        // In one region, on both sides of the boundary, and up to the end.
+        for address in [16, 4089, 4095, 8184] {
+            assert_eq!(memory.read_object::<u64>(address), Some(0), "{address}");
+            memory.write(address, &number.to_le_bytes()).unwrap();
+            assert_eq!(memory.read_object(address), Some(number), "{address}");
+            let mut bytes = [0; 8];
+            memory.read(address, &mut bytes).unwrap();
+            assert_eq!(bytes, number.to_le_bytes(), "{address}");
+            memory.write(address, &[0; 8]).unwrap();
+        }
+        for address in [8185, 8192, u64::MAX - 3, u64::MAX] {
+            assert_eq!(memory.read_object::<u64>(address), None, "{address}");
+            assert_eq!(memory.read(address, &mut [0; 8]), None, "{address}");
+            assert_eq!(memory.write(address, &[0; 8]), None, "{address}");
         }
     }
 

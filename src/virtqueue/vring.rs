@@ -20,7 +20,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 use crate::error::{RingError, SessionError};
 use crate::os::deferred_close::FrontendFile;
@@ -88,7 +88,7 @@ impl Part {
     fn locate(&self, memory: &Memory, len: usize) -> Result<GuestAddress, Misplaced> {
         let begin = memory.translate(self.at);
         let begin = begin.ok_or(Misplaced(*self, "begins outside guest memory"))?;
-        match memory.check_range(begin, len) {
+        match memory.check_range(begin, len, Permissions::ReadWrite) {
             true => Ok(begin),
             false => Err(Misplaced(*self, "ends outside guest memory")),
         }
