@@ -150,7 +150,10 @@ pub fn parse(
     };
     let walked = chain.walk(memory, |descriptor| parser.add(descriptor));
     let last = parser.last_writable.filter(|_| walked.is_ok());
-    let result = last.filter(|&address| memory.contiguous(address, 1).is_some());
+    // Where no buffer was refused, the last one is in memory.
+    let is_in_memory =
+        |&address: &u64| parser.error.is_none() || memory.contiguous(address, 1).is_some();
+    let result = last.filter(is_in_memory);
     let used_len = u32::try_from(parser.writable).unwrap_or(u32::MAX);
     let request = match result {
         Some(_) => parser.finish(),
@@ -204,20 +207,28 @@ impl Parser<'_> {
 
     /// Adds a device-readable buffer: to the head until that is complete, then to tx.
     fn add_readable(&mut self, address: u64, len: u32) -> Result<(), ParamError> {
-        let missing = self.head.get_mut(self.head_len..).unwrap_or_default();
-        let part_len = usize::try_from(len).unwrap_or(usize::MAX);
-        let (part, _) = missing.split_at_mut(part_len.min(missing.len()));
-        self.head_len = self.head_len.saturating_add(part.len());
-        let part_len = u32::try_from(part.len()).unwrap_or(len);
+        let part_len = self.add_to_head(address, len)?;
         let tx_len = len.saturating_sub(part_len);
         self.tx_len = self.tx_len.saturating_add(u64::from(tx_len));
-        // The head is copied once, validated and used from the copy: the driver may still write to it.
         // tx is not copied: a driver that changes it meanwhile changes what it sends, and nothing else.
-        let read = self.memory.read(address, part);
-        read.ok_or(ParamError::Address(address))?;
         let pushed = self.push_segments(address.saturating_add(part_len.into()), tx_len);
         self.store.tx_count = self.store.segments.len();
         pushed
+    }
+
+    /// Copies as many of the `len` bytes at `address` as the head still lacks. Returns how many.
+    fn add_to_head(&mut self, address: u64, len: u32) -> Result<u32, ParamError> {
+        let missing = self.head.get_mut(self.head_len..).unwrap_or_default();
+        if missing.is_empty() {
+            return Ok(0);
+        }
+        let part_len = usize::try_from(len).unwrap_or(usize::MAX);
+        let (part, _) = missing.split_at_mut(part_len.min(missing.len()));
+        self.head_len = self.head_len.saturating_add(part.len());
+        // The head is copied once, validated and used from the copy: the driver may still write to it.
+        let read = self.memory.read(address, part);
+        read.ok_or(ParamError::Address(address))?;
+        Ok(u32::try_from(part.len()).unwrap_or(len))
     }
 
     /// Stores a buffer as one segment for each region that it lies in.
