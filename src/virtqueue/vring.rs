@@ -387,11 +387,11 @@ impl Vring {
     /// # Errors
     /// As [`Vring::pending`]; or the used ring is outside of memory.
     pub fn rearm(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        // The queue's own answer is not used: it is "more" for every index but the expected one, so an
-        // index that jumped would make the loop come back for ever. `pending` tells the two apart.
-        let enabled = self.queue.enable_notification(memory);
-        enabled.map_err(outside_memory)?;
-        self.pending(memory).map(|pending| pending > 0)
+        // The queue says "more" for every index but the expected one, so an index that jumped would make
+        // the loop come back for ever. `pending` tells the two apart.
+        let more = self.queue.enable_notification(memory);
+        let more = more.map_err(outside_memory)?;
+        Ok(more && self.pending(memory)? > 0)
     }
 
     /// Whether chains were completed that the driver was not notified of, though it may want to be.
