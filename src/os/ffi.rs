@@ -247,7 +247,7 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     usize::try_from(len).map_err(|_| io::Error::last_os_error())
 }
 
-/// Receives bytes on the socket `fd`, without waiting, and at most [`MAX_FDS`] fds that come with
+/// Receives bytes on the socket `fd`, without waiting, and at most [`MAX_RECEIVED_FDS`] fds that come with
 /// them, close-on-exec. Gives how many bytes there are, and whether the kernel dropped fds.
 ///
 /// # Errors
@@ -275,11 +275,11 @@ pub fn receive(fd: RawFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Resul
 }
 
 /// Most fds that one receipt can bring: `SCM_MAX_FD` of Linux.
-pub const MAX_FDS: usize = 253;
+pub const MAX_RECEIVED_FDS: usize = 253;
 /// `struct cmsghdr` of both C libraries: a length (of 8 bytes, or 4 and padding), level, type.
 const CMSGHDR_LEN: usize = 16;
 /// A cmsghdr and the fds, in u32; an odd number of fds is padded.
-const CONTROL_LEN: usize = CMSGHDR_LEN / 4 + MAX_FDS + 1;
+const CONTROL_LEN: usize = CMSGHDR_LEN / 4 + MAX_RECEIVED_FDS + 1;
 const _: () = assert!(size_of::<libc::cmsghdr>() == CMSGHDR_LEN);
 
 /// The fds in a control buffer that recvmsg filled: `struct cmsghdr` (a length, of which the lower

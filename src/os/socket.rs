@@ -7,7 +7,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use crate::os::ffi;
 
-pub use crate::os::ffi::MAX_FDS;
+pub use crate::os::ffi::MAX_RECEIVED_FDS;
 
 /// The result of a receipt, beside fds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Received {
 ///
 /// # Errors
 /// The kernel's; `StorageFull` if the process had no room for a further fd: the kernel has then
-/// closed some. It closes none for want of room here, since no receipt brings more than [`MAX_FDS`].
+/// closed some. It closes none for want of room here, since no receipt brings more than [`MAX_RECEIVED_FDS`].
 pub fn receive(fd: RawFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
     match ffi::receive(fd, bytes, fds) {
         Ok((_, true)) => Err(io::ErrorKind::StorageFull.into()),
@@ -74,11 +74,14 @@ mod tests {
     fn receive_takes_as_many_fds_as_a_message_can_carry() {
         let (front, back) = UnixStream::pair().unwrap();
         // The file table of this process has room for one message at a time.
-        let given = vec![front.as_raw_fd(); MAX_FDS];
+        let given = vec![front.as_raw_fd(); MAX_RECEIVED_FDS];
         front.send_with_fds(&[&[1u8][..]], &given).unwrap();
         let (mut bytes, mut fds) = ([0; 2], Vec::new());
         let received = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap();
-        assert_eq!((received, fds.len()), (Received::Bytes(1), MAX_FDS));
+        assert_eq!(
+            (received, fds.len()),
+            (Received::Bytes(1), MAX_RECEIVED_FDS)
+        );
         let received = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap();
         assert_eq!(received, Received::Nothing);
         drop((front, fds));

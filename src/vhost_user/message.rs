@@ -11,6 +11,7 @@
 
 pub use vhost::vhost_user::message::FrontendReq as Request;
 
+use crate::config::MAX_REGIONS;
 use crate::error::SessionError;
 
 /// Bytes of a header: request code, flags, size of the body, all u32.
@@ -20,8 +21,8 @@ pub const MAX_BODY_LEN: usize = 4096;
 /// Most bytes of a message. A reply is no longer.
 pub const MAX_LEN: usize = HEADER_LEN + MAX_BODY_LEN;
 /// Most fds that are accepted with a message: one for each region of a memory table. The kernel can bring
-/// more: [`socket::MAX_FDS`](crate::os::socket::MAX_FDS).
-pub const MAX_FDS: usize = 32;
+/// more: [`socket::MAX_RECEIVED_FDS`](crate::os::socket::MAX_RECEIVED_FDS).
+pub const MAX_FDS: usize = MAX_REGIONS;
 
 /// The version, in the lowest two bits of the flags.
 const VERSION: u32 = 0x1;

@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn receive_32_fds_are_taken_and_33_are_too_many() {
-        for (count, taken) in [(32, true), (33, false), (socket::MAX_FDS, false)] {
+        for (count, taken) in [(32, true), (33, false), (socket::MAX_RECEIVED_FDS, false)] {
             let mut rig = Rig::new();
             rig.send(&encode(SET_MEM_TABLE, &[0; 8]), count);
             if taken {
