@@ -5,10 +5,10 @@
 //! Closing a file of a FUSE server or of a network file system waits for an answer that may never
 //! come, and asking such a file what it is can wait as well. What can be asked of any file without
 //! that is the number of its file system (`statx`). So the mounts of the host are read once, at
-//! start, and those whose type is known to close at once are believed by that number.
+//! start, and those whose type is known to close at once are trusted by that number.
 //!
 //! The kernel gives the number of a file system that is gone to the next one, which may be a FUSE
-//! server's. So a number is believed only while its mount is still there, for which the table of
+//! server's. So a number is trusted only while its mount is still there, for which the table of
 //! mounts stays open. While a file is open its file system keeps its number: two have it never.
 
 use std::fs::{self, File};
@@ -52,7 +52,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// A mount that is believed.
+/// A mount that is trusted.
 #[derive(Debug, Clone, Copy)]
 struct Mount {
     id: u32,
@@ -71,7 +71,7 @@ pub struct Mounts {
 }
 
 impl Mounts {
-    /// Reads the table. Without one, file systems with a block device are believed, and no others.
+    /// Reads the table. Without one, file systems with a block device are trusted, and no others.
     pub fn read() -> Self {
         let bytes = fs::read(TABLE).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);

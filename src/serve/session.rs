@@ -136,7 +136,7 @@ impl Session {
     }
 
     /// Says which events of the socket are wanted.
-    fn watch(&self, poller: &Poller, events: EventSet) {
+    fn set_events(&self, poller: &Poller, events: EventSet) {
         if let Origin::Socket(listener) = &self.origin {
             let token = Token::Listener(self.number);
             poller.modify(listener.as_raw_fd(), token, events);
@@ -156,7 +156,7 @@ impl Session {
             State::Vacant => (),
             State::BackedOff(_) => return Ok(false),
             State::Connected(_) => {
-                self.watch(poller, epoll::NONE);
+                self.set_events(poller, epoll::NONE);
                 let what = format_args!("another front-end waits until this one leaves");
                 self.log(LogLevel::Info, what);
                 return Ok(false);
@@ -171,7 +171,7 @@ impl Session {
             accepted => accepted.map_err(SessionError::Host)?,
         };
         // One event when another one waits.
-        self.watch(poller, epoll::EDGES);
+        self.set_events(poller, epoll::EDGES);
         self.log(LogLevel::Info, format_args!("front-end connected"));
         self.connect(stream, poller)?;
         Ok(true)
@@ -245,7 +245,7 @@ impl Session {
             return connection.expire(now);
         }
         self.state = State::Vacant;
-        self.watch(poller, epoll::LEVEL);
+        self.set_events(poller, epoll::LEVEL);
         Ok(())
     }
 
@@ -368,7 +368,7 @@ impl Session {
             Some(until) => (State::BackedOff(until), epoll::NONE),
             None => (State::Vacant, epoll::LEVEL),
         };
-        self.watch(&shared.poller, events);
+        self.set_events(&shared.poller, events);
         let State::Connected(connection) = std::mem::replace(&mut self.state, state) else {
             return false;
         };

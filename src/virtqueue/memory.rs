@@ -83,7 +83,7 @@ const SHAPE: &str = "region is empty, wraps or is not page aligned";
 const OVERLAP: &str = "regions overlap";
 /// GET_MAX_MEM_SLOTS offers as many.
 const TOO_MANY: &str = "more than 32 regions of memory";
-const BEYOND_FILE: &str = "region ends behind its file";
+const BEYOND_FILE: &str = "region ends beyond the end of its file";
 /// An access to a file on a disk could wait for the disk; to one of a FUSE server, for ever.
 const NOT_MEMORY: &str =
     "guest memory must be a memfd or a file on tmpfs or hugetlbfs, and a region's file is not";

@@ -79,14 +79,14 @@ impl Seen {
                 _ => (),
             }
             if filtered {
-                self.judge(&call, line);
+                self.check(&call, line);
             } else {
                 self.before.insert(call.name);
             }
         }
     }
 
-    fn judge(&mut self, call: &Call, line: &str) {
+    fn check(&mut self, call: &Call, line: &str) {
         match RULES.iter().position(|rule| call.matches(rule)) {
             Some(rule) => {
                 self.rules.insert(rule);
