@@ -22,7 +22,7 @@ use crate::config::LogLevel;
 pub enum ParamError {
     /// The chain is malformed or has no result byte in memory, device-readable bytes came after
     /// device-writable ones, or there are fewer than the 32 of the head.
-    Framing,
+    Malformed,
     /// More pieces than the fixed store holds.
     TooManyPieces,
     /// A buffer lies outside the guest's memory.
@@ -77,7 +77,10 @@ pub enum ParamError {
 impl fmt::Display for ParamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Framing => write!(f, "no whole head in front, or no result byte behind"),
+            Self::Malformed => write!(
+                f,
+                "no whole head at the start, or no result byte at the end"
+            ),
             Self::TooManyPieces => write!(f, "cut into too many pieces"),
             Self::Address(address) => write!(f, "buffer at {address:#x} is outside guest memory"),
             Self::ChipSelect(id) => write!(f, "this guest has no chip select {id}"),

@@ -117,8 +117,8 @@ impl EventLoop {
             if let Some(at) = self.next_deadline() {
                 self.timer.set(at);
             }
-            let rests = self.shared.buses.iter().any(Bus::rests);
-            let sleeps = self.turns.is_empty() && !self.report.is_due() && !rests;
+            let yields = self.shared.buses.iter().any(Bus::yields);
+            let sleeps = self.turns.is_empty() && !self.report.is_due() && !yields;
             let timeout = if sleeps { -1 } else { 0 };
             let poller = &self.shared.poller;
             let count = poller.wait(timeout, &mut events).map_err(fatal)?;
@@ -176,7 +176,7 @@ impl EventLoop {
     fn serve(&mut self) {
         // Before the first turn: a long one is followed by a look for events.
         let ends_at = self.shared.now.checked_add(TURNS_TIME);
-        self.end_rests();
+        self.end_yields();
         let mut last = None;
         let is_alone = self.connected <= 1;
         let turns = if is_alone { TURNS } else { self.turns.len() };
@@ -197,14 +197,14 @@ impl EventLoop {
             if self.shared.now == before {
                 self.shared.now = Instant::now();
             }
-            if let Some(control) = again {
+            if let Some(has_messages) = again {
                 self.turns
-                    .queue_again(taken.number, control, self.shared.now);
+                    .queue_again(taken.number, has_messages, self.shared.now);
             }
             if ends_at.is_some_and(|at| at <= self.shared.now) {
                 break;
             }
-            self.end_rests();
+            self.end_yields();
         }
         self.notify(last);
         if sigbus::take_hit() {
@@ -227,7 +227,7 @@ impl EventLoop {
         }
         match turn {
             Ok((Turn::Again, more_messages)) => Some(more_messages),
-            Ok((Turn::Control, _)) => Some(true),
+            Ok((Turn::Messages, _)) => Some(true),
             Ok((Turn::Idle, more_messages)) => more_messages.then_some(true),
             Ok((Turn::At(at), more_messages)) => {
                 self.turns.sleep(number, at);
@@ -246,7 +246,7 @@ impl EventLoop {
         let Some(session) = self.sessions.get_mut(taken.number.index()) else {
             return Ok((Turn::Idle, false));
         };
-        if !taken.control {
+        if !taken.has_messages {
             return Ok((session.turn(&mut self.shared)?, false));
         }
         let handled = session.handle_messages(&mut self.shared);
@@ -288,13 +288,13 @@ impl EventLoop {
         }
     }
 
-    /// Lets messages begin on buses that rested, if all others had their turn.
-    fn end_rests(&mut self) {
+    /// Lets messages begin on buses that yielded, if all others had their turn.
+    fn end_yields(&mut self) {
         let turns = &self.turns;
         let mut ended = false;
-        for bus in self.shared.buses.iter_mut().filter(|bus| bus.rests()) {
-            bus.end_rest(turns.count(), |count| turns.all_queued_since(count));
-            ended |= !bus.rests();
+        for bus in self.shared.buses.iter_mut().filter(|bus| bus.yields()) {
+            bus.end_yield(turns.count(), |count| turns.all_queued_since(count));
+            ended |= !bus.yields();
         }
         if ended {
             self.wake_waiters();

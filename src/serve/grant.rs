@@ -110,10 +110,10 @@ impl Grant {
         let mut keep = self.keep(head.cs_change, claim.direction);
         let mut lead = Lead::default();
         if let Some(chip) = &device.chip {
-            lead = Lead::copy(memory, shared.store.tx()).ok_or(ParamError::Framing)?;
+            lead = Lead::copy(memory, shared.store.tx()).ok_or(ParamError::Malformed)?;
             let framed = frame(chip, bus.phase(&claim), number, request, &lead)?;
             lead = lead.cut(framed.lead_len);
-            keep = match framed.rest {
+            keep = match framed.remaining {
                 Some(_) => Keep::Always,
                 None => Keep::Never,
             };
@@ -123,8 +123,7 @@ impl Grant {
         }
         let mut transfer = Transfer::new(request, timing, claim, keep, lead);
         if let Some(neighbour) = bus.neighbour {
-            let holds = keep == Keep::Always || (keep == Keep::IfFollowed && follows);
-            if holds || !transfer.fits_one_message(device, &shared.store) {
+            if transfer.keeps(follows) || !transfer.fits_one_message(device, &shared.store) {
                 return Err(ParamError::SharedBus(neighbour));
             }
             transfer.never_keep();

@@ -17,7 +17,7 @@ use crate::error::{RingError, SessionError, TransferError};
 use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Grant, Shared};
-use crate::spi::bus::{Access, Bus};
+use crate::spi::bus::{Access, Bus, LONG};
 use crate::spi::hold::Claim;
 use crate::spi::request::{self, Answer};
 use crate::spi::transfer::{Step, Transfer};
@@ -27,18 +27,16 @@ use crate::virtqueue::chain::Chain;
 use crate::virtqueue::vring::Consumed;
 
 mod cut_pairs;
+mod polling;
 mod quiesce;
-mod watch;
 
 use self::cut_pairs::CutPairs;
+use self::polling::Polling;
 pub use self::quiesce::GRACE;
 use self::quiesce::Intake;
-use self::watch::Watch;
 
-/// Interval of the looks at a ring that has no kick fd. (`poll` elsewhere is `--poll-us`.)
-const POLL: Duration = Duration::from_millis(1);
-/// A message that takes longer than this on the wire is not started with a notification pending.
-const LONG_NS: u64 = 1_000_000;
+/// Interval of the looks at a ring that has no kick fd.
+const KICKLESS_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The loop's next action on a session after its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +48,7 @@ pub enum Turn {
     /// Another turn at this moment.
     At(Instant),
     /// The messages that waited for the transfer can be handled now.
-    Control,
+    Messages,
 }
 
 /// Why a turn failed: two errors that are told apart once, in [`Requestq::turn`].
@@ -85,7 +83,7 @@ pub struct Requestq {
     intake: Intake,
     /// Since when the next request waits, if it was looked at and could not begin.
     waits_since: Option<Instant>,
-    watch: Watch,
+    polling: Polling,
     cut_pairs: CutPairs,
 }
 
@@ -100,7 +98,7 @@ impl Requestq {
             active: None,
             intake: Intake::Open,
             waits_since: None,
-            watch: Watch::Off,
+            polling: Polling::Off,
             cut_pairs: CutPairs::default(),
         }
     }
@@ -177,7 +175,7 @@ impl Requestq {
         if pending == 0 {
             return self.ran_empty(guest, shared);
         }
-        self.watch = Watch::Served;
+        self.polling = Polling::Served;
         self.waits_since.get_or_insert(shared.due_since);
         let chain = vring.peek(memory).map_err(Stop::Ring)?;
         let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
@@ -214,7 +212,7 @@ impl Requestq {
         let Some(bus) = self.bus_without_others(index, buses, now) else {
             return Ok(Turn::Idle);
         };
-        if bus.rests() {
+        if bus.yields() {
             return Ok(Turn::Again);
         }
         match bus.access(&transfer.claim, &mut shared.now) {
@@ -285,14 +283,16 @@ impl Requestq {
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         // First, so that the driver does not wait for the next look at the ring.
         vring.notify(memory).map_err(Stop::Session)?;
-        if self.watch.goes_on(self.grant.poll, shared.now) {
+        if self.polling.goes_on(self.grant.poll, shared.now) {
             return Ok(Turn::Again);
         }
         if vring.rearm(memory).map_err(Stop::Ring)? {
             return Ok(Turn::Again);
         }
-        let poll = vring.needs_polling().then(|| shared.now.checked_add(POLL));
-        Ok(poll.flatten().map_or(Turn::Idle, Turn::At))
+        let look = vring
+            .lacks_kick()
+            .then(|| shared.now.checked_add(KICKLESS_INTERVAL));
+        Ok(look.flatten().map_or(Turn::Idle, Turn::At))
     }
 
     /// Makes the next step of the request in progress.
@@ -303,12 +303,13 @@ impl Requestq {
         let Some(bus) = shared.buses.get_mut(active.bus) else {
             return Ok(Turn::Idle);
         };
-        if bus.rests() {
+        if bus.yields() {
             return Ok(Turn::Again);
         }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         let transfer = &mut active.transfer;
-        if vring.is_unnotified() && transfer.next_message_ns() > LONG_NS {
+        // A driver does not wait through a long message for what was completed before it.
+        if vring.is_unnotified() && Duration::from_nanos(transfer.next_message_ns()) > LONG {
             vring.notify(memory).map_err(Stop::Session)?;
         }
         // A broken ring is reported at the next request.

@@ -18,7 +18,7 @@ struct Due {
     /// It is in a queue.
     queued: Option<Queued>,
     /// Messages may have come in.
-    control: bool,
+    has_messages: bool,
     /// Number of its last turn.
     last_turn: u64,
     /// When it is to have a turn without an event.
@@ -39,7 +39,7 @@ pub struct Taken {
     /// Whose.
     pub number: GuestNumber,
     /// It is to look for messages first.
-    pub control: bool,
+    pub has_messages: bool,
     /// Since when it was to have it.
     pub since: Instant,
 }
@@ -94,16 +94,16 @@ impl Turns {
     }
 
     /// Something happened for a session: it is to have a turn, and to look for messages first if
-    /// `control`.
-    pub fn queue(&mut self, number: GuestNumber, control: bool, now: Instant) {
-        if self.must_queue(number, control, now) {
+    /// `has_messages`.
+    pub fn queue(&mut self, number: GuestNumber, has_messages: bool, now: Instant) {
+        if self.must_queue(number, has_messages, now) {
             self.fresh.push_back(number);
         }
     }
 
     /// A session had a turn and has more to do.
-    pub fn queue_again(&mut self, number: GuestNumber, control: bool, now: Instant) {
-        if self.must_queue(number, control, now) {
+    pub fn queue_again(&mut self, number: GuestNumber, has_messages: bool, now: Instant) {
+        if self.must_queue(number, has_messages, now) {
             self.again.push_back(number);
         }
     }
@@ -148,11 +148,11 @@ impl Turns {
         }
     }
 
-    fn must_queue(&mut self, number: GuestNumber, control: bool, now: Instant) -> bool {
+    fn must_queue(&mut self, number: GuestNumber, has_messages: bool, now: Instant) -> bool {
         let Some(due) = self.due.get_mut(number.index()) else {
             return false;
         };
-        due.control |= control;
+        due.has_messages |= has_messages;
         if due.queued.is_some() {
             return false;
         }
@@ -187,7 +187,7 @@ impl Turns {
         due.last_turn = self.count;
         Some(Taken {
             number,
-            control: std::mem::take(&mut due.control),
+            has_messages: std::mem::take(&mut due.has_messages),
             since: due.queued.take()?.since,
         })
     }
@@ -202,7 +202,9 @@ mod tests {
     }
 
     fn take(turns: &mut Turns) -> Option<(usize, bool)> {
-        turns.take().map(|turn| (turn.number.index(), turn.control))
+        turns
+            .take()
+            .map(|turn| (turn.number.index(), turn.has_messages))
     }
 
     #[test]

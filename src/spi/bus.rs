@@ -25,18 +25,18 @@ use crate::spi::request::Store;
 use crate::spi::transfer::{Step, Transfer};
 use crate::virtqueue::memory::Memory;
 
-/// A message that takes this long or longer is a long one: the bus rests after it.
+/// A message that takes this long or longer is a long one: the bus yields after it.
 pub const LONG: Duration = Duration::from_millis(1);
 
 /// After a long message nobody begins another one on the bus before all who were to have a turn by
 /// then had one. So a guest that uses another bus waits for a single message of this one, however
 /// many guests keep it busy.
 #[derive(Debug, Clone, Copy)]
-enum Rest {
+enum Yield {
     /// The message is over; the loop has not noted yet after which turn.
-    Begins,
+    Pending,
     /// Until all sessions that were queued at the turn with this number have had theirs.
-    Until(u64),
+    After(u64),
 }
 
 /// Whether a request may go on the wire.
@@ -80,7 +80,7 @@ pub struct Bus {
     /// For each guest whose hold ran out or was cut: the device and mode, until its next request.
     cuts: Vec<Option<(usize, u32)>>,
     waiters: VecDeque<GuestNumber>,
-    rest: Option<Rest>,
+    yields: Option<Yield>,
 }
 
 impl Bus {
@@ -93,7 +93,7 @@ impl Bus {
             store: Box::default(),
             cuts: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
-            rest: None,
+            yields: None,
         }
     }
 
@@ -148,8 +148,8 @@ impl Bus {
         if let State::Held(hold) = &self.state
             && hold.is_continued_by(claim)
         {
-            let rest = hold.claim.framed.and_then(|framed| framed.rest);
-            return rest.map_or(Phase::Opcode, Phase::Within);
+            let remaining = hold.claim.framed.and_then(|framed| framed.remaining);
+            return remaining.map_or(Phase::Opcode, Phase::Within);
         }
         let cut = self.cuts.get(claim.guest.index()).copied().flatten();
         if cut == Some((claim.device, claim.mode)) {
@@ -215,13 +215,13 @@ impl Bus {
         let long_at = now.checked_add(LONG);
         let step = transfer.step(device, &self.store, memory, scratch, follows, now);
         if long_at.is_some_and(|at| at <= *now) {
-            self.rest = Some(Rest::Begins);
+            self.yields = Some(Yield::Pending);
         }
         match step {
             Ok(Step::More | Step::Until(_)) => (),
             Ok(Step::Done { kept }) => {
                 device.set_down(false);
-                device.follow_command(transfer.claim.framed.as_ref(), true);
+                device.note_outcome(transfer.claim.framed.as_ref(), true);
                 let head = &transfer.head;
                 self.state = if let (true, State::Running(asserted_at)) = (kept, &self.state) {
                     State::Held(Hold::new(transfer.claim, head, *asserted_at, *now))
@@ -242,7 +242,7 @@ impl Bus {
         debug_assert!(matches!(self.state, State::Running(_)));
         self.state = State::Free;
         if let Some(device) = self.devices.get_mut(transfer.claim.device) {
-            device.follow_command(transfer.claim.framed.as_ref(), false);
+            device.note_outcome(transfer.claim.framed.as_ref(), false);
         }
         let inactive_ns = transfer.head.cs_change_delay_inactive_ns;
         self.release(transfer.claim.device, inactive_ns, now);
@@ -336,25 +336,25 @@ impl Bus {
     }
 
     /// Whether no message may begin before others had their turn.
-    pub fn rests(&self) -> bool {
-        self.rest.is_some()
+    pub fn yields(&self) -> bool {
+        self.yields.is_some()
     }
 
-    /// Ends the rest if each session that was queued when it began has had a turn. The first call notes
+    /// Lets messages begin again if each session that was queued when the last one ended has had a turn. The first call notes
     /// `count`, the number of turns by then.
-    pub fn end_rest(&mut self, count: u64, had_turns_since: impl FnOnce(u64) -> bool) {
-        let since = match self.rest {
+    pub fn end_yield(&mut self, count: u64, had_turns_since: impl FnOnce(u64) -> bool) {
+        let since = match self.yields {
             None => return,
-            Some(Rest::Begins) => count,
-            Some(Rest::Until(since)) => since,
+            Some(Yield::Pending) => count,
+            Some(Yield::After(since)) => since,
         };
-        self.rest = (!had_turns_since(since)).then_some(Rest::Until(since));
+        self.yields = (!had_turns_since(since)).then_some(Yield::After(since));
     }
 
-    /// The guest that has waited longest, once the bus is free and does not rest; it is reserved for
+    /// The guest that has waited longest, once the bus is free and does not yield; it is reserved for
     /// that guest's next turn.
     pub fn next_waiter(&mut self) -> Option<GuestNumber> {
-        let (State::Free, None) = (&self.state, self.rest) else {
+        let (State::Free, None) = (&self.state, self.yields) else {
             return None;
         };
         self.restore_idle_modes();

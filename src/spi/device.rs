@@ -217,9 +217,9 @@ impl Device {
     }
 
     /// A request was carried out, or ended after the chip may have seen it.
-    pub fn follow_command(&mut self, framed: Option<&Framed>, carried_out: bool) {
+    pub fn note_outcome(&mut self, framed: Option<&Framed>, carried_out: bool) {
         if let (Some(chip), Some(framed)) = (&mut self.chip, framed) {
-            chip.follow(framed, carried_out);
+            chip.note_outcome(framed, carried_out);
         }
     }
 

@@ -40,12 +40,12 @@ pub struct Chip {
     read_only: u64,
     /// Opcodes that nobody may send.
     deny: Vec<u8>,
-    followed: Followed,
+    state: ChipState,
 }
 
 /// What is known of the chip's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Followed {
+struct ChipState {
     /// Bytes of an address.
     width: u8,
     /// The last command was `66`.
@@ -77,16 +77,16 @@ pub enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Framed {
     /// What is left of the command, for which chip select stays asserted; `None` if it has ended.
-    pub rest: Option<Begun>,
+    pub remaining: Option<Begun>,
     /// How many bytes at its start this was decided by: they must be sent as they were seen.
     pub lead_len: usize,
-    after: Followed,
+    next_state: ChipState,
 }
 
 impl Begun {
     /// What is left of the command after a request with `len` bytes of it, which `receives`; `None` if
     /// it has ended. `bare`: that was its opcode alone.
-    fn after(self, len: u64, receives: bool, bare: bool) -> Option<Self> {
+    fn advance(self, len: u64, receives: bool, bare: bool) -> Option<Self> {
         let ends = match self.command.data {
             Data::Nothing => len >= self.address_left,
             Data::Send => len > self.address_left,
@@ -110,7 +110,7 @@ impl Chip {
             timeout: config.timeout,
             read_only: config.read_only,
             deny: config.deny.clone(),
-            followed: Followed {
+            state: ChipState {
                 width: config.address_bytes,
                 reset_enabled: false,
                 once: false,
@@ -173,12 +173,12 @@ impl Chip {
             Phase::Cut => None,
         };
         let mut framed = Framed {
-            rest: None,
+            remaining: None,
             lead_len: usize::from(begins && !lead.is_empty()),
-            after: Followed {
+            next_state: ChipState {
                 reset_enabled: false,
                 once: false,
-                ..self.followed
+                ..self.state
             },
         };
         let Some(begun) = begun else {
@@ -191,11 +191,11 @@ impl Chip {
             value = lead.get(usize::from(begins)).copied();
             framed.lead_len = lead.len();
         }
-        framed.rest = begun.after(len, receives, begins && len == 0);
-        match framed.rest {
+        framed.remaining = begun.advance(len, receives, begins && len == 0);
+        match framed.remaining {
             // A question for the status is part of the procedure, also before its answer.
-            Some(_) => framed.after.once = self.followed.once && asks_status(begun),
-            None => framed.after = self.after(begun, len, value),
+            Some(_) => framed.next_state.once = self.state.once && asks_status(begun),
+            None => framed.next_state = self.state_after(begun, len, value),
         }
         framed
     }
@@ -204,8 +204,8 @@ impl Chip {
         let command = self.command(opcode)?;
         let address_left = match command.address {
             Address::Zero => 0,
-            Address::Once if self.followed.once => 0,
-            Address::Width | Address::Once => self.followed.width,
+            Address::Once if self.state.once => 0,
+            Address::Width | Address::Once => self.state.width,
             Address::Fixed(count) => count,
         };
         Some(Begun {
@@ -216,8 +216,8 @@ impl Chip {
 
     /// The chip's state after a command that ends with a request which has `len` bytes of it after the
     /// opcode; `value` is the first of its data, if that matters.
-    fn after(&self, begun: Begun, len: u64, value: Option<u8>) -> Followed {
-        let (before, command) = (self.followed, begun.command);
+    fn state_after(&self, begun: Begun, len: u64, value: Option<u8>) -> ChipState {
+        let (before, command) = (self.state, begun.command);
         // Many chips ignore a command with more bytes than it has. Those to which this matters have one
         // byte of data, or none.
         let exact = len == u64::from(command.data == Data::Send);
@@ -234,7 +234,7 @@ impl Chip {
             | Effect::Continuous
             | Effect::EnableReset => None,
         };
-        Followed {
+        ChipState {
             width: width.unwrap_or(before.width),
             reset_enabled: command.effect == Effect::EnableReset && exact,
             once: asks || command.address == Address::Once,
@@ -242,13 +242,13 @@ impl Chip {
     }
 
     /// A request was carried out, or failed after the chip may have seen it.
-    pub fn follow(&mut self, framed: &Framed, carried_out: bool) {
-        let before = self.followed;
-        self.followed = framed.after;
+    pub fn note_outcome(&mut self, framed: &Framed, carried_out: bool) {
+        let before = self.state;
+        self.state = framed.next_state;
         if !carried_out {
-            self.followed.width = before.width.max(framed.after.width);
-            self.followed.reset_enabled = false;
-            self.followed.once = false;
+            self.state.width = before.width.max(framed.next_state.width);
+            self.state.reset_enabled = false;
+            self.state.once = false;
         }
     }
 }

@@ -157,7 +157,7 @@ pub fn parse(
     let used_len = u32::try_from(parser.writable).unwrap_or(u32::MAX);
     let request = match result {
         Some(_) => parser.finish(),
-        None => Err(ParamError::Framing),
+        None => Err(ParamError::Malformed),
     };
     let answer = Answer {
         chain,
@@ -197,7 +197,7 @@ impl Parser<'_> {
                 self.push_segments(address, len)
             }
             // VIRTIO 1.4, "Message Framing": device-readable buffers come first.
-            (false, Some(_)) if self.writable > 0 => Err(ParamError::Framing),
+            (false, Some(_)) if self.writable > 0 => Err(ParamError::Malformed),
             (false, Some(_)) => self.add_readable(address, len),
         };
         if let Err(error) = added {
@@ -250,7 +250,7 @@ impl Parser<'_> {
             return Err(error);
         }
         if self.head_len < HEAD_LEN {
-            return Err(ParamError::Framing);
+            return Err(ParamError::Malformed);
         }
         self.store.drop_last_byte();
         Ok(Request {

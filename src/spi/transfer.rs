@@ -196,7 +196,8 @@ impl Transfer {
         Step::Done { kept }
     }
 
-    fn keeps(&self, follows: bool) -> bool {
+    /// Whether chip select stays asserted at its end; `follows` says whether another request is queued.
+    pub fn keeps(&self, follows: bool) -> bool {
         self.keep == Keep::Always || (self.keeps_if_followed() && follows)
     }
 

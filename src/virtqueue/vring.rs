@@ -142,7 +142,7 @@ pub struct Vring {
     completed: bool,
     /// The driver is to be notified, and was not yet.
     owed: bool,
-    /// The eventfd by which the driver notifies us; a ring that runs without one must be polled.
+    /// The eventfd by which the driver notifies us; a ring that runs without one must be looked at.
     kick: Option<Registered>,
     /// The eventfd that notifies the driver.
     pub call: Option<FrontendFile>,
@@ -249,8 +249,8 @@ impl Vring {
         self.queue.ready()
     }
 
-    /// Whether the ring must be polled, because no kick will come.
-    pub fn needs_polling(&self) -> bool {
+    /// Whether the ring runs without a kick fd: it must be looked at, because no kick will come.
+    pub fn lacks_kick(&self) -> bool {
         self.is_running() && self.kick.is_none()
     }
 

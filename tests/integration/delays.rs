@@ -350,7 +350,7 @@ fn delay_inactive_holds_up_no_other_chip_select_and_no_message() {
             panic!("{records:?}")
         };
         assert!(second.at - first.at >= MS(40));
-        // The second of the first guest still rests.
+        // The second of the first guest is still in its inactive delay.
         let expected = "0 1 1:0";
         (meanwhile == expected).then_some(()).ok_or(meanwhile)
     });

@@ -147,7 +147,7 @@ impl Requestq {
     pub(super) fn after_request(&self, turn: Turn) -> Turn {
         match self.intake {
             Intake::Open => turn,
-            Intake::Paused | Intake::Stopping | Intake::Ended => Turn::Control,
+            Intake::Paused | Intake::Stopping | Intake::Ended => Turn::Messages,
         }
     }
 }

@@ -238,7 +238,7 @@ impl Rig {
         for _ in 0..100 {
             match self.turn(number) {
                 Turn::Idle => return,
-                Turn::Again | Turn::Control => (),
+                Turn::Again | Turn::Messages => (),
                 Turn::At(at) => self.shared.now = at,
             }
         }
@@ -331,9 +331,9 @@ fn requestq_command_that_was_aborted_is_one_that_the_chip_may_have_seen() {
         };
         assert_eq!(rig.players[0].result(request), result.byte());
     }
-    let rest = |chip: &Chip| chip.frame(Phase::Opcode, &[0x02], 1, false).rest;
+    let remaining = |chip: &Chip| chip.frame(Phase::Opcode, &[0x02], 1, false).remaining;
     let chip = rig.shared.buses[0].devices[0].chip.as_ref().unwrap();
-    assert_eq!(rest(chip), rest(&nor(4)));
+    assert_eq!(remaining(chip), remaining(&nor(4)));
 }
 
 #[test]

@@ -33,9 +33,9 @@ fn edges(chip: &mut Chip, requests: &[Part<'_>]) -> String {
     let mut all = String::new();
     for request in requests {
         let framed = frame(chip, phase, *request);
-        chip.follow(&framed, true);
-        phase = framed.rest.map_or(Phase::Opcode, Phase::Within);
-        all.push(if framed.rest.is_some() { '+' } else { '.' });
+        chip.note_outcome(&framed, true);
+        phase = framed.remaining.map_or(Phase::Opcode, Phase::Within);
+        all.push(if framed.remaining.is_some() { '+' } else { '.' });
     }
     all
 }
@@ -43,7 +43,7 @@ fn edges(chip: &mut Chip, requests: &[Part<'_>]) -> String {
 /// How many bytes of address the chip expects.
 fn width(chip: &Chip) -> u64 {
     let framed = frame(chip, Phase::Opcode, (&[0x02], 0));
-    framed.rest.unwrap().address_left
+    framed.remaining.unwrap().address_left
 }
 
 fn head() -> TransferHead {
@@ -178,13 +178,13 @@ fn framing_in_doubt_has_the_longer_width() {
     }
     // Failed on the wire.
     let mut chip = four();
-    chip.follow(&frame(&chip, Phase::Opcode, (&[0xe9], 0)), false);
+    chip.note_outcome(&frame(&chip, Phase::Opcode, (&[0xe9], 0)), false);
     assert_eq!(width(&chip), 4);
     let mut chip = nor();
-    chip.follow(&frame(&chip, Phase::Opcode, (&[0xb7], 0)), false);
+    chip.note_outcome(&frame(&chip, Phase::Opcode, (&[0xb7], 0)), false);
     assert_eq!(width(&chip), 4);
     let mut chip = four();
-    chip.follow(&frame(&chip, Phase::Opcode, (&[0x66], 0)), false);
+    chip.note_outcome(&frame(&chip, Phase::Opcode, (&[0x66], 0)), false);
     edges(&mut chip, &[(&[0x99], 0)]);
     assert_eq!(width(&chip), 4);
 }
@@ -211,7 +211,7 @@ fn framing_of_an_unknown_opcode_or_none_is_one_request() {
     let requests: &[Part<'_>] = &[(&[0xd5], 0), (&[0xd5, 1, 2], 0), (&[], 5), (&[0], 1)];
     assert_eq!(edges(&mut nor(), requests), "....");
     // A request that belongs to a command that was cut ends nothing and begins nothing.
-    assert_eq!(frame(&nor(), Phase::Cut, (&[0x03], 0)).rest, None);
+    assert_eq!(frame(&nor(), Phase::Cut, (&[0x03], 0)).remaining, None);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn framing_of_sram_and_eeprom_has_their_addresses() {
 }
 
 #[test]
-fn framing_sends_as_judged_what_it_was_decided_on() {
+fn framing_sends_the_bytes_that_it_was_decided_by() {
     let chip = nor();
     let lead_len = |phase, part| frame(&chip, phase, part).lead_len;
     assert_eq!(lead_len(Phase::Opcode, (&[0x02, 1, 2, 3, 4], 0)), 1);
@@ -275,7 +275,9 @@ fn framing_sends_as_judged_what_it_was_decided_on() {
     assert_eq!(lead_len(Phase::Opcode, (&[], 1)), 0);
     assert_eq!(lead_len(Phase::Opcode, (&[0x17, 0x80], 0)), 2);
     for (opcode, expected) in [(0x17, 2), (0x02, 0)] {
-        let begun = frame(&chip, Phase::Opcode, (&[opcode], 0)).rest.unwrap();
+        let begun = frame(&chip, Phase::Opcode, (&[opcode], 0))
+            .remaining
+            .unwrap();
         assert_eq!(lead_len(Phase::Within(begun), (&[1, 2], 0)), expected);
     }
 }
@@ -302,11 +304,11 @@ fn rules_leave_a_read_only_guest_the_opcodes_that_only_ask() {
     );
     let none = chip.permit(guests[1], Phase::Opcode, &head(), &[], true);
     assert_eq!(none, Err(ParamError::NoOpcode));
-    // What follows is judged by nobody, and so is what does not reach the wire.
-    let begun = frame(&chip, Phase::Opcode, (&[0x03], 0)).rest.unwrap();
+    // What follows is not checked, and neither is what does not reach the wire.
+    let begun = frame(&chip, Phase::Opcode, (&[0x03], 0)).remaining.unwrap();
     for phase in [Phase::Within(begun), Phase::Cut] {
-        let rest = chip.permit(guests[1], phase, &head(), &[0xc7], false);
-        assert_eq!(rest, Ok(()));
+        let permitted = chip.permit(guests[1], phase, &head(), &[0xc7], false);
+        assert_eq!(permitted, Ok(()));
     }
 }
 

@@ -116,8 +116,8 @@ impl Rig {
             self.chip.select(true);
         }
         self.chip.exchange(&on_the_wire(tx, rx_len));
-        self.framed.follow(&framed, true);
-        self.phase = match framed.rest {
+        self.framed.note_outcome(&framed, true);
+        self.phase = match framed.remaining {
             Some(begun) => Phase::Within(begun),
             None => {
                 self.chip.select(false);
@@ -236,7 +236,7 @@ impl Rig {
     fn width_is(&self, width: u64) -> bool {
         let ends = |len| {
             let framed = self.framed.frame(Phase::Opcode, &[0x20, 0], len, false);
-            framed.rest.is_none()
+            framed.remaining.is_none()
         };
         ends(1 + width) && !ends(width)
     }

@@ -40,7 +40,7 @@ pub struct Rig {
     is_connected: bool,
     /// It is to have a turn; to look for messages first.
     due: bool,
-    control: bool,
+    has_messages: bool,
     left_open: usize,
     left_open_ever: usize,
 }
@@ -74,7 +74,7 @@ impl Rig {
             shared,
             is_connected: false,
             due: false,
-            control: false,
+            has_messages: false,
             left_open: 0,
             left_open_ever: 0,
         }
@@ -101,12 +101,12 @@ impl Rig {
         let mut waits = WAITS;
         for _ in 0..TURNS {
             self.look();
-            if !(self.due || self.control || front.is_deaf) {
+            if !(self.due || self.has_messages || front.is_deaf) {
                 // What it takes now may have been waited for.
                 front.listen();
                 self.look();
             }
-            if !(self.due || self.control) {
+            if !(self.due || self.has_messages) {
                 return self.check(front, waits > 0);
             }
             if let Some(at) = self.turn() {
@@ -130,9 +130,9 @@ impl Rig {
                 Token::Listener(_) => {
                     let accepted = self.session.accept(&self.shared.poller).unwrap();
                     self.is_connected |= accepted;
-                    self.control |= accepted;
+                    self.has_messages |= accepted;
                 }
-                Token::Connection(_) => self.control = true,
+                Token::Connection(_) => self.has_messages = true,
                 Token::Kick(_) => self.due = true,
                 Token::Signal | Token::Timer => panic!("nobody registered that"),
             }
@@ -142,7 +142,7 @@ impl Rig {
     /// A turn; returns the moment that it waits for.
     fn turn(&mut self) -> Option<Instant> {
         let mut handled = Ok(false);
-        if std::mem::take(&mut self.control) {
+        if std::mem::take(&mut self.has_messages) {
             handled = self.session.handle_messages(&mut self.shared);
         }
         let more = matches!(handled, Ok(true));
@@ -153,12 +153,12 @@ impl Rig {
             bus.expire(&mut Instant::now(), |_| false);
             self.due |= bus.next_waiter().is_some();
         }
-        self.control |= more;
+        self.has_messages |= more;
         let mut at = None;
         match turn {
             Ok(Turn::Idle) => (),
             Ok(Turn::Again) => self.due = true,
-            Ok(Turn::Control) => self.control = true,
+            Ok(Turn::Messages) => self.has_messages = true,
             Ok(Turn::At(moment)) => at = Some(moment),
             Err(error) => self.close(&error),
         }
@@ -218,6 +218,6 @@ impl Rig {
             self.close(&SessionError::Disconnected);
         }
         self.due = false;
-        self.control = false;
+        self.has_messages = false;
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Whether an empty ring is watched.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Watch {
+pub(super) enum Polling {
     /// It is not: the driver was asked to kick.
     Off,
     /// There was a request since.
@@ -16,7 +16,7 @@ pub(super) enum Watch {
     EmptySince(Instant),
 }
 
-impl Watch {
+impl Polling {
     /// Whether the ring, which is empty, is to be looked at again at once: for the time `poll` after
     /// the last request.
     pub(super) fn goes_on(&mut self, poll: Duration, now: Instant) -> bool {
