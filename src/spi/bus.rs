@@ -100,6 +100,18 @@ impl Bus {
     /// Whether a request with this claim may begin; releases the guest's own hold if it does not
     /// continue it.
     pub fn access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
+        let phase = self.phase(claim);
+        let access = self.find_access(claim, now);
+        // What `framing` made of the request by its phase is what the chip will see.
+        debug_assert!(match (&access, phase) {
+            (Access::Free, Phase::Within(_)) => matches!(self.state, State::Held(_)),
+            (Access::Free, Phase::Cut) => false,
+            _ => true,
+        });
+        access
+    }
+
+    fn find_access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
         match &self.state {
             State::Running(_) => return Access::Busy,
             State::Reserved(guest) if *guest != claim.guest => return Access::Busy,
@@ -142,8 +154,9 @@ impl Bus {
         }
     }
 
-    /// In which phase a request with this claim finds its chip. Must agree with [`Bus::access`]: `Within`
-    /// only if that lets the request continue the hold or refuses it, `Cut` only if that refuses it.
+    /// In which phase a request with this claim finds its chip. Must agree with [`Bus::access`], which
+    /// debug builds check: `Within` only if that lets the request continue the hold or refuses it, `Cut`
+    /// only if that refuses it.
     pub fn phase(&self, claim: &Claim) -> Phase {
         if let State::Held(hold) = &self.state
             && hold.is_continued_by(claim)

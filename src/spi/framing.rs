@@ -12,7 +12,7 @@
 //!
 //! Until then chip select stays asserted, whatever `cs_change` says.
 //!
-//! The width of the address is state of the chip, whoever changed it, and is followed from the
+//! The width of the address is state of the chip, whichever guest changed it, and is followed from the
 //! commands that the chip has seen: `b7`, `e9`, `17`, and `99` after `66`. Where it is in doubt the
 //! longer width counts, since a width that is too short would make data a command. It is followed
 //! over guests that leave and come; the daemon itself sends nothing to the chip. What registers say

@@ -35,7 +35,7 @@ impl Lead {
         whole.map(|()| lead)
     }
 
-    /// A lead of these bytes.
+    /// A lead of these bytes, for tests and fuzz targets.
     pub fn from_bytes(bytes: [u8; MAX_LEN]) -> Self {
         Self {
             bytes,
