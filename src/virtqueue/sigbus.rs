@@ -8,7 +8,8 @@
 //! ends the session to which it belongs. Any other SIGBUS is a fault of our own and ends the process.
 //!
 //! Only a piece: where the kernel does not overcommit (`vm.overcommit_memory=2`), it would refuse to
-//! replace a region of more than the host can grant, and the process would end.
+//! replace a region of more than the host can grant, and the process would end. The exception is a
+//! mapping that the kernel does not cut there, as a driver may have it: all of it is replaced.
 //!
 //! The handler reads nothing but atomics, in a table that is big enough for all guests.
 
@@ -105,8 +106,8 @@ extern "C" fn on_sigbus(
         let len = slot.len.load(Ordering::Relaxed);
         let piece_len = slot.piece_len.load(Ordering::Relaxed);
         let end = start.saturating_add(len);
-        if start != 0 && (start..end).contains(&address) && replace(start, end, address, piece_len)
-        {
+        let is_hit = start != 0 && (start..end).contains(&address);
+        if is_hit && (replace_piece(start, end, address, piece_len) || replace(start, len)) {
             slot.hit.store(true, Ordering::Relaxed);
             HIT.store(true, Ordering::Relaxed);
             return;
@@ -117,13 +118,17 @@ extern "C" fn on_sigbus(
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
 }
 
-/// Puts anonymous memory in place of what `address` lies in: the piece of `piece_len` bytes, as far
-/// as it belongs to the mapping from `start` to `end`.
-fn replace(start: usize, end: usize, address: usize, piece_len: usize) -> bool {
+/// Replaces what `address` lies in: the piece of `piece_len` bytes, as far as it belongs to the mapping
+/// from `start` to `end`.
+fn replace_piece(start: usize, end: usize, address: usize, piece_len: usize) -> bool {
     let first = address & !piece_len.saturating_sub(1);
     let last = first.saturating_add(piece_len).min(end);
     let first = first.max(start);
-    let len = last.saturating_sub(first);
+    replace(first, last.saturating_sub(first))
+}
+
+/// Puts anonymous memory in place of `len` bytes from address `first` on.
+fn replace(first: usize, len: usize) -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let at = ptr::with_exposed_provenance_mut(first);
@@ -141,13 +146,21 @@ mod tests {
 
     /// A new file of `len` bytes, mapped.
     fn map(len: usize) -> (File, *mut u8) {
+        map_memfd(len, 0)
+    }
+
+    fn map_memfd(len: usize, memfd_flags: libc::c_uint) -> (File, *mut u8) {
         // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"truncated".as_ptr(), 0) };
+        let fd = unsafe { libc::memfd_create(c"truncated".as_ptr(), memfd_flags) };
         // SAFETY: memfd_create gave this fd to us alone.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(len as u64).unwrap();
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let (at, flags, fd) = (ptr::null_mut(), libc::MAP_SHARED, file.as_raw_fd());
+        let (at, flags, fd) = (
+            ptr::null_mut(),
+            libc::MAP_SHARED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+        );
         // SAFETY: a new mapping of a file of that length.
         let start = unsafe { libc::mmap(at, len, protection, flags, fd, 0) };
         assert_ne!(start, libc::MAP_FAILED);
@@ -167,6 +180,22 @@ mod tests {
         drop(watch);
         // SAFETY: the mapping made above, which nothing uses any more.
         unsafe { libc::munmap(start.cast(), 8192) };
+    }
+
+    /// Huge pages stand for a driver's mapping that the kernel does not cut into pieces of 64 KiB.
+    #[test]
+    fn access_to_a_truncated_mapping_that_cannot_be_cut_replaces_all_of_it() {
+        const LEN: usize = 1 << 30;
+        install().unwrap();
+        let (file, start) = map_memfd(LEN, libc::MFD_HUGETLB);
+        let watch = Watch::new(start, LEN, None).unwrap();
+        file.set_len(0).unwrap();
+        // SAFETY: within the mapping; the handler makes the access good.
+        unsafe { start.add(5000).write_volatile(1) };
+        assert!(watch.is_hit());
+        drop(watch);
+        // SAFETY: the mapping made above, which nothing uses any more.
+        unsafe { libc::munmap(start.cast(), LEN) };
     }
 
     #[test]
