@@ -36,6 +36,8 @@ pub struct Config {
     pub transfers: TransferConfig,
     /// How long a ring is watched for the next request after one was served.
     pub poll: Duration,
+    /// What guest memory may be.
+    pub guest_memory: GuestMemory,
     /// The daemon's own pages stay in memory.
     pub lock_memory: bool,
     /// The seccomp filter's action.
@@ -89,6 +91,15 @@ pub struct TransferConfig {
     pub max_ms: u64,
     /// Most milliseconds on the wire of one of the messages that a transfer is cut into.
     pub max_message_ms: u64,
+}
+
+/// The files that guest memory may be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestMemory {
+    /// Those whose pages wait for nobody: memfd, tmpfs, hugetlbfs.
+    Sealed,
+    /// All that can be mapped shared. What is behind a page can make an access wait for ever.
+    Any,
 }
 
 /// The seccomp filter's action on a system call that is not in its table.

@@ -272,7 +272,7 @@ impl fmt::Display for SessionError {
             Self::LeftOpen(_) => write!(
                 f,
                 "fd of a file whose close may wait (FUSE, a network or unknown file system): left open; \
-                 guest memory must be a memfd or a file on tmpfs or hugetlbfs"
+                 guest memory must be a memfd or a file on tmpfs or hugetlbfs, see --guest-memory"
             ),
             Self::Uncollected => write!(f, "too many files of the daemon's user are in flight"),
             Self::Silent => write!(f, "front-end was silent in the middle of a message"),

@@ -70,7 +70,8 @@
 //!
 //! The device has one queue of at most 1,024 descriptors, the virtio features VERSION_1, EVENT_IDX,
 //! INDIRECT_DESC and IN_ORDER, and the protocol features MQ, REPLY_ACK, CONFIG, RESET_DEVICE and
-//! CONFIGURE_MEM_SLOTS (32 of them). Memory is shared as memfd, tmpfs or hugetlbfs.
+//! CONFIGURE_MEM_SLOTS (32 of them). Memory is shared as memfd, tmpfs or hugetlbfs;
+//! with `--guest-memory=any`, as any file that can be mapped.
 //!
 //! A front-end may send as many messages as it likes before it reads a reply: each reply is sent when
 //! there is room, and until then no further message is received. A message that is malformed, unknown

@@ -35,7 +35,8 @@
 //! | so many files of the daemon's user in flight that the kernel takes no more | they stay open until it does; a guest that leaves too many waits | `fds_in_flight_of_the_daemons_user_do_not_hold_up_other_guests`, `fds_that_the_kernel_does_not_take_make_their_guest_wait_and_nobody_else` |
 //! | a call eventfd that is full and blocks | `write_timeout` interrupts the write; the connection ends and its socket does not listen for a while, each time within an hour twice as long | `offences_of_blocked_eventfds_rest_twice_as_long_and_are_forgotten_in_an_hour`, `call_eventfd_full_and_blocking_does_not_hold_up_other_guests`, `eventfd_beyond_its_end_does_not_hold_up_other_guests`, `err_eventfd_full_and_blocking_ends_the_session_and_is_named` |
 //! | its own connection as call | only eventfds and ends of socketpairs are taken | `connection_given_as_its_own_call_is_refused` |
-//! | memory that shrinks at any moment | `sigbus` puts other memory in its place, and the session ends | `guest_whose_memory_file_shrinks_ends_alone`, `guest_whose_memory_file_shrinks_ends_alone_with_all_signals_blocked_before` |
+//! | memory that shrinks at any moment | `sigbus` puts other memory in its place, and the session ends | `access_to_a_truncated_mapping_that_cannot_be_cut_replaces_all_of_it`, `guest_whose_memory_file_shrinks_ends_alone`, `guest_whose_memory_file_shrinks_ends_alone_with_all_signals_blocked_before` |
+//! | memory in any file, where `--guest-memory=any` allows it | a file is mapped if it came with a message about memory; offset, length and alignment are checked where it has a length; one that shrinks ends its guest alone; for what comes with other messages nothing changes. See "Not defended" | `guest_memory_any_is_checked_where_the_file_says_its_length`, `guest_memory_any_in_a_file_that_shrinks_ends_its_guest_alone`, `guest_memory_any_that_cannot_be_mapped_is_refused_and_closed`, `guest_memory_any_leaves_open_what_is_not_memory_and_may_wait_when_closed` |
 //! | all of the process's address space | each guest has its share of half of it | `mem_regions_may_have_a_guests_share_of_the_address_space_and_no_more`, `max_len_of_all_guests_is_at_most_half_of_the_address_space` |
 //! | memory that is no memory, sealed, overlapping, wrapping or in part of a huge page | `memory` refuses what could later fault, stall or alias | `add_sealed_file_is_taken_unless_it_cannot_be_written`, `add_malformed_regions_are_refused`, `mem_regions_overlapping_or_beyond_their_file_are_refused`, `memory_of_part_of_a_huge_page_is_refused` |
 //! | rings unaligned, outside of memory, of any size | checked when they are set and again when the ring starts: the message that would start it is refused | `vring_part_that_ends_outside_memory_is_refused_signalled_and_named`, `vring_addresses_outside_memory_or_unaligned_end_at_most_the_session`, `vring_sizes_up_to_1024_are_taken_and_others_refused` |
@@ -104,6 +105,10 @@
 //!   each GiB (measured, with the machine loaded: 1.6 s for 2 GiB). And what was touched here of
 //!   memory that goes away is unmapped here: 0.1 s for each GiB of which every 64 KiB were touched
 //!   (0.5 s for 3 GiB, loaded). The host bounds it by how much memory each VM may have.
+//! - With `--guest-memory=any`, the daemon's time against any front-end. An access to a page of a file
+//!   waits for whoever is behind it: a disk, a driver, a FUSE server that may never answer. So does the
+//!   close of a file of such a server. The administrator who gives the option trusts every front-end
+//!   with the time of all guests.
 //! - A file that had to be left open, since its close may wait for ever, is closed at the end of the
 //!   process: that is in order by then (lines released, sockets removed), but the process stays until
 //!   its file system answers or is aborted (`/sys/fs/fuse/connections`); and so may its parent.

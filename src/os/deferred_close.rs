@@ -173,10 +173,15 @@ impl FrontendFile {
         }
     }
 
-    /// Classifies `fd`, once. `None` if closing it may wait, for ever even: then it
-    /// is left open, which puts the wait off to the end of the process.
-    pub fn classify(fd: OwnedFd, mounts: &Mounts, closer: &Closer) -> Option<Self> {
-        match file_kind::of(fd, mounts) {
+    /// Classifies `fd`, once; `may_be_mapped` as for [`file_kind::of`]. `None` if closing it may wait,
+    /// for ever even: then it is left open, which puts the wait off to the end of the process.
+    pub fn classify(
+        fd: OwnedFd,
+        mounts: &Mounts,
+        may_be_mapped: bool,
+        closer: &Closer,
+    ) -> Option<Self> {
+        match file_kind::of(fd, mounts, may_be_mapped) {
             Ok((fd, kind)) => Some(Self::new(fd, kind, closer)),
             Err(fd) => {
                 std::mem::forget(fd);
@@ -190,10 +195,10 @@ impl FrontendFile {
         self.kind
     }
 
-    /// The file, if it is memory. It must be given up before `self` is: the last to have it closes it.
+    /// The file, if it is memory or may be. It must be given up before `self` is: the last to have it closes it.
     pub fn memory(&self) -> Option<Arc<File>> {
         let file = self.file.as_ref();
-        let file = file.filter(|_| self.kind == FileKind::Memory);
+        let file = file.filter(|_| matches!(self.kind, FileKind::Memory | FileKind::Mappable));
         file.map(Arc::clone)
     }
 

@@ -19,6 +19,9 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 pub enum FileKind {
     /// Memory: a memfd, or a file on tmpfs or hugetlbfs.
     Memory,
+    /// Memory, if it can be mapped: a driver's file, a DMA-BUF, a file on a disk. Its pages and its close
+    /// may wait for whoever is behind it.
+    Mappable,
     /// An anonymous inode: of these, only an eventfd takes a write of zero, which is tried where an
     /// eventfd is wanted.
     Anonymous,
@@ -28,13 +31,18 @@ pub enum FileKind {
     Unwanted,
 }
 
-/// `fd` and its kind.
+/// `fd` and its kind; if `may_be_mapped`, that of any file that the kernel may be able to map is
+/// [`FileKind::Mappable`] at least.
 ///
 /// # Errors
 /// `fd` itself, where closing it may wait for somebody, even if that is not the last close: a file of
 /// a FUSE server or of a network file system, or one that cannot be told from these by `mounts`. A
 /// FUSE server is sent a FLUSH, and its answer, which may never come, is waited for uninterruptibly.
-pub fn of(fd: OwnedFd, mounts: &Mounts) -> Result<(OwnedFd, FileKind), OwnedFd> {
+pub fn of(
+    fd: OwnedFd,
+    mounts: &Mounts,
+    may_be_mapped: bool,
+) -> Result<(OwnedFd, FileKind), OwnedFd> {
     let number = fd.as_raw_fd();
     // Succeeds on shmem (memfd, tmpfs) and hugetlbfs alone.
     if ffi::fcntl(number, libc::F_GET_SEALS).is_ok() {
@@ -45,6 +53,9 @@ pub fn of(fd: OwnedFd, mounts: &Mounts) -> Result<(OwnedFd, FileKind), OwnedFd> 
         return Ok((fd, FileKind::Unwanted));
     }
     match file_type(number) {
+        Ok((0 | libc::S_IFREG | libc::S_IFCHR | libc::S_IFBLK, _)) if may_be_mapped => {
+            Ok((fd, FileKind::Mappable))
+        }
         Ok((0, _)) => Ok((fd, FileKind::Anonymous)),
         Ok((libc::S_IFSOCK, _)) if is_unix(number) => Ok(unix_socket(fd)),
         Ok((libc::S_IFREG, device)) if !mounts.close_at_once(device) => Err(fd),
@@ -63,7 +74,7 @@ fn file_type(fd: RawFd) -> io::Result<(u32, DeviceNumber)> {
     Ok((u32::from(found.stx_mode) & libc::S_IFMT, device))
 }
 
-/// Bytes of a page of `file`, which lives in memory, if they are huge pages of hugetlbfs.
+/// Bytes of a page of `file`, which is memory, if they are huge pages of hugetlbfs.
 ///
 /// # Errors
 /// The kernel's.

@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::config::{GuestNumber, HoldPolicy};
+use crate::config::{GuestMemory, GuestNumber, HoldPolicy};
 use crate::error::ParamError;
 use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
@@ -30,6 +30,8 @@ pub struct Grant {
     pub chip_selects: Vec<(usize, usize)>,
     /// Its config space.
     pub config: Config,
+    /// What its memory may be.
+    pub guest_memory: GuestMemory,
     /// How many bytes of memory it may have.
     pub max_memory_len: u64,
     /// The meaning of `cs_change` 0.

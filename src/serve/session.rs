@@ -179,10 +179,11 @@ impl Session {
 
     fn connect(&mut self, stream: UnixStream, poller: &Poller) -> Result<(), SessionError> {
         let grant = &self.requestq.grant;
-        let max_memory_len = grant.max_memory_len;
+        let (guest_memory, max_memory_len) = (grant.guest_memory, grant.max_memory_len);
         let backend = Backend::new(self.number, grant.config, max_memory_len, poller.clone());
         let token = Token::Connection(self.number);
-        let connection = Connection::new(stream, backend, token, poller, &self.closer)?;
+        let connection =
+            Connection::new(stream, backend, token, poller, guest_memory, &self.closer)?;
         self.state = State::Connected(connection);
         self.connections.begun = self.connections.begun.wrapping_add(1);
         Ok(())

@@ -9,7 +9,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::config::{Config, DeviceConfig, DevicePath, GuestNumber, HoldPolicy, Source};
+use crate::config::{
+    Config, DeviceConfig, DevicePath, GuestMemory, GuestNumber, HoldPolicy, Source,
+};
 use crate::confine::emergency_cleanup;
 use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deferred_close::DeferredClose;
@@ -227,6 +229,12 @@ pub fn assemble(
     sockets: Vec<Socket>,
     signals: File,
 ) -> Result<EventLoop, Fatal> {
+    if config.guest_memory == GuestMemory::Any {
+        log::warning(format_args!(
+            "warning: --guest-memory=any: a front-end can stall the daemon, for all guests, by what is \
+             behind a page of its memory"
+        ));
+    }
     let poller = Poller::new().map_err(failed)?;
     let deferred = DeferredClose::new(config.guests.len());
     let mut sessions = Vec::new();
@@ -278,6 +286,7 @@ fn grant(config: &Config, hardware: &Hardware, number: GuestNumber) -> Grant {
     let policy = policy.unwrap_or(HoldPolicy::Queued);
     Grant {
         config: wire::Config::new(limits),
+        guest_memory: config.guest_memory,
         max_memory_len: memory::max_len(config.guests.len()),
         chip_selects,
         policy,

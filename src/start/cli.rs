@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use self::device::{check_devices, device, hold};
 use crate::config::{
-    AccessConfig, Config, HoldPolicy, LogLevel, MAX_MESSAGE_MS, SeccompMode, ServiceConfig, Source,
-    TransferConfig, digits,
+    AccessConfig, Config, GuestMemory, HoldPolicy, LogLevel, MAX_MESSAGE_MS, SeccompMode,
+    ServiceConfig, Source, TransferConfig, digits,
 };
 use crate::confine::seccomp;
 use crate::error::{ExitCode, Fatal};
@@ -52,7 +52,7 @@ enum Form {
 use Form::{Flag, Once, Repeated};
 
 /// Long form, short form, and how it is given.
-const OPTIONS: [(&str, Option<u8>, Form); 21] = [
+const OPTIONS: [(&str, Option<u8>, Form); 22] = [
     ("socket-path", Some(b's'), Once),
     ("socket-count", Some(b'c'), Once),
     ("socket", None, Repeated),
@@ -67,6 +67,7 @@ const OPTIONS: [(&str, Option<u8>, Form); 21] = [
     ("max-transfer-ms", None, Once),
     ("max-message-ms", None, Once),
     ("poll-us", None, Once),
+    ("guest-memory", None, Once),
     ("lock-memory", None, Flag),
     ("seccomp", None, Once),
     ("log-level", None, Once),
@@ -211,6 +212,7 @@ impl Default for Options {
                     max_message_ms: MAX_MESSAGE_MS,
                 },
                 poll: Duration::ZERO,
+                guest_memory: GuestMemory::Sealed,
                 lock_memory: false,
                 seccomp: SeccompMode::Kill,
                 log_level: Some(LogLevel::Info),
@@ -241,6 +243,7 @@ impl Options {
                 config.transfers.max_message_ms = given.number(1, MAX_MESSAGE_MS)?
             }
             "poll-us" => config.poll = Duration::from_micros(given.number(0, 100_000)?),
+            "guest-memory" => config.guest_memory = given.guest_memory()?,
             "lock-memory" => config.lock_memory = true,
             "seccomp" => config.seccomp = given.seccomp()?,
             "log-level" => config.log_level = given.log_level()?,
@@ -299,6 +302,14 @@ impl Given {
         digits(&self.value)
             .filter(|n| (min..=max).contains(n))
             .ok_or_else(|| self.bad(&format!("is not a number from {min} to {max}")))
+    }
+
+    fn guest_memory(&self) -> Result<GuestMemory, Fatal> {
+        match self.value.as_bytes() {
+            b"sealed" => Ok(GuestMemory::Sealed),
+            b"any" => Ok(GuestMemory::Any),
+            _ => Err(self.bad("is neither sealed nor any")),
+        }
     }
 
     fn seccomp(&self) -> Result<SeccompMode, Fatal> {

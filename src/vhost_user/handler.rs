@@ -123,7 +123,7 @@ impl Handler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::GuestNumber;
+    use crate::config::{GuestMemory, GuestNumber};
     use crate::os::deferred_close::Closer;
     use crate::os::epoll::Poller;
     use crate::os::mounts::Mounts;
@@ -148,7 +148,7 @@ mod tests {
             Self {
                 front,
                 back,
-                reader: Reader::new(Closer::default()),
+                reader: Reader::new(GuestMemory::Sealed, Closer::default()),
                 handler: Handler::new(backend).unwrap(),
             }
         }

@@ -117,6 +117,17 @@ impl Header {
         }
     }
 
+    /// Whether the files of the message are guest memory.
+    pub fn shares_memory(&self) -> bool {
+        let served = self.served().map(|(request, _)| request);
+        served.is_some_and(|request| {
+            matches!(
+                request,
+                Request::SET_MEM_TABLE | Request::ADD_MEM_REG | Request::REM_MEM_REG
+            )
+        })
+    }
+
     /// Whether the message asks for an acknowledgement (vhost-user, "REPLY_ACK"). The flag has no
     /// meaning for a request with a reply of its own. A message that is not allowed may ask for one,
     /// too: it is refused by it.

@@ -17,6 +17,7 @@
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
+use crate::config::GuestMemory;
 use crate::error::SessionError;
 use crate::os::deferred_close::{Closer, FrontendFile};
 use crate::os::mounts::Mounts;
@@ -57,6 +58,7 @@ pub struct Reader {
     files: Vec<FrontendFile>,
     /// Fds that were received and not classified yet.
     fds: Vec<OwnedFd>,
+    guest_memory: GuestMemory,
     closer: Closer,
     /// The peer is gone, and nothing that it sent is left in the socket, whose close is then quick.
     pub is_drained: bool,
@@ -64,12 +66,13 @@ pub struct Reader {
 
 impl Reader {
     /// For a new connection, whose fds go to `closer`.
-    pub fn new(closer: Closer) -> Self {
+    pub fn new(guest_memory: GuestMemory, closer: Closer) -> Self {
         Self {
             bytes: Vec::new(),
             len: 0,
             files: Vec::new(),
             fds: Vec::new(),
+            guest_memory,
             closer,
             is_drained: false,
         }
@@ -118,14 +121,17 @@ impl Reader {
         Ok(HEADER_LEN.saturating_add(body_len))
     }
 
-    /// Classifies the fds that were just received.
+    /// Classifies the fds that were just received. Fds that come before the whole header are not taken for
+    /// [`FileKind::Mappable`](crate::os::file_kind::FileKind::Mappable): their use is not known yet.
     ///
     /// # Errors
     /// Some had to be left open, or the message has too many.
     fn classify(&mut self, mounts: &Mounts) -> Result<(), SessionError> {
+        let shares_memory = || self.header().is_some_and(|header| header.shares_memory());
+        let may_be_mapped = self.guest_memory == GuestMemory::Any && shares_memory();
         let mut left_open = 0u32;
         for fd in self.fds.drain(..) {
-            match FrontendFile::classify(fd, mounts, &self.closer) {
+            match FrontendFile::classify(fd, mounts, may_be_mapped, &self.closer) {
                 Some(file) => self.files.push(file),
                 None => left_open = left_open.saturating_add(1),
             }
@@ -211,7 +217,7 @@ mod tests {
             let (front, back) = UnixStream::pair().unwrap();
             socket::receive_urgent_inline(back.as_raw_fd()).unwrap();
             let closer = Closer::default();
-            let reader = Reader::new(closer.clone());
+            let reader = Reader::new(GuestMemory::Sealed, closer.clone());
             Self {
                 front,
                 back,

@@ -137,7 +137,9 @@ fn check_vring_file(request: Request, file: &FrontendFile) -> Result<()> {
         FileKind::SocketEnd if request != Request::SET_VRING_KICK => return Ok(()),
         // Nor is a pipe taken: a process that holds its lock would make our write wait, and no signal
         // interrupts that.
-        FileKind::Memory | FileKind::SocketEnd | FileKind::Unwanted => return Err(NOT_AN_EVENTFD),
+        FileKind::Memory | FileKind::Mappable | FileKind::SocketEnd | FileKind::Unwanted => {
+            return Err(NOT_AN_EVENTFD);
+        }
     }
     // Of the anonymous inodes only an eventfd takes a write of 0, which changes nothing. It waits if
     // the counter is at its maximum and the front-end made the eventfd blocking.

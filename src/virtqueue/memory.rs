@@ -8,9 +8,9 @@
 //! table: no reference or slice over guest memory exists, and no pointer outlives a step. The table
 //! is a [`GuestMemory`], so that `virtio-queue` works on it.
 //!
-//! Invariant: a region is whole pages of a file that lives in memory, within that file when it was
-//! mapped, and overlaps no other region, in guest or in user addresses. The file may shrink later:
-//! `sigbus` is told about every mapping.
+//! Invariant: a region is whole pages of a file that lives in memory (with `--guest-memory=any`, of any
+//! file), within that file when it was mapped, and overlaps no other region, in guest or in user
+//! addresses. The file may shrink later: `sigbus` is told about every mapping.
 //!
 //! Must not: know rings or SPI. Called by `with_fds` and `backend` for messages about memory, and by
 //! `chain`, `vring` and files of `spi` for each access.
@@ -85,8 +85,8 @@ const OVERLAP: &str = "regions overlap";
 const TOO_MANY: &str = "more than 32 regions of memory";
 const BEYOND_FILE: &str = "region ends beyond the end of its file";
 /// An access to a file on a disk could wait for the disk; to one of a FUSE server, for ever.
-const NOT_MEMORY: &str =
-    "guest memory must be a memfd or a file on tmpfs or hugetlbfs, and a region's file is not";
+const NOT_MEMORY: &str = "guest memory must be a memfd or a file on tmpfs or hugetlbfs, and a \
+                          region's file is not; see --guest-memory";
 const UNKNOWN: &str = "no such region";
 
 impl std::fmt::Display for MemoryError {
@@ -390,8 +390,8 @@ impl Memory {
     }
 }
 
-/// Checks that the region is whole pages of `file`, which lives in memory, and ends within it.
-/// Returns the length of its pages, if they are huge ones.
+/// Checks that the region is whole pages of `file`, and ends within it if it has a length. Returns the
+/// length of its pages, if they are huge ones.
 fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, MemoryError> {
     // A part of a huge page could be mapped, but neither unmapped nor, after SIGBUS, replaced.
     let page_len = file_kind::huge_page_len(file).map_err(MemoryError::Host)?;
@@ -399,9 +399,11 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, 
     if page_len.is_some_and(|len| !numbers.iter().all(|n| n.is_multiple_of(len))) {
         return Err(MemoryError::Refused(SHAPE));
     }
-    let file_len = file.metadata().map_err(MemoryError::Host)?.len();
+    let metadata = file.metadata().map_err(MemoryError::Host)?;
+    // A driver's file has length 0, and its mapping is the driver's to refuse.
+    let has_length = metadata.is_file() || metadata.len() > 0;
     let end = region.file_offset.saturating_add(region.len);
-    if end > file_len {
+    if has_length && end > metadata.len() {
         return Err(MemoryError::Refused(BEYOND_FILE));
     }
     Ok(page_len.and_then(|len| usize::try_from(len).ok()))

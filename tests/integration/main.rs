@@ -18,6 +18,7 @@ mod confinement;
 mod counters;
 mod delays;
 mod errors;
+mod guest_memory;
 mod guests;
 mod handed_in;
 mod heads;

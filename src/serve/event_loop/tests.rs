@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 use super::*;
-use crate::config::{HoldPolicy, ServiceConfig};
+use crate::config::{GuestMemory, HoldPolicy, ServiceConfig};
 use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::handed_in::Socket;
@@ -17,6 +17,7 @@ fn connected() -> (EventLoop, UnixStream) {
     let poller = Poller::new().unwrap();
     let grant = Grant {
         chip_selects: Vec::new(),
+        guest_memory: GuestMemory::Sealed,
         max_memory_len: 0,
         config: Config::default(),
         policy: HoldPolicy::Queued,

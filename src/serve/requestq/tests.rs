@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 
 use super::*;
-use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, TransferConfig};
+use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, GuestMemory, TransferConfig};
 use crate::os::deferred_close::{Closer, DeferredClose, FrontendFile};
 use crate::os::epoll::{Poller, Registered, Token};
 use crate::os::file_kind::FileKind;
@@ -102,6 +102,7 @@ impl Player {
             chip_selects: vec![(0, 0), (0, 1), (1, 0)],
             config: Config::new([limits; 3].into_iter()),
             policy,
+            guest_memory: GuestMemory::Sealed,
             max_memory_len: 1 << 30,
             hold_timeout: 100 * MS,
             poll: Duration::ZERO,

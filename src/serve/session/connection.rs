@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use crate::config::GuestMemory;
 use crate::error::SessionError;
 use crate::os::deferred_close::Closer;
 use crate::os::epoll::{self, Poller, Token};
@@ -47,7 +48,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// A new one, whose messages change `backend`.
+    /// A new one, whose messages change `backend` and may bring `guest_memory`.
     ///
     /// # Errors
     /// The host refused it. Then the front-end sees its end.
@@ -56,6 +57,7 @@ impl Connection {
         backend: Backend,
         token: Token,
         poller: &Poller,
+        guest_memory: GuestMemory,
         closer: &Closer,
     ) -> Result<Self, SessionError> {
         let fd = stream.as_raw_fd();
@@ -65,7 +67,7 @@ impl Connection {
         match handler {
             Ok(handler) => Ok(Self {
                 stream,
-                reader: Reader::new(closer.clone()),
+                reader: Reader::new(guest_memory, closer.clone()),
                 handler,
                 poller: poller.clone(),
                 token,

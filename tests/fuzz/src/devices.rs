@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use vhost_device_spi::config::{DeviceConfig, DevicePath, HoldPolicy, TransferConfig};
+use vhost_device_spi::config::{DeviceConfig, DevicePath, GuestMemory, HoldPolicy, TransferConfig};
 use vhost_device_spi::os::deferred_close::DeferredClose;
 use vhost_device_spi::os::epoll::Poller;
 use vhost_device_spi::os::mounts::Mounts;
@@ -32,6 +32,7 @@ pub fn buses() -> Vec<Bus> {
 /// All of them for one guest, whose config space is `config`.
 pub fn grant(config: Config) -> Grant {
     Grant {
+        guest_memory: GuestMemory::Sealed,
         max_memory_len: 1 << 40,
         config,
         chip_selects: vec![(0, 0), (0, 1), (1, 0)],

@@ -32,7 +32,11 @@ impl Region {
 
     /// The same, with the region starting `file_offset` into the file.
     pub fn at_offset(gpa: u64, len: u64, file_offset: u64) -> Self {
-        let file = sys::memfd(file_offset + len);
+        Self::in_file(sys::memfd(file_offset + len), gpa, len, file_offset)
+    }
+
+    /// Maps `len` bytes of `file`, from `file_offset` on, as guest address `gpa`.
+    pub fn in_file(file: File, gpa: u64, len: u64, file_offset: u64) -> Self {
         let (prot, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
         let base = unsafe {
             libc::mmap(
