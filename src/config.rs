@@ -187,7 +187,9 @@ impl fmt::Display for GuestNumber {
 /// A device and its options.
 #[derive(Debug, Clone)]
 pub struct DeviceConfig {
-    /// Which one.
+    /// As on the command line.
+    pub name: String,
+    /// Which one; `start` puts the node in place of a directory of sysfs.
     pub path: DevicePath,
     /// Guests that may use it, a bit each.
     pub guests: u64,
@@ -236,9 +238,21 @@ pub enum ChipKind {
 }
 
 impl DeviceConfig {
+    /// The option that gave it, for errors, and its node if that has another name.
+    pub fn option(&self) -> String {
+        let (name, path) = (&self.name, self.path.to_string());
+        let option = format!("option '--device': '{name}'");
+        if path == *name {
+            option
+        } else {
+            format!("{option}, which is '{path}'")
+        }
+    }
+
     /// The device at `path` for `guests`, without options.
     pub fn new(path: DevicePath, guests: u64) -> Self {
         Self {
+            name: path.to_string(),
             path,
             guests,
             max_speed_hz: None,

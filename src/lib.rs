@@ -210,6 +210,7 @@ pub mod spi {
 pub mod start {
     pub mod assemble;
     pub mod cli;
+    pub mod device_node;
     pub mod environment;
     pub mod locked_memory;
 }

@@ -118,12 +118,12 @@ impl Device {
         bufsiz: u32,
         others: &[&Self],
     ) -> Result<Self, Fatal> {
-        let option = format!("option '--device': '{}'", config.path);
+        let option = config.option();
         let (port, found, bufsiz) = match &config.path {
             DevicePath::Loopback => (Port::Loopback, loopback::FOUND, loopback::MESSAGE_LEN),
             DevicePath::Spidev(path) => {
                 let others = others.iter().filter_map(|other| other.spidev());
-                let mut spidev = Spidev::open(path, others)?;
+                let mut spidev = Spidev::open(path, &option, others)?;
                 let found = probe(&mut spidev);
                 let found = found.map_err(|e| Fatal::os(ExitCode::NoInput, &option, &e))?;
                 (Port::Spidev(spidev), found, bufsiz)
@@ -136,7 +136,7 @@ impl Device {
         check_speed(&limits)
             .map_err(|why| Fatal::new(ExitCode::Config, format!("{option}: {why}")))?;
         Ok(Self {
-            name: config.path.to_string(),
+            name: config.name.clone(),
             port,
             limits,
             bufsiz,

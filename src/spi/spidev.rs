@@ -79,35 +79,36 @@ pub struct Spidev {
 }
 
 impl Spidev {
-    /// Opens and locks the device at `path`, where `others` were opened before, with their names.
+    /// Opens and locks the device at `path`, which errors call `name`, where `others` were opened before,
+    /// with their names.
     ///
     /// # Errors
     /// It is not there, may not be used, is not a spidev, is one of the others, or is another
     /// daemon's.
     pub fn open<'a>(
         path: &Path,
+        name: &str,
         mut others: impl Iterator<Item = (&'a str, &'a Self)>,
     ) -> Result<Self, Fatal> {
-        let name = format!("option '--device': '{}'", path.display());
         // Whatever the path turns out to be, opening it must not wait or become our terminal.
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
-            .map_err(|e| cannot_open(path, &name, &e))?;
-        let identity = identity(&file).map_err(|e| Fatal::os(ExitCode::OsError, &name, &e))?;
+            .map_err(|e| cannot_open(path, name, &e))?;
+        let identity = identity(&file).map_err(|e| Fatal::os(ExitCode::OsError, name, &e))?;
         if let Some((other, _)) = others.find(|(_, other)| other.identity == identity) {
             let why = format!("is the same device as '{other}'");
             return Err(Fatal::new(ExitCode::Usage, format!("{name}: {why}")));
         }
-        lock(&file, &name)?;
+        lock(&file, name)?;
         let found = setting(file.as_raw_fd(), RD_MODE32, [0; 4]);
         let found_mode = found.map_err(|e| match e.raw_os_error() {
             Some(libc::ENOTTY) => {
                 Fatal::new(ExitCode::NoInput, format!("{name}: not a spidev: {e}"))
             }
-            _ => Fatal::os(ExitCode::NoInput, &name, &e),
+            _ => Fatal::os(ExitCode::NoInput, name, &e),
         })?;
         let found_mode = u32::from_ne_bytes(found_mode);
         Ok(Self {

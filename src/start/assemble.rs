@@ -6,7 +6,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::config::{
@@ -29,6 +28,7 @@ use crate::serve::session::Session;
 use crate::spi::bus::Bus;
 use crate::spi::device::{Device, Port};
 use crate::spi::wire;
+use crate::start::device_node;
 use crate::virtqueue::{memory, sigbus};
 
 const BUFSIZ_PATH: &str = "/sys/module/spidev/parameters/bufsiz";
@@ -43,6 +43,8 @@ pub struct Hardware {
     buses: Vec<Bus>,
     /// Where the n-th device of the command line is: index of the bus, index of the device on it.
     places: Vec<(usize, usize)>,
+    /// What was found of devices that are named by something else than their node.
+    findings: Vec<String>,
 }
 
 /// Which controller a device is on.
@@ -81,9 +83,11 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     let bufsiz = bufsiz()?;
     let mut groups: Vec<(Controller, Vec<Device>, Vec<&DeviceConfig>)> = Vec::new();
     let mut places = Vec::new();
-    let paths = config.devices.iter().map(|device| &device.path);
+    let devices = config.devices.iter().map(device_node::resolve);
+    let devices: Vec<DeviceConfig> = devices.collect::<Result<_, _>>()?;
+    let paths = devices.iter().map(|device| &device.path);
     let controllers: Vec<Controller> = (0..).zip(paths).map(controller).collect();
-    for (device_config, controller) in config.devices.iter().zip(controllers) {
+    for (device_config, controller) in devices.iter().zip(controllers) {
         let opened: Vec<&Device> = groups.iter().flat_map(|group| &group.1).collect();
         let device = Device::open(device_config, &config.transfers, bufsiz, &opened)?;
         let known = groups.iter().position(|group| group.0 == controller);
@@ -104,14 +108,18 @@ pub fn open(config: &Config) -> Result<Hardware, Fatal> {
             Bus::new(devices, neighbour(&controller, &configs), guests)
         })
         .collect();
-    let hardware = Hardware { buses, places };
+    let hardware = Hardware {
+        buses,
+        places,
+        findings: devices.iter().filter_map(device_node::finding).collect(),
+    };
     emergency_cleanup::set_modes(modes(&hardware));
     Ok(hardware)
 }
 
 /// The controller of the device with this number and path.
 fn controller((number, path): (usize, &DevicePath)) -> Controller {
-    match spidev_numbers(path) {
+    match device_node::numbers(path) {
         Some((bus, _)) => Controller::Host(bus),
         None if *path == DevicePath::Loopback => Controller::Loopback(number),
         None => Controller::Unknown,
@@ -129,7 +137,7 @@ fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<&'sta
     }
     let numbers = configs
         .iter()
-        .filter_map(|config| spidev_numbers(&config.path));
+        .filter_map(|config| device_node::numbers(&config.path));
     let ours: Vec<String> = numbers.map(|(bus, device)| own_name(bus, device)).collect();
     let entries = fs::read_dir(SPI_DEVICES).ok()?;
     let names = entries.filter_map(|entry| {
@@ -158,26 +166,6 @@ fn is_on_bus(bus: u32, name: &str, path: &Path) -> bool {
         .is_some_and(|rest| rest.starts_with('.'));
     let real = fs::canonicalize(path).unwrap_or_default();
     named || real.iter().any(|part| part == controller.as_str())
-}
-
-/// X and Y of `/dev/spidevX.Y`, whatever the node is called here: by its device number where the
-/// host's sysfs knows it, else by the name that the path leads to.
-fn spidev_numbers(path: &DevicePath) -> Option<(u32, u32)> {
-    let DevicePath::Spidev(path) = path else {
-        return None;
-    };
-    let by_number = fs::metadata(path).ok().and_then(|metadata| {
-        let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
-        numbers_in(&fs::canonicalize(format!("/sys/dev/char/{major}:{minor}")).ok()?)
-    });
-    let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-    by_number.or_else(|| numbers_in(&real))
-}
-
-fn numbers_in(path: &Path) -> Option<(u32, u32)> {
-    let name = path.file_name()?.to_str()?;
-    let (bus, device) = name.strip_prefix("spidev")?.split_once('.')?;
-    Some((bus.parse().ok()?, device.parse().ok()?))
 }
 
 fn bufsiz() -> Result<u32, Fatal> {
@@ -236,6 +224,9 @@ pub fn assemble(
         ));
     }
     let poller = Poller::new().map_err(failed)?;
+    for finding in &hardware.findings {
+        log::info(format_args!("{finding}"));
+    }
     let deferred = DeferredClose::new(config.guests.len());
     let mut sessions = Vec::new();
     for (number, socket) in GuestNumber::all().zip(sockets) {

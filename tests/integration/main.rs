@@ -33,6 +33,7 @@ mod log;
 mod loopback;
 mod messages;
 mod mix;
+mod naming;
 mod neighbours;
 mod options;
 mod packaging;

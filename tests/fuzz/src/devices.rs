@@ -50,16 +50,9 @@ pub fn shared(buses: Vec<Bus>) -> Shared {
 
 fn device() -> Device {
     let config = DeviceConfig {
-        path: DevicePath::Loopback,
-        guests: 1,
-        max_speed_hz: None,
-        min_speed_hz: 0,
-        cs_high: None,
-        loop_mode: None,
         word_delay: true,
         cs_setup: true,
-        exclusive_bus: false,
-        chip: None,
+        ..DeviceConfig::new(DevicePath::Loopback, 1)
     };
     let transfers = TransferConfig {
         max_len: 1 << 20,

@@ -169,6 +169,7 @@ impl Host {
             .tempdir()
             .expect("directory of the faked nodes");
         fs::create_dir(dir.path().join("devices")).unwrap();
+        fs::create_dir(dir.path().join("sysfs")).unwrap();
         let state = State {
             bufsiz: 4096,
             align: 8,
@@ -259,6 +260,8 @@ impl Host {
         let controller = state.controllers.entry(id.0).or_default().clone();
         let file = state.dir.path().join(format!("spidev{}.{}", id.0, id.1));
         File::create(&file).unwrap();
+        let spidev = format!("sysfs/spi{0}.{1}/spidev/spidev{0}.{1}", id.0, id.1);
+        fs::create_dir_all(state.dir.path().join(spidev)).unwrap();
         let native_high = mode & rules::CS_HIGH != 0;
         // As when a device is registered: the word size is not checked, the speed is clamped, a GPIO needs CS_HIGH.
         let forced = if controller.gpio_cs {
@@ -305,7 +308,19 @@ impl Host {
             id.0
         );
         let _ =
-            std::os::unix::fs::symlink(target, self.state().dir.path().join("devices").join(name));
+            std::os::unix::fs::symlink(target, self.state().dir.path().join("devices").join(&name));
+        let _ = fs::create_dir(self.state().dir.path().join("sysfs").join(name));
+    }
+
+    /// Calls a device of sysfs otherwise than `spiX.Y`, as ACPI does.
+    pub fn named(self, id: Id, name: &str) -> Self {
+        let sysfs = self.state().dir.path().join("sysfs");
+        fs::rename(
+            sysfs.join(format!("spi{}.{}", id.0, id.1)),
+            sysfs.join(name),
+        )
+        .unwrap();
+        self
     }
 
     /// Leaves the line asserted, as a daemon that was killed in the middle does.

@@ -132,13 +132,19 @@ fn install(socket: RawFd) -> io::Result<()> {
     // No such call there: the number of openat twice does no harm.
     #[cfg(not(target_arch = "x86_64"))]
     let open = libc::SYS_openat as u32;
+    #[cfg(target_arch = "x86_64")]
+    let readlink = libc::SYS_readlink as u32;
+    #[cfg(not(target_arch = "x86_64"))]
+    let readlink = libc::SYS_readlinkat as u32;
     let program = [
         stmt(LOAD, 4), // arch
-        jump(AUDIT_ARCH, 0, 10),
+        jump(AUDIT_ARCH, 0, 12),
         stmt(LOAD, 0), // nr
-        jump(libc::SYS_openat as u32, 9, 0),
-        jump(libc::SYS_openat2 as u32, 8, 0),
-        jump(open, 7, 0),
+        jump(libc::SYS_openat as u32, 11, 0),
+        jump(libc::SYS_openat2 as u32, 10, 0),
+        jump(open, 9, 0),
+        jump(readlink, 8, 0),
+        jump(libc::SYS_readlinkat as u32, 7, 0),
         jump(libc::SYS_setitimer as u32, 6, 0),
         jump(libc::SYS_landlock_create_ruleset as u32, 5, 0),
         jump(libc::SYS_ioctl as u32, 0, 3),

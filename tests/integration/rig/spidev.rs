@@ -21,10 +21,25 @@ impl Host {
         match call.nr {
             libc::SYS_ioctl => self.ioctl(call),
             libc::SYS_landlock_create_ruleset => self.ruleset(call),
+            libc::SYS_readlinkat => self.read_link(call, call.args[1]),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_readlink => self.read_link(call, call.args[0]),
             libc::SYS_openat | libc::SYS_openat2 => {
                 self.open(call, call.args[1], call.args[2] as i32)
             }
             _ => self.open(call, call.args[0], call.args[1] as i32),
+        }
+    }
+
+    /// A node is there, and not a link.
+    fn read_link(&self, call: &Call, path: u64) -> Answer {
+        let id = call.path(path).as_deref().and_then(parse_node);
+        let state = self.state();
+        let is_node = id.is_some_and(|id| state.nodes.contains_key(&id));
+        if is_node {
+            Answer::Return(-i64::from(libc::EINVAL))
+        } else {
+            Answer::Continue
         }
     }
 
@@ -51,6 +66,10 @@ impl Host {
                 let own = if state.sysfs { own } else { "absent" };
                 return give(File::open(state.dir.path().join(own)));
             }
+        }
+        if let Some(below) = text.strip_prefix("/sys/bus/spi/devices/") {
+            let own = if state.sysfs { "sysfs" } else { "absent" };
+            return give(File::open(state.dir.path().join(own).join(below)));
         }
         let Some(id) = parse_node(&text) else {
             return Answer::Continue;

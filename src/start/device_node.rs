@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The spidev that a device of the command line is, whatever it is named by.
+//!
+//! The kernel numbers controllers in the order in which it finds them, so that `/dev/spidevX.Y` can be
+//! another device after the next boot. These names do not move:
+//!
+//! | name | what it is |
+//! |---|---|
+//! | a link, such as one of udev's, or a node of another name | the spidev with its device number, or else at the end of the link |
+//! | a directory of sysfs, such as `/sys/bus/spi/devices/spi0.0` | the spidev that is bound to that device |
+//!
+//! Must not: open a device. Called by `assemble`.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::config::{DeviceConfig, DevicePath};
+use crate::error::{ExitCode, Fatal};
+
+const SYSFS: &str = "/sys";
+
+/// `config` with the path of its node in place of a directory of sysfs.
+///
+/// # Errors
+/// There is no such directory, or no spidev is bound to its device.
+pub fn resolve(config: &DeviceConfig) -> Result<DeviceConfig, Fatal> {
+    let mut config = config.clone();
+    if let DevicePath::Spidev(path) = &mut config.path
+        && path.starts_with(SYSFS)
+    {
+        *path = bound_to(path)?;
+    }
+    Ok(config)
+}
+
+/// The node of the spidev that is bound to the device in the directory `device` of sysfs.
+fn bound_to(device: &Path) -> Result<PathBuf, Fatal> {
+    let refused = |why: &str| {
+        let what = format!("option '--device': '{}': {why}", device.display());
+        Fatal::new(ExitCode::NoInput, what)
+    };
+    fs::read_dir(device).map_err(|error| refused(&error.to_string()))?;
+    let entries = fs::read_dir(device.join("spidev")).into_iter().flatten();
+    let numbers = entries.filter_map(|entry| numbers_in(&entry.ok()?.path()));
+    let node = numbers.map(node).next();
+    node.ok_or_else(|| refused("no spidev below it; is the device bound to spidev?"))
+}
+
+fn node((bus, device): (u32, u32)) -> PathBuf {
+    format!("/dev/spidev{bus}.{device}").into()
+}
+
+/// X and Y of `/dev/spidevX.Y`, whatever the node is called here: by its device number where the
+/// host's sysfs knows it, else by the name that the path leads to.
+pub fn numbers(path: &DevicePath) -> Option<(u32, u32)> {
+    let DevicePath::Spidev(path) = path else {
+        return None;
+    };
+    let by_number = fs::metadata(path).ok().and_then(|metadata| {
+        let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+        numbers_in(&fs::canonicalize(format!("/sys/dev/char/{major}:{minor}")).ok()?)
+    });
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    by_number.or_else(|| numbers_in(&real))
+}
+
+fn numbers_in(path: &Path) -> Option<(u32, u32)> {
+    let name = path.file_name()?.to_str()?;
+    let (bus, device) = name.strip_prefix("spidev")?.split_once('.')?;
+    Some((bus.parse().ok()?, device.parse().ok()?))
+}
+
+/// What was found, if the device was named by something else.
+pub fn finding(config: &DeviceConfig) -> Option<String> {
+    let (name, found) = (&config.name, node(numbers(&config.path)?));
+    let found = found.display();
+    (found.to_string() != *name).then(|| format!("option '--device': '{name}' is {found}"))
+}
