@@ -209,6 +209,17 @@ pub struct DeviceConfig {
     pub exclusive_bus: bool,
     /// The chip, if its commands are to be known.
     pub chip: Option<ChipConfig>,
+    /// What the loopback is to do wrong.
+    pub faults: Faults,
+}
+
+/// Faults of the loopback, for tests of guests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Every so many transfers one fails.
+    pub fail_every: Option<u32>,
+    /// How much later each is answered.
+    pub delay: Option<Duration>,
 }
 
 /// What is known of a chip, and who may do what with it.
@@ -263,6 +274,7 @@ impl DeviceConfig {
             cs_setup: false,
             exclusive_bus: false,
             chip: None,
+            faults: Faults::default(),
         }
     }
 }

@@ -150,6 +150,8 @@ pub enum TransferError {
     Memory,
     /// Not even one further word of it fits a message.
     NoMessage,
+    /// The loopback was told to fail it.
+    Wanted,
 }
 
 impl TransferError {
@@ -162,7 +164,7 @@ impl TransferError {
     pub fn level(&self) -> LogLevel {
         match self {
             Self::Ioctl(_) | Self::Short(_) | Self::Stuck | Self::NoMessage => LogLevel::Error,
-            Self::HoldCut | Self::Memory => LogLevel::Warning,
+            Self::HoldCut | Self::Memory | Self::Wanted => LogLevel::Warning,
             Self::Aborted => LogLevel::Info,
         }
     }
@@ -184,6 +186,7 @@ impl fmt::Display for TransferError {
                 "a device of its controller is selected and cannot be released"
             ),
             Self::Memory => write!(f, "its buffers are no longer in guest memory"),
+            Self::Wanted => write!(f, "the device option fail= has it fail"),
             Self::NoMessage => write!(f, "spidev.bufsiz holds not even one word of it"),
         }
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::config::{DeviceConfig, DevicePath, GuestNumber, TransferConfig};
 use crate::error::{ExitCode, Fatal};
 use crate::spi::framing::{Chip, Framed};
-use crate::spi::loopback;
+use crate::spi::loopback::{self, Loopback};
 use crate::spi::probe::{Capabilities, probe};
 use crate::spi::spidev::{
     SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_CS_HIGH, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_DUAL, SPI_RX_OCTAL,
@@ -54,7 +54,7 @@ pub enum Port {
     /// A spidev of the host.
     Spidev(Spidev),
     /// The built-in loopback.
-    Loopback,
+    Loopback(Loopback),
 }
 
 /// A chip select of the host.
@@ -120,7 +120,10 @@ impl Device {
     ) -> Result<Self, Fatal> {
         let option = config.option();
         let (port, found, bufsiz) = match &config.path {
-            DevicePath::Loopback => (Port::Loopback, loopback::FOUND, loopback::MESSAGE_LEN),
+            DevicePath::Loopback => {
+                let port = Port::Loopback(Loopback::new(config.faults));
+                (port, loopback::FOUND, loopback::MESSAGE_LEN)
+            }
             DevicePath::Spidev(path) => {
                 let others = others.iter().filter_map(|other| other.spidev());
                 let mut spidev = Spidev::open(path, &option, others)?;
@@ -154,7 +157,7 @@ impl Device {
     fn spidev(&self) -> Option<(&str, &Spidev)> {
         match &self.port {
             Port::Spidev(spidev) => Some((&self.name, spidev)),
-            Port::Loopback => None,
+            Port::Loopback(_) => None,
         }
     }
 
@@ -183,7 +186,7 @@ impl Device {
     pub fn use_mode(&mut self, mode: u32) -> io::Result<()> {
         match &mut self.port {
             Port::Spidev(spidev) if spidev.mode() != mode => spidev.set_mode(mode),
-            Port::Spidev(_) | Port::Loopback => Ok(()),
+            Port::Spidev(_) | Port::Loopback(_) => Ok(()),
         }
     }
 
@@ -338,6 +341,7 @@ fn fixed_mode(config: &DeviceConfig, found: &Capabilities) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Faults;
     use crate::start::cli::parse_config;
 
     const TRANSFERS: TransferConfig = TransferConfig {
@@ -370,7 +374,7 @@ mod tests {
         let with = |options, mode| Device {
             fixed_mode: fixed_mode(&config(options), &found(mode)),
             name: String::new(),
-            port: Port::Loopback,
+            port: Port::Loopback(Loopback::new(Faults::default())),
             limits: common.limits,
             bufsiz: 4096,
             chip: None,

@@ -3,8 +3,12 @@
 //! The built-in device: sends back what it is sent, and reads as 0xff like an idle line.
 //!
 //! It lets a guest be brought up before there is hardware. The bytes move at once; the wire time is
-//! a deadline of the transfer that asked for them.
+//! a deadline of the transfer that asked for them. On request it does things wrong, so that a guest's
+//! handling of errors and time-outs can be tested.
 
+use std::time::Duration;
+
+use crate::config::Faults;
 use crate::error::TransferError;
 use crate::spi::plan::{Piece, Place};
 use crate::spi::probe::Capabilities;
@@ -24,6 +28,34 @@ pub const FOUND: Capabilities = Capabilities {
     bits_per_word_mask: u32::MAX,
     max_speed_hz: 1_000_000_000,
 };
+
+/// Its faults, and how far it has got with them.
+#[derive(Debug)]
+pub struct Loopback {
+    faults: Faults,
+    /// Transfers since one failed, or since the start.
+    since_failure: u32,
+}
+
+impl Loopback {
+    /// Without a transfer yet.
+    pub fn new(faults: Faults) -> Self {
+        Self {
+            faults,
+            since_failure: 0,
+        }
+    }
+
+    /// A transfer begins. Returns how much later it is answered, and whether it is to fail.
+    pub fn begin(&mut self) -> (Duration, bool) {
+        self.since_failure = self.since_failure.wrapping_add(1);
+        let fails = self.faults.fail_every == Some(self.since_failure);
+        if fails {
+            self.since_failure = 0;
+        }
+        (self.faults.delay.unwrap_or_default(), fails)
+    }
+}
 
 /// Moves the bytes of one piece.
 ///

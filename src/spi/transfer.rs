@@ -18,7 +18,7 @@ use crate::error::TransferError;
 use crate::spi::device::{Device, Line, Port};
 use crate::spi::hold::{Claim, Direction};
 use crate::spi::lead::Lead;
-use crate::spi::loopback;
+use crate::spi::loopback::{self, Loopback};
 use crate::spi::message::{Message, Scratch};
 use crate::spi::plan::{Budget, MAX_PIECES, Piece, Progress, Work, plan_message};
 use crate::spi::request::{Request, Store};
@@ -75,6 +75,8 @@ pub struct Transfer {
     progress: Progress,
     /// The loopback's message on the wire ends at this moment.
     busy_until: Option<Instant>,
+    /// The loopback is to fail it.
+    fails: bool,
 }
 
 impl Transfer {
@@ -91,6 +93,7 @@ impl Transfer {
             lead,
             progress: Progress::default(),
             busy_until: None,
+            fails: false,
         }
     }
 
@@ -156,7 +159,7 @@ impl Transfer {
     ) -> Result<Step, TransferError> {
         if let Some(until) = self.busy_until {
             self.busy_until = Some(until).filter(|until| until > now);
-            return Ok(self.after_message(device, follows));
+            return self.after_message(device, follows);
         }
         let mode = self.claim.mode;
         // Setting the mode calls spi_setup(), which releases chip select. So this fails before the line
@@ -166,34 +169,37 @@ impl Transfer {
         let next = self.next_message(device, store);
         // Commit point: below this line the bus has been touched.
         device.line = Line::Asserted;
-        let sent = match &device.port {
+        let sent = match &mut device.port {
             Port::Spidev(spidev) => {
                 let sent = self.send(spidev, &next, memory, scratch, follows);
                 *now = Instant::now();
                 sent
             }
-            Port::Loopback => self.echo(&next, memory, *now),
+            Port::Loopback(loopback) => self.echo(loopback, &next, memory, *now),
         };
         if sent.as_ref().is_err_and(TransferError::is_shutdown) && before == Line::Released {
             // spidev of a device that is gone, and the core of a controller that is suspended, refuse
             // before the line is touched (`spidev_sync()`, `__spi_sync()`).
             device.line = Line::Untouched;
         }
-        sent.map(|()| self.after_message(device, follows))
+        sent.and_then(|()| self.after_message(device, follows))
     }
 
-    fn after_message(&self, device: &mut Device, follows: bool) -> Step {
+    fn after_message(&self, device: &mut Device, follows: bool) -> Result<Step, TransferError> {
         if let Some(until) = self.busy_until {
-            return Step::Until(until);
+            return Ok(Step::Until(until));
+        }
+        if self.fails {
+            return Err(TransferError::Wanted);
         }
         if self.progress.done < self.len {
-            return Step::More;
+            return Ok(Step::More);
         }
         let kept = self.keeps(follows);
         if !kept {
             device.line = Line::Released;
         }
-        Step::Done { kept }
+        Ok(Step::Done { kept })
     }
 
     /// Whether chip select stays asserted at its end; `follows` says whether another request is queued.
@@ -214,7 +220,7 @@ impl Transfer {
                 // Bytes are all the same to the loopback: no word needs to stay whole.
                 word_len: match device.port {
                     Port::Spidev(_) => self.word_len,
-                    Port::Loopback => 1,
+                    Port::Loopback(_) => 1,
                 },
                 lead: self.lead,
             },
@@ -264,13 +270,23 @@ impl Transfer {
     }
 
     /// Moves the bytes of the next message at once, then lets the time pass that it would take on the
-    /// wire.
+    /// wire. The first one takes the delay that was asked for; of a transfer that is to fail, it moves
+    /// nothing and takes nothing else.
     fn echo(
         &mut self,
+        loopback: &mut Loopback,
         next: &NextMessage<'_>,
         memory: &Memory,
         now: Instant,
     ) -> Result<(), TransferError> {
+        let mut delay = Duration::ZERO;
+        if self.progress.done == 0 {
+            (delay, self.fails) = loopback.begin();
+        }
+        if self.fails {
+            self.busy_until = now.checked_add(delay);
+            return Ok(());
+        }
         let len = self.plan(next, |piece| loopback::transfer(memory, &piece))?;
         let mut ns = self.timing.wire_ns(len.into(), self.word_len.into());
         if next.sets_up {
@@ -279,7 +295,8 @@ impl Transfer {
         if self.progress.done == self.len {
             ns = ns.saturating_add(self.head.cs_delay_hold_ns.into());
         }
-        self.busy_until = now.checked_add(Duration::from_nanos(ns));
+        let wire = Duration::from_nanos(ns);
+        self.busy_until = now.checked_add(delay.saturating_add(wire));
         Ok(())
     }
 }

@@ -252,7 +252,7 @@ fn modes(hardware: &Hardware) -> Vec<(std::os::fd::RawFd, u32)> {
     devices
         .filter_map(|device| match &device.port {
             Port::Spidev(spidev) => Some((spidev.fd(), spidev.found_mode())),
-            Port::Loopback => None,
+            Port::Loopback(_) => None,
         })
         .collect()
 }

@@ -437,7 +437,7 @@ mod tests {
                 &["-l", "e,speed=1"],
                 "option '--device': 'e,speed=1' has 'speed=1', which is not an option of a device; \
                  those are guests, max-speed-hz, min-speed-hz, cs-high, loop, word-delay, cs-setup, \
-                 exclusive-bus, chip, address-bytes, read-only and deny",
+                 exclusive-bus, chip, address-bytes, read-only, deny, fail and delay-ms",
             ),
             (
                 &["-l", "e,/dev/spidev0.1"],

@@ -242,3 +242,116 @@ fn loopback_is_held_as_a_device_is() {
         Ok(())
     });
 }
+
+/// Two guests on a loopback with these options.
+fn faulty(options: &str) -> (Host, Daemon, [Guest; 2]) {
+    let host = Host::new();
+    let device = format!("loopback,{options}");
+    let daemon = Setup::new(&host).guests(2).device(&device).start();
+    let guests = [0, 1].map(|n| Guest::connect(&daemon, n));
+    (host, daemon, guests)
+}
+
+#[test]
+fn loopback_fail_fails_every_nth_transfer_of_all_guests_and_touches_no_rx() {
+    let (_host, daemon, mut guests) = faulty("fail=3");
+    for n in 1..=12 {
+        let guest = &mut guests[n % 2];
+        // Of several messages, and still one transfer.
+        let len = if n > 9 { 65_537 } else { 2 };
+        let outcome = guest.transfer(Head::default().freq(0), &pattern(len), len);
+        if n % 3 == 0 {
+            assert_eq!(outcome.result, TRANS_ERR, "{n}");
+            assert!(outcome.rx.iter().all(|&b| b == memory::UNTOUCHED), "{n}");
+        } else {
+            assert_eq!(outcome.result, TRANS_OK, "{n}");
+            assert!(outcome.rx == pattern(len), "{n}");
+        }
+        // What is refused is no transfer.
+        let refused = guest.transfer(Head::default().bits(0), &[1], 1);
+        assert_eq!(refused.result, PARAM_ERR, "{n}");
+    }
+    daemon.wait_line(&["device=\"loopback\"", "request failed", "fail="]);
+    let (_host, _daemon, [mut guest, _]) = faulty("fail=1");
+    for _ in 0..3 {
+        let outcome = guest.transfer(Head::default(), &[1], 1);
+        assert_eq!(outcome.result, TRANS_ERR);
+    }
+}
+
+#[test]
+fn loopback_faults_are_those_of_their_own_device() {
+    let host = Host::new();
+    let devices = ["loopback,fail=1", "loopback", "loopback,fail=2"];
+    let daemon = Daemon::start(&host, &devices);
+    let mut guest = Guest::connect(&daemon, 0);
+    for expected in [
+        [TRANS_ERR, TRANS_OK, TRANS_OK],
+        [TRANS_ERR, TRANS_OK, TRANS_ERR],
+    ] {
+        let results = [0, 1, 2].map(|chip_select| {
+            let head = Head::default().chip_select(chip_select);
+            guest.transfer(head, &[1], 1).result
+        });
+        assert_eq!(results, expected);
+    }
+}
+
+#[test]
+fn loopback_delay_answers_later_and_others_meanwhile() {
+    const DELAY: Duration = Duration::from_millis(500);
+    let host = Host::new();
+    let setup = Setup::new(&host).guests(2);
+    let setup = setup.device("loopback,delay-ms=500,fail=2,guests=0");
+    let daemon = setup.device("loopback,guests=1").start();
+    sys::on_time(|| {
+        let [mut late, mut other] = [0, 1].map(|n| Guest::connect(&daemon, n));
+        let mut meanwhile = Ok(());
+        // Of the second one it is the error that comes later.
+        for expected in [TRANS_OK, TRANS_ERR] {
+            let start = Instant::now();
+            let request = late.request(Head::default(), &[7], 1);
+            late.queue(&request);
+            late.kick();
+            late.config();
+            other.assert_served();
+            meanwhile = meanwhile.and(under_way(&late));
+            let used = late.wait_used(1)[0];
+            assert_eq!(late.outcome(&request, used).result, expected);
+            assert!(start.elapsed() >= DELAY, "{:?}", start.elapsed());
+        }
+        meanwhile
+    });
+}
+
+#[test]
+fn loopback_delay_of_a_minute_keeps_neither_a_stopped_ring_nor_the_end() {
+    let (_host, mut daemon, mut guests) = faulty("delay-ms=60000");
+    // The first is in the first of two messages; the second waits, and is in its only one at the end.
+    for (guest, len) in guests.iter_mut().zip([65_537, 1]) {
+        let request = guest.request(Head::default().freq(0), &pattern(len), 0);
+        guest.queue(&request);
+        guest.kick();
+        guest.config();
+    }
+    assert_eq!(guests[0].stop(), 1);
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn loopback_faults_that_make_no_sense_are_a_usage_error() {
+    let no_number = "not a number from 1 to";
+    for (device, words) in [
+        ("loopback,fail=0", ["'fail=0'", no_number]),
+        ("loopback,fail=4294967296", ["'fail=4294967296'", no_number]),
+        ("loopback,delay-ms=60001", ["'delay-ms=60001'", "60000"]),
+        ("loopback,delay-ms=1s", ["'delay-ms=1s'", no_number]),
+        ("/dev/spidev0.0,fail=2", ["'fail'", "only loopback"]),
+        ("/dev/spidev0.0,delay-ms=2", ["'delay-ms'", "only loopback"]),
+    ] {
+        let line = ["--socket-path=s", &format!("--device={device}")];
+        let finished = setup::run(&Host::with_devices(1), &line);
+        assert_eq!(finished.refused(&words), 64, "{}", finished.stderr);
+    }
+}

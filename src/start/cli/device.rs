@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use super::chip::ChipOptions;
 use super::{Given, cut, usage};
@@ -12,6 +13,10 @@ use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
 const COMMA: &str = "has a list of guests with a comma; write '+', as in 0+3-5";
+const NOT_A_COUNT: &str = "not a number from 1 to 4294967295, in plain digits";
+/// The longest that the loopback answers later.
+const MAX_DELAY_MS: u32 = 60_000;
+const NOT_A_DELAY: &str = "not a number from 1 to 60000, in plain digits";
 const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
 
 /// A device and its options, where there are `count` guests.
@@ -44,7 +49,23 @@ pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal>
     let what = format!("option '--device': '{}'", device.path);
     check_guests(device.guests, count, &what)?;
     device.chip = chip.finish(&device, count)?;
+    check_faults(&device).map_err(|why| usage(format!("{what} {why}")))?;
     Ok(device)
+}
+
+/// Why a device cannot have its faults.
+fn check_faults(device: &DeviceConfig) -> Result<(), String> {
+    let given = match (device.faults.fail_every, device.faults.delay) {
+        (Some(_), _) => "fail",
+        (None, Some(_)) => "delay-ms",
+        (None, None) => return Ok(()),
+    };
+    if device.path == DevicePath::Loopback {
+        return Ok(());
+    }
+    Err(format!(
+        "has '{given}', which only loopback has; leave it out for a real device"
+    ))
 }
 
 /// Why an option of a device cannot come after those `seen`.
@@ -83,6 +104,10 @@ fn set(
         hz.filter(|&hz| hz > 0)
             .ok_or("not a clock in Hz from 1 to 4294967295, in plain digits")
     };
+    let number = |max: u32, what| {
+        let number = digits(value).and_then(|number| u32::try_from(number).ok());
+        number.filter(|n| (1..=max).contains(n)).ok_or(what)
+    };
     match name {
         b"guests" => device.guests = guests(value.as_bytes()).ok_or(NOT_A_LIST)?,
         b"max-speed-hz" => device.max_speed_hz = Some(hz()?),
@@ -96,11 +121,16 @@ fn set(
         b"address-bytes" => chip.address_bytes = Some(ChipOptions::count(value)?),
         b"read-only" => chip.read_only = Some(guests(value.as_bytes()).ok_or(NOT_A_LIST)?),
         b"deny" => chip.deny = Some(ChipOptions::opcodes(value)?),
+        b"fail" => device.faults.fail_every = Some(number(u32::MAX, NOT_A_COUNT)?),
+        b"delay-ms" => {
+            let ms = number(MAX_DELAY_MS, NOT_A_DELAY)?;
+            device.faults.delay = Some(Duration::from_millis(ms.into()));
+        }
         _ => {
             return Err(
                 "not an option of a device; those are guests, max-speed-hz, \
                  min-speed-hz, cs-high, loop, word-delay, cs-setup, exclusive-bus, chip, \
-                 address-bytes, read-only and deny",
+                 address-bytes, read-only, deny, fail and delay-ms",
             );
         }
     }
