@@ -195,7 +195,8 @@ impl FrontendFile {
         self.kind
     }
 
-    /// The file, if it is memory or may be. It must be given up before `self` is: the last to have it closes it.
+    /// The file, if it is memory or may be. It must be given up before `self` is: the last to have it
+    /// closes it.
     pub fn memory(&self) -> Option<Arc<File>> {
         let file = self.file.as_ref();
         let file = file.filter(|_| matches!(self.kind, FileKind::Memory | FileKind::Mappable));

@@ -3,12 +3,15 @@
 //! The spidev that a device of the command line is, whatever it is named by.
 //!
 //! The kernel numbers controllers in the order in which it finds them, so that `/dev/spidevX.Y` can be
-//! another device after the next boot. These names do not move:
+//! another device after the next boot. It can be named by what does not move:
 //!
 //! | name | what it is |
 //! |---|---|
 //! | a link, such as one of udev's, or a node of another name | the spidev with its device number, or else at the end of the link |
 //! | a directory of sysfs, such as `/sys/bus/spi/devices/spi0.0` | the spidev that is bound to that device |
+//!
+//! A name of sysfs stays where the firmware gave it (`spi-PRP0001:00`); `spiX.Y` has the controller's
+//! number, too.
 //!
 //! Must not: open a device. Called by `assemble`.
 

@@ -7,7 +7,7 @@
 //! bytes. There is room for all fds that a receipt can bring, so that the kernel never closes one: that
 //! could be a last close, which may wait for ever. Each fd is classified when it arrives; from then on
 //! it is a [`FrontendFile`], whose close is deferred. A file of which every close may wait is left open,
-//! and ends the connection.
+//! and ends the connection, unless it came as guest memory and `--guest-memory=any` allows that.
 //!
 //! A receipt never asks for bytes after the end of the message, so that its fds are told from those of
 //! the next: the kernel hands out fds with the first byte of the piece that they were sent with.
