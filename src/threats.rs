@@ -95,8 +95,7 @@
 //! socket does not listen for 1 to 64 seconds; one that has much memory can buy more with it: see the
 //! first of what is not defended. Shown by
 //! `turns_on_another_controller_are_waited_for_by_a_single_message` and
-//! `time_of_each_message_is_at_most_what_is_set`, and measured by
-//! `tests/latency`.
+//! `time_of_each_message_is_at_most_what_is_set`, and measured by `tests/latency`.
 //!
 //! # Not defended
 //!

@@ -118,7 +118,7 @@ fn guest_memory_any_is_checked_where_the_file_says_its_length() {
         let shared = share(&connected(&daemon), &file, len, offset);
         assert_eq!(shared, taken, "{len:#x} at {offset:#x}");
     }
-    daemon.wait_line(&["region ends behind its file"]);
+    daemon.wait_line(&["region ends beyond the end of its file"]);
     let zero = File::options().read(true).write(true).open("/dev/zero");
     let zero = zero.unwrap();
     assert!(share(&connected(&daemon), &zero, 1 << 16, 0));
