@@ -154,7 +154,12 @@ impl EventLoop {
                 }
             }
             Token::Listener(guest) => self.accept(guest),
-            Token::Kick(guest) => self.turns.queue(guest, false, self.shared.now),
+            Token::Kick(guest) => {
+                if let Some(session) = self.sessions.get_mut(guest.index()) {
+                    session.note_kick();
+                }
+                self.turns.queue(guest, false, self.shared.now);
+            }
             Token::Connection(guest) => self.turns.queue(guest, true, self.shared.now),
         }
     }

@@ -286,6 +286,23 @@ impl Session {
         Ok(true)
     }
 
+    /// The driver kicked. If there is no memory, it waits for an answer that never comes, and neither its
+    /// kernel nor QEMU says why: that is logged, once.
+    pub fn note_kick(&mut self) {
+        let State::Connected(connection) = &mut self.state else {
+            return;
+        };
+        let guest = connection.backend().guest();
+        let lacks = guest.vring.lacks_memory(&guest.memory);
+        drop(guest);
+        if lacks && !std::mem::replace(&mut connection.lack_is_logged, true) {
+            let what = format_args!(
+                "requests wait: the front-end has shared no guest memory; under QEMU it needs share=on"
+            );
+            self.log(LogLevel::Warning, what);
+        }
+    }
+
     /// Makes one step of the request in progress, or takes the next one. Returns when to call again.
     ///
     /// # Errors

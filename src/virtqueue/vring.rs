@@ -249,6 +249,16 @@ impl Vring {
         self.queue.ready()
     }
 
+    /// Whether the ring is started and enabled, and there is no memory that it could be in.
+    pub fn lacks_memory(&self, memory: &Memory) -> bool {
+        self.is_wanted() && memory.is_empty()
+    }
+
+    /// Whether it is to run as soon as it is in memory.
+    fn is_wanted(&self) -> bool {
+        self.state == State::Started && (self.enabled || self.always_enabled)
+    }
+
     /// Whether the ring runs without a kick fd: it must be looked at, because no kick will come.
     pub fn lacks_kick(&self) -> bool {
         self.is_running() && self.kick.is_none()
@@ -262,9 +272,8 @@ impl Vring {
     pub fn update(&mut self, memory: &Memory) -> Result<(), Misplaced> {
         let was_running = self.is_running();
         self.queue.set_ready(false);
-        let enabled = self.enabled || self.always_enabled;
-        let is_wanted = self.state == State::Started && enabled && !memory.is_empty();
-        let Some(addresses) = self.addresses.filter(|_| is_wanted) else {
+        let can_run = self.is_wanted() && !memory.is_empty();
+        let Some(addresses) = self.addresses.filter(|_| can_run) else {
             return Ok(());
         };
         self.locate(addresses, memory)?;
@@ -717,6 +726,7 @@ mod tests {
         assert!(!rig.vring.rearm(&rig.memory).unwrap());
     }
 
+    #[cfg(debug_assertions)]
     #[test]
     #[should_panic(expected = "chain 2 was consumed, not completed")]
     fn consumed_chain_that_is_dropped_is_loud_in_tests() {

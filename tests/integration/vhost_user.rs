@@ -205,6 +205,29 @@ fn mem_region_added_is_used_and_removed_is_gone() {
 }
 
 #[test]
+fn kick_without_any_memory_is_logged_once_and_the_request_served_when_there_is() {
+    const LACK: &str = "the front-end has shared no guest memory";
+    let (host, daemon, mut guest) = plugged();
+    let info = guest.memory.regions[0].info();
+    guest.frontend.remove_mem_region(&info).unwrap();
+    let request = guest.request(Head::default(), b"abcd", 4);
+    guest.queue(&request);
+    guest.kick();
+    daemon.wait_line(&["guest=0 requests wait", LACK, "share=on"]);
+    guest.kick_anyway();
+    // Handled after the kick, since both are there before it is read.
+    guest.frontend.get_features().unwrap();
+    let lines = daemon.stderr();
+    let count = lines.iter().filter(|line| line.contains(LACK)).count();
+    assert_eq!(count, 1, "{lines:#?}");
+    assert!(host.messages(DEV).is_empty());
+    guest.frontend.add_mem_region(&info).unwrap();
+    let used = guest.wait_used(1);
+    assert_eq!(guest.outcome(&request, used[0]).result, TRANS_OK);
+    guest.assert_served();
+}
+
+#[test]
 fn mem_regions_32_are_taken_and_the_33rd_is_refused() {
     let (_host, daemon, mut guest) = plugged();
     for n in 1..32u64 {

@@ -45,6 +45,8 @@ pub(super) struct Connection {
     awaits: Awaits,
     /// Its messages wait for the kernel to close fds of the guest.
     pub(super) is_held_up: bool,
+    /// It was logged that its driver waits for memory.
+    pub(super) lack_is_logged: bool,
 }
 
 impl Connection {
@@ -73,6 +75,7 @@ impl Connection {
                 token,
                 awaits: Awaits::Message,
                 is_held_up: false,
+                lack_is_logged: false,
             }),
             Err(error) => {
                 poller.remove(fd);
