@@ -256,10 +256,10 @@ impl SessionError {
         if matches!(error, vhost::vhost_user::Error::Disconnected) {
             return Self::Disconnected;
         }
-        if let vhost::vhost_user::Error::ReqHandlerError(cause) = &error
-            && cause.kind() == io::ErrorKind::Interrupted
-        {
-            return Self::CallBlocked;
+        if let vhost::vhost_user::Error::ReqHandlerError(cause) = &error {
+            if cause.kind() == io::ErrorKind::Interrupted {
+                return Self::CallBlocked;
+            }
         }
         Self::Vhost(error)
     }

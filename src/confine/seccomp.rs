@@ -70,14 +70,18 @@ pub struct Pins {
 }
 
 const fn is(argument: u32, value: c_int) -> Test {
-    masked(argument, u32::MAX, value)
+    masked(argument, u32::MAX, bits(value))
 }
 
-const fn masked(argument: u32, mask: u32, value: c_int) -> Test {
+const fn bits(value: c_int) -> u32 {
+    u32::from_ne_bytes(value.to_ne_bytes())
+}
+
+const fn masked(argument: u32, mask: u32, value: u32) -> Test {
     Test {
         argument,
         mask,
-        value: Value::Is(value.cast_unsigned()),
+        value: Value::Is(value),
     }
 }
 
@@ -94,10 +98,10 @@ const DIRECTORY: Test = first(Value::Directory);
 const OWN_PID: Test = first(Value::Process);
 /// Bits of an ioctl's number that hold the size of its argument.
 const SIZE_BITS: u32 = 0x3fff << 16;
-const MESSAGE: Test = masked(1, !SIZE_BITS, MESSAGE_0.cast_signed());
-const WRITE_MODE: c_int = WR_MODE32.cast_signed();
-const NOT_EXECUTABLE: Test = masked(2, PROT_EXEC.cast_unsigned(), 0);
-const EMPTY_PATH: Test = masked(2, AT_EMPTY_PATH.cast_unsigned(), AT_EMPTY_PATH);
+const MESSAGE: Test = masked(1, !SIZE_BITS, MESSAGE_0);
+const WRITE_MODE: Test = masked(1, u32::MAX, WR_MODE32);
+const NOT_EXECUTABLE: Test = masked(2, bits(PROT_EXEC), 0);
+const EMPTY_PATH: Test = masked(2, bits(AT_EMPTY_PATH), bits(AT_EMPTY_PATH));
 /// musl and glibc do not agree on its type.
 const ITIMER_REAL: c_int = 0;
 const SIGINFO_LEN: c_int = 128;
@@ -134,7 +138,7 @@ rules! {
     #[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
     SYS_epoll_pwait     []                                              "serve::event_loop::serve_until_the_end";
     SYS_ioctl           [DEVICE, MESSAGE]                               "spi::spidev::transfer";
-    SYS_ioctl           [DEVICE, is(1, WRITE_MODE)]                     "spi::spidev::write_mode";
+    SYS_ioctl           [DEVICE, WRITE_MODE]                            "spi::spidev::write_mode";
     SYS_write           []                                              "os::write_timeout::signal";
     SYS_setitimer       [is(0, ITIMER_REAL)]                            "os::ffi::set_interval_timer";
     SYS_rt_sigreturn    []                                              "os::write_timeout::on_tick";

@@ -85,7 +85,7 @@ fn close_all_but(adopted: &[RawFd]) {
 /// The kernel refused a stage.
 pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
     let failed = |stage: &str, error: &io::Error| {
-        let what = format_args!("cannot confine the process: {stage}");
+        let what = format!("cannot confine the process: {stage}");
         Fatal::os(ExitCode::OsError, what, error)
     };
     let stages = [

@@ -66,6 +66,27 @@ pub fn fcntl(fd: RawFd, command: c_int) -> io::Result<c_int> {
     numbers(libc::SYS_fcntl, [fd.into(), command.into(), 0])
 }
 
+/// Locks the file `fd` if nobody else has locked it; whether it did.
+///
+/// # Errors
+/// The kernel's: the file cannot be locked.
+pub fn try_lock(fd: RawFd) -> io::Result<bool> {
+    let operation = (libc::LOCK_EX | libc::LOCK_NB).into();
+    match numbers(libc::SYS_flock, [fd.into(), operation, 0]) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives up the lock of the file `fd`.
+///
+/// # Errors
+/// The kernel's: it is not open.
+pub fn unlock(fd: RawFd) -> io::Result<()> {
+    numbers(libc::SYS_flock, [fd.into(), libc::LOCK_UN.into(), 0]).map(drop)
+}
+
 /// A second fd of the file `fd`, closed on execution, and never one of stdio.
 ///
 /// # Errors
@@ -278,16 +299,16 @@ pub fn receive(fd: RawFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Resul
 pub const MAX_RECEIVED_FDS: usize = 253;
 /// `struct cmsghdr` of both C libraries: a length (of 8 bytes, or 4 and padding), level, type.
 const CMSGHDR_LEN: usize = 16;
-/// A cmsghdr and the fds, in u32; an odd number of fds is padded.
+/// A cmsghdr and the fds, in ints; an odd number of fds is padded.
 const CONTROL_LEN: usize = CMSGHDR_LEN / 4 + MAX_RECEIVED_FDS + 1;
 const _: () = assert!(size_of::<libc::cmsghdr>() == CMSGHDR_LEN);
 
 /// The fds in a control buffer that recvmsg filled: `struct cmsghdr` (a length, of which the lower
 /// half is enough, level, type), and as many ints as the length says. Where there are none the
 /// length is 0. Only sockets to which the kernel adds nothing else are received from (`handed_in`).
-fn fds_in(control: &[u32; CONTROL_LEN]) -> impl Iterator<Item = RawFd> {
+fn fds_in(control: &[c_int; CONTROL_LEN]) -> impl Iterator<Item = RawFd> {
     let [len, _, level, kind, fds @ ..] = control;
-    let ours = [*level, *kind].map(u32::cast_signed) == [libc::SOL_SOCKET, libc::SCM_RIGHTS];
+    let ours = [*level, *kind] == [libc::SOL_SOCKET, libc::SCM_RIGHTS];
     let bytes = usize::try_from(*len).unwrap_or(0);
     let bytes = if ours {
         bytes.saturating_sub(CMSGHDR_LEN)
@@ -295,7 +316,7 @@ fn fds_in(control: &[u32; CONTROL_LEN]) -> impl Iterator<Item = RawFd> {
         0
     };
     let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
-    fds.iter().take(count).map(|fd| fd.cast_signed())
+    fds.iter().take(count).copied()
 }
 
 // Signals and timers.

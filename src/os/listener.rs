@@ -12,7 +12,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -75,7 +75,7 @@ impl Access {
 /// The number of the group `name`. From the file itself: the C library would ask whatever services
 /// the host has configured, with system calls of theirs, and a static one could not.
 fn number_of(name: &OsStr) -> Result<libc::gid_t, Fatal> {
-    let shown = format!("option '--socket-group': '{}'", name.display());
+    let shown = format!("option '--socket-group': '{}'", name.to_string_lossy());
     let text = std::fs::read(GROUPS)
         .map_err(|error| Fatal::os(ExitCode::OsError, format!("{shown}: {GROUPS}"), &error))?;
     find_group(&text, name.as_bytes())
@@ -138,7 +138,7 @@ impl Listener {
             .group
             .map_or(Ok(()), |group| file.give_to(group))
             .and_then(|()| ffi::listen(&socket))
-            .and_then(|()| file.directory.unlock());
+            .and_then(|()| ffi::unlock(file.directory.as_raw_fd()));
         if let Err(error) = listening {
             // The start fails anyway.
             let _ = file.remove();
@@ -226,12 +226,10 @@ fn open_directory(path: &Path) -> io::Result<(File, CString)> {
 /// and once in all, which `waited` says: every user who may read the directory can lock it.
 fn lock(directory: &File, path: &Path, waited: &Cell<bool>) -> io::Result<()> {
     for _ in 0..20 {
-        match directory.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if waited.get() => return Ok(()),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(100)),
-            Err(TryLockError::Error(error)) => return Err(error),
+        if ffi::try_lock(directory.as_raw_fd())? || waited.get() {
+            return Ok(());
         }
+        std::thread::sleep(Duration::from_millis(100));
     }
     waited.set(true);
     let (path, why) = (path.display(), "its directory is locked by another process");

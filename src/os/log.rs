@@ -234,8 +234,12 @@ impl Limiter {
     /// Only lines that are wanted are counted, so this one is wanted, too.
     fn tell_dropped(&mut self) {
         let (guest, count) = (self.guest, self.unsaid);
-        let what = format_args!("guest={guest} lines were dropped: count={count}");
-        if count > 0 && (self.write)(LogLevel::Warning, what) {
+        let write = |what| (self.write)(LogLevel::Warning, what);
+        if count > 0
+            && write(format_args!(
+                "guest={guest} lines were dropped: count={count}"
+            ))
+        {
             self.unsaid = 0;
         }
     }

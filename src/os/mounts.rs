@@ -122,10 +122,11 @@ impl Mounts {
         let is_it = |line: Line<'_>| {
             line.id == mount.id && line.device == mount.device && TRUSTED.contains(&line.kind)
         };
+        let Some(table) = &self.table else {
+            return false;
+        };
         let (mut chunk, mut offset) = ([0; CHUNK_LEN], 0u64);
-        while let Some(table) = &self.table
-            && let Ok(len @ 1..) = table.read_at(&mut chunk, offset)
-        {
+        while let Ok(len @ 1..) = table.read_at(&mut chunk, offset) {
             let text = String::from_utf8_lossy(chunk.get(..len).unwrap_or_default());
             if text.lines().filter_map(Line::parse).any(is_it) {
                 return true;

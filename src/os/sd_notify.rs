@@ -46,7 +46,7 @@ impl SdNotify {
                 connected: None,
             },
             Err(error) => {
-                let address = address.display();
+                let address = address.to_string_lossy();
                 log::warning(format_args!(
                     "warning: NOTIFY_SOCKET '{address}': {error}; the service manager is told nothing"
                 ));

@@ -263,10 +263,11 @@ impl EventLoop {
     }
 
     fn notify(&mut self, number: Option<GuestNumber>) {
-        if let Some(number) = number
-            && let Some(session) = self.sessions.get_mut(number.index())
-            && let Err(error) = session.notify()
-        {
+        let Some(number) = number else {
+            return;
+        };
+        let session = self.sessions.get_mut(number.index());
+        if let Some(Err(error)) = session.map(Session::notify) {
             self.close(number, &error);
         }
     }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::config::{GuestNumber, HoldPolicy, LogLevel};
-use crate::error::{RingError, SessionError, TransferError};
+use crate::error::{ParamError, RingError, SessionError, TransferError};
 use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Grant, Shared};
@@ -104,8 +104,17 @@ impl Requestq {
     }
 
     fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
-        let text = format_args!("{what}: cause={}", Quoted(cause));
-        self.lines.requests.line(level, text);
+        let lines = &mut self.lines.requests;
+        lines.line(level, format_args!("{what}: cause={}", Quoted(cause)));
+    }
+
+    fn log_refusal(&mut self, chip_select: Option<u8>, error: &ParamError) {
+        let cs = ChipSelect(chip_select);
+        self.log(
+            LogLevel::Warning,
+            format_args!("{cs} request refused"),
+            error,
+        );
     }
 
     fn log_failure(&mut self, chip_select: Option<u8>, error: &TransferError) {
@@ -116,10 +125,12 @@ impl Requestq {
     #[cold]
     fn log_cut_pair(&mut self, chip_select: Option<u8>) {
         let cs = ChipSelect(chip_select);
-        let what = format_args!(
-            "{cs} chip select was released between a write and the read after it; if they are one command, use --cs-hold=write-read"
+        self.lines.requests.line(
+            LogLevel::Warning,
+            format_args!(
+                "{cs} chip select was released between a write and the read after it; if they are one command, use --cs-hold=write-read"
+            ),
         );
-        self.lines.requests.line(LogLevel::Warning, what);
     }
 
     /// The counters of its requests.
@@ -189,8 +200,7 @@ impl Requestq {
         match parsed.and_then(|request| grant.validate(number, &request, shared, memory, follows)) {
             Ok(accepted) => self.begin(guest, accepted, answer, chip_select, shared),
             Err(error) => {
-                let what = format_args!("{} request refused", ChipSelect(chip_select));
-                self.log(LogLevel::Warning, what, &error);
+                self.log_refusal(chip_select, &error);
                 // A driver does not go on with a command of which a request was refused: its next request
                 // begins another one.
                 self.end_command(shared);
@@ -351,8 +361,11 @@ impl Requestq {
             Err(error) => {
                 if let Some(name) = bus.note_failure(transfer.claim.device, &error) {
                     let (cs, device) = (ChipSelect(chip_select), Quoted(&name));
-                    let what = format_args!("{cs} device={device} request failed");
-                    self.log(error.level(), what, &error);
+                    self.log(
+                        error.level(),
+                        format_args!("{cs} device={device} request failed"),
+                        &error,
+                    );
                 }
                 TransResult::TransErr
             }

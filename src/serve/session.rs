@@ -395,11 +395,11 @@ impl Session {
             .requestq
             .abort(&mut connection.backend().guest(), shared);
         connection.end(&self.closer);
-        if let SessionError::LeftOpen(count) = error
-            && self.offences.note_left_open(*count, shared.now)
-        {
-            let cause = "too many fds had to be left open";
-            self.give_up_listening(cause, Origin::GivenUp, &shared.poller);
+        if let SessionError::LeftOpen(count) = error {
+            if self.offences.note_left_open(*count, shared.now) {
+                let cause = "too many fds had to be left open";
+                self.give_up_listening(cause, Origin::GivenUp, &shared.poller);
+            }
         }
         true
     }

@@ -110,18 +110,16 @@ impl Turns {
 
     /// A session is to have a turn at `at`, and not at the moment that it asked for before.
     pub fn sleep(&mut self, number: GuestNumber, at: Instant) {
-        if let Some(due) = self.due.get_mut(number.index())
-            && due.wake_at.replace(at).is_none()
-        {
+        let due = self.due.get_mut(number.index());
+        if due.is_some_and(|due| due.wake_at.replace(at).is_none()) {
             self.sleepers.push_back(number);
         }
     }
 
     /// A session is to have no turn at a moment to come.
     pub fn forget_sleep(&mut self, number: GuestNumber) {
-        if let Some(due) = self.due.get_mut(number.index())
-            && due.wake_at.take().is_some()
-        {
+        let due = self.due.get_mut(number.index());
+        if due.is_some_and(|due| due.wake_at.take().is_some()) {
             self.sleepers.retain(|&sleeper| sleeper != number);
         }
     }

@@ -158,9 +158,8 @@ impl Bus {
     /// debug builds check: `Within` only if that lets the request continue the hold or refuses it, `Cut`
     /// only if that refuses it.
     pub fn phase(&self, claim: &Claim) -> Phase {
-        if let State::Held(hold) = &self.state
-            && hold.is_continued_by(claim)
-        {
+        let hold = self.hold().filter(|hold| hold.is_continued_by(claim));
+        if let Some(hold) = hold {
             let remaining = hold.claim.framed.and_then(|framed| framed.remaining);
             return remaining.map_or(Phase::Opcode, Phase::Within);
         }
@@ -263,9 +262,8 @@ impl Bus {
 
     /// Releases a device, whose inactive delay begins if it was not released already.
     fn release(&mut self, device: usize, inactive_ns: u32, now: &mut Instant) {
-        if let Some(device) = self.devices.get_mut(device)
-            && device.line != Line::Released
-        {
+        let device = self.devices.get_mut(device);
+        if let Some(device) = device.filter(|device| device.line != Line::Released) {
             // If it fails, `access_free` tries it again before the next transfer.
             let _ = device.release(now);
             device.start_inactive_delay(inactive_ns, *now);
@@ -319,17 +317,24 @@ impl Bus {
         !self.is_held_by(guest) || self.end_hold(now)
     }
 
+    fn hold(&self) -> Option<&Hold> {
+        match &self.state {
+            State::Held(hold) => Some(hold),
+            State::Free | State::Reserved(_) | State::Running(_) => None,
+        }
+    }
+
     fn is_held_by(&self, guest: GuestNumber) -> bool {
-        matches!(&self.state, State::Held(hold) if hold.claim.guest == guest)
+        self.hold().is_some_and(|hold| hold.claim.guest == guest)
     }
 
     /// Ends the hold; `false` if its hold delay is not over: it then ends at [`Bus::deadline`].
     fn end_hold(&mut self, now: &mut Instant) -> bool {
-        if let State::Held(hold) = &mut self.state
-            && hold.releasable_at > *now
-        {
-            hold.ending = true;
-            return false;
+        if let State::Held(hold) = &mut self.state {
+            if hold.releasable_at > *now {
+                hold.ending = true;
+                return false;
+            }
         }
         self.release_hold(now);
         true
@@ -402,9 +407,7 @@ impl Bus {
         if self.deadline().is_none_or(|at| at > *now) {
             return None;
         }
-        if let State::Held(hold) = &self.state
-            && !hold.ending
-        {
+        if let Some(hold) = self.hold().filter(|hold| !hold.ending) {
             let claim = hold.claim;
             let overdue = hold.is_overdue(!self.waiters.is_empty(), *now);
             if !overdue && has_request(claim.guest) {

@@ -66,8 +66,10 @@ impl Store {
     fn drop_last_byte(&mut self) {
         if let Some(segment) = self.segments.last_mut() {
             segment.len = segment.len.saturating_sub(1);
+            if segment.len == 0 {
+                self.segments.pop();
+            }
         }
-        self.segments.pop_if(|segment| segment.len == 0);
     }
 }
 

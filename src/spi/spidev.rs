@@ -9,7 +9,7 @@
 //!
 //! Must not: know VIRTIO.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +17,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::error::{ExitCode, Fatal, TransferError};
+use crate::os::ffi;
 use crate::spi::message::{Message, SpiIocTransfer};
 
 /// Mode bit: clock phase.
@@ -194,13 +195,14 @@ impl Spidev {
 
 /// Locks the device (`flock`), which tells other daemons, but nobody else, that it is in use.
 fn lock(file: &File, name: &str) -> Result<(), Fatal> {
-    file.try_lock().map_err(|e| match e {
-        TryLockError::WouldBlock => {
+    match ffi::try_lock(file.as_raw_fd()) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
             let why = "another process has it locked";
-            Fatal::new(ExitCode::Unavailable, format!("{name}: {why}"))
+            Err(Fatal::new(ExitCode::Unavailable, format!("{name}: {why}")))
         }
-        TryLockError::Error(e) => Fatal::os(ExitCode::OsError, name, &e),
-    })
+        Err(error) => Err(Fatal::os(ExitCode::OsError, name, &error)),
+    }
 }
 
 /// Which device of the host a file is, whatever path led to it: its device number, or in the absence

@@ -318,7 +318,7 @@ fn check_lengths(
     if len > limits.max_transfer_len {
         return Err(ParamError::TooLong(len));
     }
-    if !len.is_multiple_of(head.word_len()) {
+    if len.checked_rem(head.word_len()) != Some(0) {
         return Err(ParamError::PartialWord(len));
     }
     Ok(len)

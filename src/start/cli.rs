@@ -127,7 +127,7 @@ fn split(
     rest: &mut impl Iterator<Item = OsString>,
 ) -> Result<(Given, Form), Fatal> {
     let bytes = argument.as_bytes();
-    let shown = argument.display();
+    let shown = argument.to_string_lossy();
     let (option, attached) = if let Some(long) = bytes.strip_prefix(b"--") {
         let (name, value) = cut(long, b'=');
         (OPTIONS.iter().find(|o| o.0.as_bytes() == name), value)
@@ -168,7 +168,7 @@ fn unknown(argument: &OsStr) -> Fatal {
         .map(|(long, ..)| (alike(long), Reverse(long.len()), long))
         .max()
         .filter(|(alike, ..)| *alike >= 3);
-    let shown = argument.display();
+    let shown = argument.to_string_lossy();
     usage(match meant {
         None => format!("unknown option '{shown}'"),
         Some((.., long)) => format!("unknown option '{shown}'; did you mean '--{long}'?"),
@@ -294,7 +294,7 @@ struct Given {
 impl Given {
     #[cold]
     fn bad(&self, why: &str) -> Fatal {
-        let (option, value) = (self.option, self.value.display());
+        let (option, value) = (self.option, self.value.to_string_lossy());
         usage(format!("option '--{option}': '{value}' {why}"))
     }
 

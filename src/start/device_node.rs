@@ -30,10 +30,9 @@ const SYSFS: &str = "/sys";
 /// There is no such directory, or no spidev is bound to its device.
 pub fn resolve(config: &DeviceConfig) -> Result<DeviceConfig, Fatal> {
     let mut config = config.clone();
-    if let DevicePath::Spidev(path) = &mut config.path
-        && path.starts_with(SYSFS)
-    {
-        *path = bound_to(path)?;
+    match &mut config.path {
+        DevicePath::Spidev(path) if path.starts_with(SYSFS) => *path = bound_to(path)?,
+        DevicePath::Spidev(_) | DevicePath::Loopback => (),
     }
     Ok(config)
 }

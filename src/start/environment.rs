@@ -103,7 +103,7 @@ impl Environment {
 
 #[cold]
 fn bad(name: &str, value: &OsStr, why: &str) -> Fatal {
-    let value = value.display();
+    let value = value.to_string_lossy();
     let message = format!("environment variable {name}: '{value}' {why}");
     Fatal::new(ExitCode::Usage, message)
 }

@@ -225,9 +225,11 @@ impl VhostUserBackendReqHandler for Backend {
 
     fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
         self.change_ring(index, |guest| {
-            let set = guest.vring.set_size(num).then_some(());
-            let why = format_args!("SET_VRING_NUM: {num} is not a power of two up to {MAX_SIZE}");
-            set.ok_or_else(|| refused(why))
+            if guest.vring.set_size(num) {
+                return Ok(());
+            }
+            let why = "is not a power of two up to";
+            Err(refused(format!("SET_VRING_NUM: {num} {why} {MAX_SIZE}")))
         })
     }
 

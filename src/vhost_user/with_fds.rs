@@ -33,8 +33,9 @@ const INDEX_MASK: u64 = 0xff;
 const NO_FD: u64 = 1 << 8;
 const NOT_AN_EVENTFD: Error = Error::InvalidOperation("not an eventfd");
 
-/// A number as it stands in a message.
-type Field = [u8; 8];
+/// Bytes that describe a region in a message.
+const REGION_LEN: usize = 32;
+
 /// What came with a message.
 type Files = Vec<FrontendFile>;
 
@@ -45,47 +46,43 @@ impl Backend {
     /// The message is refused: its body or its count of fds does not fit the request, a file is of the
     /// wrong kind, or the change of the guest failed.
     pub fn handle_with_fds(&self, message: &mut Message<'_>) -> Result<()> {
-        let (fields, tail) = message.body.as_chunks();
-        let files = &mut *message.files;
-        if !tail.is_empty() {
-            return Err(Error::InvalidMessage);
-        }
-        match (message.request, fields) {
-            (Request::SET_MEM_TABLE, [count, regions @ ..]) => {
-                self.set_memory(*count, regions, files)
+        let fields = message.body.split_first_chunk();
+        let (first, regions) = fields.ok_or(Error::InvalidMessage)?;
+        let (first, files) = (u64::from_le_bytes(*first), &mut *message.files);
+        match (message.request, regions) {
+            (Request::SET_MEM_TABLE, _) => self.set_memory(first, regions, files),
+            (request @ (Request::ADD_MEM_REG | Request::REM_MEM_REG), region) => {
+                self.change_region(request, region, files)
             }
-            (Request::ADD_MEM_REG | Request::REM_MEM_REG, [_, region @ ..]) => {
-                self.change_region(message.request, region, files)
-            }
-            (request, [vring]) => self.set_vring_file(request, *vring, files),
+            (request, []) => self.set_vring_file(request, first, files),
             _ => Err(Error::InvalidMessage),
         }
     }
 
-    fn set_memory(&self, count: Field, regions: &[Field], files: &mut Files) -> Result<()> {
-        let (regions, tail) = regions.as_chunks();
-        let is_counted = u64::try_from(regions.len()) == Ok(u64::from_le_bytes(count));
-        if regions.is_empty() || !tail.is_empty() || !is_counted || files.len() != regions.len() {
+    fn set_memory(&self, count: u64, regions: &[u8], files: &mut Files) -> Result<()> {
+        let regions = regions.chunks(REGION_LEN).map(describe);
+        let regions = regions.collect::<Result<Vec<RegionDescription>>>()?;
+        let is_counted = u64::try_from(regions.len()) == Ok(count);
+        if regions.is_empty() || !is_counted || files.len() != regions.len() {
             return Err(Error::InvalidMessage);
         }
         self.change(|guest| {
             // Before the new regions are mapped, so that no guest ever maps more than its share. If one
             // of them is refused the connection ends, so nobody misses the old table.
             guest.memory.clear();
-            for (region, file) in regions.iter().zip(files.drain(..)) {
-                guest.memory.add(describe(region), file).map_err(refused)?;
+            for (region, file) in regions.into_iter().zip(files.drain(..)) {
+                guest.memory.add(region, file).map_err(refused)?;
             }
             Ok(())
         })
     }
 
-    fn change_region(&self, request: Request, region: &[Field], files: &mut Files) -> Result<()> {
+    fn change_region(&self, request: Request, region: &[u8], files: &mut Files) -> Result<()> {
         let feature = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         if !self.has_acked(feature) {
             return Err(Error::InactiveOperation(feature));
         }
-        let region = region.try_into().map_err(|_| Error::InvalidMessage)?;
-        let region = describe(region);
+        let region = describe(region)?;
         match (request, files.pop(), &**files) {
             // One fd is accepted and not used (vhost-user, "VHOST_USER_REM_MEM_REG").
             (Request::REM_MEM_REG, _, []) => self.change_memory(|memory| memory.remove(&region)),
@@ -94,8 +91,8 @@ impl Backend {
         }
     }
 
-    fn set_vring_file(&self, request: Request, vring: Field, files: &mut Files) -> Result<()> {
-        let (value, file) = (u64::from_le_bytes(vring), files.pop());
+    fn set_vring_file(&self, request: Request, value: u64, files: &mut Files) -> Result<()> {
+        let file = files.pop();
         if !files.is_empty() || file.is_none() != (value & NO_FD != 0) {
             return Err(Error::IncorrectFds);
         }
@@ -118,14 +115,23 @@ impl Backend {
     }
 }
 
-fn describe(region: &[Field; 4]) -> RegionDescription {
-    let [guest, len, user, file_offset] = region.map(u64::from_le_bytes);
-    RegionDescription {
-        guest: GuestAddress(guest),
-        user: UserAddress(user),
-        len,
-        file_offset,
-    }
+/// The region that `bytes` describe: all of them, in this order.
+fn describe(mut bytes: &[u8]) -> Result<RegionDescription> {
+    let mut field = || -> Result<u64> {
+        let (field, rest) = bytes.split_first_chunk().ok_or(Error::InvalidMessage)?;
+        bytes = rest;
+        Ok(u64::from_le_bytes(*field))
+    };
+    let region = RegionDescription {
+        guest: GuestAddress(field()?),
+        len: field()?,
+        user: UserAddress(field()?),
+        file_offset: field()?,
+    };
+    bytes
+        .is_empty()
+        .then_some(region)
+        .ok_or(Error::InvalidMessage)
 }
 
 /// Refuses a file that is not an eventfd; but SET_VRING_CALL and _ERR may bring one end of a

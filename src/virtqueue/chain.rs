@@ -60,7 +60,7 @@ impl Chain {
                 // VIRTIO 1.4, "Indirect Descriptors": only if negotiated, no table in a table, no NEXT
                 // beside it. The flag WRITE has no meaning here.
                 let alone = !nested && !descriptor.has_next();
-                let whole = descriptor.len().is_multiple_of(DESC_LEN);
+                let whole = descriptor.len() % DESC_LEN == 0;
                 if !(self.indirect && alone && whole) {
                     return Err(BrokenChain);
                 }

@@ -254,8 +254,8 @@ impl Memory {
         let starts = [region.guest.0, region.user.0, region.file_offset];
         let is_shaped = starts
             .iter()
-            .all(|start| start.is_multiple_of(PAGE_LEN) && start.checked_add(region.len).is_some());
-        if region.len == 0 || !region.len.is_multiple_of(PAGE_LEN) || !is_shaped {
+            .all(|start| start % PAGE_LEN == 0 && start.checked_add(region.len).is_some());
+        if region.len == 0 || region.len % PAGE_LEN != 0 || !is_shaped {
             return Err(MemoryError::Refused(SHAPE));
         }
         let total = self
@@ -396,7 +396,7 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, 
     // A part of a huge page could be mapped, but neither unmapped nor, after SIGBUS, replaced.
     let page_len = file_kind::huge_page_len(file).map_err(MemoryError::Host)?;
     let numbers = [region.len, region.file_offset];
-    if page_len.is_some_and(|len| !numbers.iter().all(|n| n.is_multiple_of(len))) {
+    if page_len.is_some_and(|len| !numbers.iter().all(|n| n.checked_rem(len) == Some(0))) {
         return Err(MemoryError::Refused(SHAPE));
     }
     let metadata = file.metadata().map_err(MemoryError::Host)?;

@@ -219,10 +219,10 @@ impl Vring {
         // The queue counts completions and clears the count only with EVENT_IDX on. Without a new
         // queue, a count from the time before, which may have wrapped, would decide what is notified.
         // The state is that of a valid queue, so the conversion does not fail.
-        if was_on != event_idx
-            && let Ok(queue) = state.try_into()
-        {
-            self.queue = queue;
+        if was_on != event_idx {
+            if let Ok(queue) = state.try_into() {
+                self.queue = queue;
+            }
         }
     }
 
@@ -279,8 +279,10 @@ impl Vring {
         self.locate(addresses, memory)?;
         // SET_VRING_BASE restores the available index alone; the used index is in the ring. While the
         // ring runs, that field is the device's: what a driver writes there is not read back.
-        if !was_running && let Ok(index) = self.queue.used_idx(memory, Ordering::Acquire) {
-            self.queue.set_next_used(index.0);
+        if !was_running {
+            if let Ok(index) = self.queue.used_idx(memory, Ordering::Acquire) {
+                self.queue.set_next_used(index.0);
+            }
         }
         self.queue.set_ready(true);
         Ok(())

@@ -5,6 +5,10 @@
 //! `DAEMON=path` tests another build. Names are `<unit>_<condition>_<outcome>`.
 
 #![allow(dead_code, reason = "the rig offers more than the tests of today use")]
+#![allow(
+    clippy::incompatible_msrv,
+    reason = "only the daemon must compile with an old compiler"
+)]
 
 mod rig;
 

@@ -59,10 +59,10 @@ impl EventLoop {
         let Some(session) = self.sessions.get_mut(number.index()) else {
             return;
         };
-        if session.deadline().is_some_and(|at| at <= now)
-            && let Err(error) = session.expire(now, &self.shared.poller)
-        {
-            self.close(number, &error);
+        if session.deadline().is_some_and(|at| at <= now) {
+            if let Err(error) = session.expire(now, &self.shared.poller) {
+                self.close(number, &error);
+            }
         }
     }
 

@@ -125,10 +125,10 @@ impl Requestq {
         self.set_intake(Intake::Open);
         self.waits_since = None;
         let active = self.active.take();
-        if let Some(active) = &active
-            && let Some(bus) = shared.buses.get_mut(active.bus)
-        {
-            bus.abandon(&active.transfer, &mut shared.now);
+        if let Some(active) = &active {
+            if let Some(bus) = shared.buses.get_mut(active.bus) {
+                bus.abandon(&active.transfer, &mut shared.now);
+            }
         }
         for bus in &mut shared.buses {
             bus.leave(self.number, &mut shared.now);

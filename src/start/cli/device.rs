@@ -35,12 +35,8 @@ pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal>
         let value = OsStr::from_bytes(value.unwrap_or_default());
         check_name(name, &seen)
             .and_then(|()| {
-                let not = |what| {
-                    format!(
-                        "has '{}', which is {what}",
-                        OsStr::from_bytes(part).display()
-                    )
-                };
+                let not =
+                    |what| format!("has '{}', which is {what}", String::from_utf8_lossy(part));
                 set(&mut device, &mut chip, name, value).map_err(not)
             })
             .map_err(|why| given.bad(&why))?;
@@ -71,7 +67,7 @@ fn check_faults(device: &DeviceConfig) -> Result<(), String> {
 /// Why an option of a device cannot come after those `seen`.
 fn check_name(name: &[u8], seen: &[&[u8]]) -> Result<(), String> {
     if seen.contains(&name) {
-        let name = OsStr::from_bytes(name).display();
+        let name = String::from_utf8_lossy(name);
         return Err(format!("has '{name}' twice"));
     }
     if name == b"loopback" || name.starts_with(b"/") {
@@ -154,7 +150,7 @@ pub(super) fn hold(given: &Given, policies: &mut [HoldPolicy]) -> Result<(), Fat
         None => guests_below(policies.len()),
         Some(list) => guests(list).ok_or_else(|| not_a_list(given, list))?,
     };
-    let what = format!("option '--cs-hold': '{}'", given.value.display());
+    let what = format!("option '--cs-hold': '{}'", given.value.to_string_lossy());
     check_guests(guests, policies.len(), &what)?;
     for (guest, slot) in GuestNumber::all().zip(policies) {
         if guest.is_in(guests) {
@@ -168,7 +164,7 @@ fn not_a_list(given: &Given, list: &[u8]) -> Fatal {
     if list.contains(&b',') {
         return given.bad(COMMA);
     }
-    let list = OsStr::from_bytes(list).display();
+    let list = String::from_utf8_lossy(list);
     given.bad(&format!("has '{list}', which is {NOT_A_LIST}"))
 }
 
