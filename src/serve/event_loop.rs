@@ -232,6 +232,10 @@ impl EventLoop {
         }
         match turn {
             Ok((Turn::Again, more_messages)) => Some(more_messages),
+            Ok((Turn::Yields(since), more_messages)) => {
+                self.turns.keep_place(number, since);
+                Some(more_messages)
+            }
             Ok((Turn::Messages, _)) => Some(true),
             Ok((Turn::Idle, more_messages)) => more_messages.then_some(true),
             Ok((Turn::At(at), more_messages)) => {

@@ -45,6 +45,8 @@ pub enum Turn {
     Idle,
     /// Another turn.
     Again,
+    /// The same, but it was turned away: its bus has yielded since the turn of this number.
+    Yields(u64),
     /// Another turn at this moment.
     At(Instant),
     /// The messages that waited for the transfer can be handled now.
@@ -222,8 +224,8 @@ impl Requestq {
         let Some(bus) = self.bus_without_others(index, buses, now) else {
             return Ok(Turn::Idle);
         };
-        if bus.yields() {
-            return Ok(Turn::Again);
+        if let Some(since) = bus.yields_since() {
+            return Ok(Turn::Yields(since));
         }
         match bus.access(&transfer.claim, &mut shared.now) {
             Access::Busy => {
@@ -313,8 +315,8 @@ impl Requestq {
         let Some(bus) = shared.buses.get_mut(active.bus) else {
             return Ok(Turn::Idle);
         };
-        if bus.yields() {
-            return Ok(Turn::Again);
+        if let Some(since) = bus.yields_since() {
+            return Ok(Turn::Yields(since));
         }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         let transfer = &mut active.transfer;

@@ -21,6 +21,8 @@ struct Due {
     has_messages: bool,
     /// Number of its last turn.
     last_turn: u64,
+    /// Its last turn was none: when it is queued again, it has waited since before the turn of this number.
+    keeps_place: Option<u64>,
     /// When it is to have a turn without an event.
     wake_at: Option<Instant>,
 }
@@ -108,6 +110,15 @@ impl Turns {
         }
     }
 
+    /// A session was turned away, because its bus has yielded since turn `since`. When it is queued again,
+    /// buses that began to yield after that still wait for it; its own does not, nor an older one: so no
+    /// two buses wait for each other.
+    pub fn keep_place(&mut self, number: GuestNumber, since: u64) {
+        if let Some(due) = self.due.get_mut(number.index()) {
+            due.keeps_place = Some(since.saturating_add(1));
+        }
+    }
+
     /// A session is to have a turn at `at`, and not at the moment that it asked for before.
     pub fn sleep(&mut self, number: GuestNumber, at: Instant) {
         let due = self.due.get_mut(number.index());
@@ -155,7 +166,7 @@ impl Turns {
             return false;
         }
         due.queued = Some(Queued {
-            before_turn: self.count,
+            before_turn: due.keeps_place.take().unwrap_or(self.count),
             since: now,
         });
         true
@@ -183,6 +194,7 @@ impl Turns {
         self.count = self.count.saturating_add(1);
         let due = self.due.get_mut(number.index())?;
         due.last_turn = self.count;
+        due.keeps_place = None;
         Some(Taken {
             number,
             has_messages: std::mem::take(&mut due.has_messages),
@@ -261,5 +273,25 @@ mod tests {
             turns.wake(at(20));
             assert_eq!((take(&mut turns), turns.next_wake()), (None, None));
         }
+    }
+
+    #[test]
+    fn turned_away_session_keeps_its_place_once_and_not_towards_its_own_bus() {
+        let now = Instant::now();
+        let mut turns = Turns::new(2);
+        turns.queue(guest(0), false, now);
+        turns.take();
+        turns.queue(guest(1), false, now);
+        let since = turns.count();
+        turns.take();
+        // Its bus has yielded since then; another bus began to yield one turn later.
+        turns.keep_place(guest(1), since);
+        turns.queue_again(guest(1), false, now);
+        assert!(turns.all_queued_since(since));
+        assert!(!turns.all_queued_since(turns.count()));
+        // With a turn of its own it gives up its place.
+        turns.take();
+        turns.queue_again(guest(1), false, now);
+        assert!(turns.all_queued_since(turns.count() - 1));
     }
 }

@@ -358,6 +358,14 @@ impl Bus {
         self.yields.is_some()
     }
 
+    /// If so, the number of the turn after which others are to have theirs.
+    pub fn yields_since(&self) -> Option<u64> {
+        match self.yields? {
+            Yield::Pending => Some(0),
+            Yield::After(since) => Some(since),
+        }
+    }
+
     /// Lets messages begin again if each session that was queued when the last one ended has had a turn. The first call notes
     /// `count`, the number of turns by then.
     pub fn end_yield(&mut self, count: u64, had_turns_since: impl FnOnce(u64) -> bool) {

@@ -175,10 +175,12 @@ fn turns_on_another_controller_are_waited_for_by_a_single_message() {
     for guest in &mut guests[..2] {
         floods.push(queue(guest, &long));
     }
+    // So long that the daemon looks for events after it, and that its own controller yields, too.
+    let long = std::time::Duration::from_millis(2);
+    (0..ROUNDS).for_each(|n| host.delay_message(DEV, n, long));
     for gate in gates {
         gate.reached();
-        // So long that the daemon looks for events after it.
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(long);
         let request = queue(&mut guests[2], &[both(let_go(0))]);
         gate.release();
         // The next message on the other controller is not over before this is answered.
