@@ -186,7 +186,7 @@ impl fmt::Display for TransferError {
                 "a device of its controller is selected and cannot be released"
             ),
             Self::Memory => write!(f, "its buffers are no longer in guest memory"),
-            Self::Wanted => write!(f, "the device option fail= has it fail"),
+            Self::Wanted => write!(f, "failed on purpose: device option fail="),
             Self::NoMessage => write!(f, "spidev.bufsiz holds not even one word of it"),
         }
     }

@@ -259,7 +259,8 @@ fn clear_the_way(path: &Path) -> io::Result<()> {
         return Err(io::Error::other("is there already and is not a socket"));
     }
     if is_taken(path)? {
-        return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        let why = "in use by another process";
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
     }
     // It may have gone away just now.
     if_there(std::fs::remove_file(path)).map(drop)

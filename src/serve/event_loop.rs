@@ -133,7 +133,9 @@ impl EventLoop {
             self.write_report();
             if self.connected == 0 && self.sessions.iter().all(Session::is_over) {
                 // Each front-end was handed in, and has left: no other can come.
-                log::info(format_args!("nobody is left who could be served"));
+                log::info(format_args!(
+                    "the last front-end has left, and no other can connect"
+                ));
                 self.wind_up();
             }
             if self.is_over() {

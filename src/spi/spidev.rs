@@ -198,7 +198,7 @@ fn lock(file: &File, name: &str) -> Result<(), Fatal> {
     match ffi::try_lock(file.as_raw_fd()) {
         Ok(true) => Ok(()),
         Ok(false) => {
-            let why = "another process has it locked";
+            let why = "in use by another process, which has it locked";
             Err(Fatal::new(ExitCode::Unavailable, format!("{name}: {why}")))
         }
         Err(error) => Err(Fatal::os(ExitCode::OsError, name, &error)),

@@ -457,7 +457,9 @@ fn cli_device_that_another_daemon_holds_is_refused_and_left_alone() {
     let host = Host::with_devices(2);
     let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
     host.forget();
-    with_socket(&host, &["--device=/dev/spidev0.1", DEVICE]).refused(&["/dev/spidev0.0"]);
+    let words = ["/dev/spidev0.0", "in use by another process"];
+    let code = with_socket(&host, &["--device=/dev/spidev0.1", DEVICE]).refused(&words);
+    assert_eq!(code, 69);
     let touched = host.records().into_iter().filter(|r| r.device == DEV);
     let reading = |kind: Kind| matches!(kind, Kind::Open | Kind::Read(_));
     assert!(

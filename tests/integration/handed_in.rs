@@ -68,7 +68,7 @@ fn handed_in_front_end_is_served_and_the_daemon_ends_with_it() {
         assert!(daemon.alive());
         drop(guest);
         assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
-        daemon.wait_line(&["nobody is left who could be served"]);
+        daemon.wait_line(&["the last front-end has left, and no other can connect"]);
     }
 }
 

@@ -84,7 +84,9 @@ fn socket_of_a_live_daemon_is_never_taken() {
     let before = (inode(0), inode(1));
     let arg = format!("--socket-path={}", first.base().display());
     let socket = first.socket(0);
-    run(&host, &["--device=/dev/spidev0.1", &arg]).refused(&[socket.to_str().unwrap()]);
+    let words = [socket.to_str().unwrap(), "in use by another process"];
+    let code = run(&host, &["--device=/dev/spidev0.1", &arg]).refused(&words);
+    assert_eq!(code, 69);
     assert_eq!((inode(0), inode(1)), before);
     Guest::connect(&first, 0).assert_served();
 }
