@@ -7,29 +7,31 @@
 //!
 //! A kick wakes [`serve::event_loop`], which gives the guest's [`serve::session`] a turn. Its
 //! [`serve::requestq`] looks at the next chain of the [`virtqueue::vring`], [`spi::request`] finds
-//! head, tx, rx and result in it, and [`serve::grant`] finds its [`spi::device`] and validates it against
-//! the limits of that ([`spi::wire::validate`]). Where the device has `chip=`, [`spi::framing`] says which
-//! part of a command the request is. When its [`spi::bus`] is free the chain is taken off the ring and
-//! becomes a [`spi::transfer`], for which [`spi::plan`] makes messages that spidev accepts and
-//! [`spi::spidev`] (or the built-in [`spi::loopback`]) carries them out, one each turn. At the end the
-//! result byte is written, the chain given back, and the driver notified.
+//! head, tx, rx and result in it, and [`serve::grant`] finds its [`spi::device`], validates it against
+//! the limits of that ([`spi::wire::validate`]) and makes a [`spi::transfer`]. Where the device has
+//! `chip=`, [`spi::framing`] says which part of a command the request is. When its [`spi::bus`] is free
+//! the chain is taken off the ring and the transfer begins: [`spi::plan`] cuts it into messages that
+//! spidev accepts, [`spi::message`] points each into guest memory, and [`spi::spidev`] carries it out,
+//! one each turn; the built-in [`spi::loopback`] needs no message. At the end the result byte is
+//! written, the chain given back, and the driver notified.
 //!
-//! One process, one thread, one epoll set. Nothing blocks but the SPI ioctl, and that for at most
-//! `--max-message-ms` of wire time. A request costs no allocation, no copy of payload (but for a few bytes:
-//! see [`spi::lead`] and [`spi::message`]) and no log line, and three system calls or fewer where requests
-//! come one at a time: `epoll_wait`, the ioctl, and the `write` that notifies.
+//! One process, one thread, one epoll set. Only the SPI ioctl blocks, for at most `--max-message-ms` of
+//! wire time; [`threats`] says what a hostile front-end can add. A request costs no allocation, no copy
+//! of payload (but for a few bytes: see [`spi::lead`] and [`spi::message`]) and no log line, and three
+//! system calls or fewer where requests come one at a time: `epoll_wait`, the ioctl, and the `write` that
+//! notifies.
 //!
 //! # Trust
 //!
 //! All input is validated: [`threats`] says who is trusted with what, which attacks were tried, and
 //! what is not defended. For each message [`serve::session`] calls [`vhost_user::reader`], which receives
-//! it and classifies its fds; then [`serve::requestq`], which pauses or ends the request in progress where
-//! the message affects it; then [`vhost_user::handler`], which gives the message to the `vhost` crate,
-//! which calls [`vhost_user::backend`], or with its fds to [`vhost_user::with_fds`].
-//! Shared memory passes [`virtqueue::memory`], and
-//! [`virtqueue::sigbus`] catches what its owner takes away later; what a front-end leaves behind
-//! goes to [`os::deferred_close`]; requests pass [`spi::request`] and [`spi::wire`]. What goes wrong
-//! has one of the types in [`error`]. Before the first byte from a front-end is read,
+//! it and classifies its fds; then [`serve::requestq`], which waits for the request in progress or ends
+//! it, where the message affects it; then [`vhost_user::handler`]. That gives a message which may bring
+//! fds to [`vhost_user::with_fds`], and all others to the `vhost` crate, which calls
+//! [`vhost_user::backend`]. Shared memory is checked and mapped by [`virtqueue::memory`], and
+//! [`virtqueue::sigbus`] catches accesses to what its owner takes away later; the fds that a front-end
+//! brought are closed by [`os::deferred_close`]; requests pass [`spi::request`] and [`spi::wire`]. Errors
+//! have the types in [`error`]. Before the first byte from a front-end is read,
 //! [`confine::stages`] takes from the process all that it needs no longer.
 //!
 //! # Rooms, top to bottom: each uses only those below it

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Clean-up on every end of the process: chip selects are released, modes restored, our sockets
-//! removed.
+//! Clean-up at the end of the process: chip selects are released, modes restored, our sockets removed.
 //!
-//! It is written down once at start, as fds and numbers, so that a panic can do it without the
+//! What it needs is noted once at start, as fds and numbers, so that a panic can do it without the
 //! state that may have caused it. Only SIGKILL, the seccomp filter and faults of our own (SIGSEGV,
 //! SIGBUS) end it without: chip selects that they leave asserted are released by the next start.
 
@@ -21,12 +20,12 @@ use crate::spi::spidev::write_mode;
 static MODES: OnceLock<Vec<(RawFd, u32)>> = OnceLock::new();
 static SOCKETS: OnceLock<Vec<SocketFile>> = OnceLock::new();
 
-/// Writes down the devices; once.
+/// Notes the devices; once.
 pub fn set_modes(modes: Vec<(RawFd, u32)>) {
     let _ = MODES.set(modes);
 }
 
-/// Writes down the sockets; once.
+/// Notes the sockets; once.
 pub fn set_sockets(sockets: Vec<SocketFile>) {
     let _ = SOCKETS.set(sockets);
 }

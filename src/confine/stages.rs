@@ -41,13 +41,12 @@ const FDS_OF_MESSAGE: u64 = 253 + 32 + 32 + 2;
 /// and a pair of sockets to have these closed.
 const FDS_TO_SERVE: u64 = 24;
 
-/// Closes all fds but stdio that came with the process, and but those that are closed on execution:
-/// none is used, and a front-end's socket or a directory among them would be a way around what
-/// follows.
+/// Closes the fds that the process inherited, but stdio: none is used, and a front-end's socket or a
+/// directory among them would be a way around what follows.
 ///
-/// What is closed on execution cannot have come from outside: a library that was loaded before
-/// `main` may own it, or it was handed in and adopted. Where it cannot be asked which fds there are,
-/// only those in `adopted` stay.
+/// An fd that is closed on execution was not inherited, and stays: a library that was loaded before
+/// `main` may own it, or it was handed in and adopted. If the list of fds cannot be read, only stdio and
+/// those in `adopted` stay.
 pub fn leave_inherited(adopted: &[RawFd]) {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else {
         close_all_but(adopted);

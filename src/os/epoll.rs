@@ -80,7 +80,7 @@ impl Poller {
     /// Waits for events; for ever if `timeout` is -1.
     ///
     /// # Errors
-    /// The kernel's, but an interruption is no event.
+    /// The kernel's; an interrupted wait is one without events.
     pub fn wait(&self, timeout: i32, events: &mut [EpollEvent]) -> io::Result<usize> {
         match self.0.wait(timeout, events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
@@ -88,7 +88,7 @@ impl Poller {
         }
     }
 
-    /// Adds `fd`, of which there are to be these `events`.
+    /// Adds `fd`, and says which of its `events` are wanted.
     ///
     /// # Errors
     /// The kernel's.
@@ -97,8 +97,8 @@ impl Poller {
         self.0.ctl(ControlOperation::Add, fd, event)
     }
 
-    /// Of `fd`, which was added, there are to be these `events` from now on. Taking it out of the
-    /// set and putting it back could fail: the kernel limits how many fds a user has in all its sets,
+    /// Changes which `events` of `fd`, which was added, are wanted. To remove it and add it again could
+    /// fail: the kernel limits how many fds a user has in all its sets,
     /// and a front-end may be of the same user.
     pub fn modify(&self, fd: RawFd, token: Token, events: EventSet) {
         let event = EpollEvent::new(events, token.encode());

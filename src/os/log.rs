@@ -5,7 +5,7 @@
 //! A line is written whole or not at all, never waits, and is cut at 512 bytes. What a guest or
 //! front-end can cause goes through its [`GuestLines`], which limit how many are written and count
 //! the others. Lines about guests have fields:
-//! `guest=0 cs=1 request refused: cause="no chip select 9"`.
+//! `guest=0 cs=1 request refused: cause="bits_per_word 0 is not supported"`.
 //!
 //! Where stderr is the journal, which the environment says as systemd.exec(5) has it
 //! (`JOURNAL_STREAM` is its device and inode), each line begins with sd-daemon's `<N>` in place of the

@@ -9,7 +9,7 @@
 //!
 //! The kernel gives the number of a file system that is gone to the next one, which may be a FUSE
 //! server's. So a number is trusted only while its mount is still there, for which the table of
-//! mounts stays open. While a file is open its file system keeps its number: two have it never.
+//! mounts stays open. While a file is open its file system keeps its number, and no other has it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

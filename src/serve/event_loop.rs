@@ -5,11 +5,11 @@
 //! Events only mark whose turn it is; all work is done in turns, one request or step each, round
 //! robin. Where several front-ends are connected the loop looks for events after one turn of each
 //! guest that has work, so that a flood delays another guest by one request; a guest alone has its
-//! queue served without looks in between, for a millisecond.
+//! queue served without looks in between, for 64 turns or a millisecond.
 //!
 //! epoll traps that this avoids: fds shared with a front-end are removed from the set explicitly
-//! (`epoll::Registered`); an event for a connection that ended in the same batch finds another one
-//! or none, where it is only a reason to look.
+//! (`epoll::Registered`); an event of a connection that was ended earlier in the same batch does no more
+//! than make its successor, if there is one, look for messages.
 
 use std::fmt;
 use std::fs::File;

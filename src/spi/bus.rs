@@ -28,8 +28,8 @@ use crate::virtqueue::memory::Memory;
 /// A message that takes this long or longer is a long one: the bus yields after it.
 pub const LONG: Duration = Duration::from_millis(1);
 
-/// After a long message nobody begins another one on the bus before all who were to have a turn by
-/// then had one. So a guest that uses another bus waits for a single message of this one, however
+/// After a long message none begins on the bus until all sessions that were queued at its end have had
+/// a turn. So a guest that uses another bus waits for a single message of this one, however
 /// many guests keep it busy.
 #[derive(Debug, Clone, Copy)]
 enum Yield {
@@ -366,8 +366,8 @@ impl Bus {
         }
     }
 
-    /// Lets messages begin again if each session that was queued when the last one ended has had a turn. The first call notes
-    /// `count`, the number of turns by then.
+    /// Lets messages begin again if each session that was queued when the last one ended has had a turn.
+    /// The first call notes `count`, the number of turns by then.
     pub fn end_yield(&mut self, count: u64, had_turns_since: impl FnOnce(u64) -> bool) {
         let since = match self.yields {
             None => return,

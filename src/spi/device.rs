@@ -26,10 +26,10 @@ use crate::spi::wire::{self, Lanes, Limits, TransferHead};
 /// Fifths of a message's time that the longest hold delay takes, carried out inside the ioctl by
 /// `delay_usecs` (16 bits of microseconds).
 const CS_HOLD_FIFTHS: u64 = 2;
-/// Longest inactive delay, a deadline of the loop. Other guests of the chip select wait it out too.
-const MAX_CS_INACTIVE_NS: u32 = 40_000_000;
 /// The same of the longest setup delay, where the administrator says that the controller does it.
 const CS_SETUP_FIFTHS: u64 = 1;
+/// Longest inactive delay, a deadline of the loop. Other guests of the chip select wait it out too.
+const MAX_CS_INACTIVE_NS: u32 = 40_000_000;
 /// Longest delay between words: all that `word_delay_usecs` (8 bits of microseconds) can hold.
 const MAX_WORD_DELAY_NS: u32 = 255_000;
 /// Largest `ARCH_DMA_MINALIGN` of any architecture (arm64), which spidev charges for each length.
