@@ -72,6 +72,8 @@ fn guest_memory_any_is_one_warning_and_sealed_is_the_default() {
         said.cloned().collect::<Vec<_>>()
     };
     let (_host, daemon) = two(&["--guest-memory=any"]);
+    // Written after the warning.
+    daemon.wait_line(&["guest=1 listening"]);
     let [warning] = &line(&daemon)[..] else {
         panic!("not one line: {:?}", daemon.stderr());
     };
