@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Fatal> {
     // These say which fds stay. Their errors are reported after `prepare`.
-    let command = Command::parse(std::env::args_os().skip(1), &Environment::take());
+    let command = Command::parse(std::env::args_os().skip(1), &Environment::read());
     let mut guests: &[Source] = &[];
     if let Ok(Command::Run(config)) = &command {
         guests = &config.guests;

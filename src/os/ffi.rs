@@ -49,6 +49,12 @@ fn numbers(call: c_long, [a, b, c]: [c_long; 3]) -> io::Result<c_int> {
     checked(unsafe { libc::syscall(call, a, b, c, 0, 0) })
 }
 
+/// A call whose third argument points to `value`; the others are numbers.
+fn reading<T>(call: c_long, [a, b]: [c_long; 2], value: &T) -> io::Result<c_int> {
+    // SAFETY: the calls below that are made by this only read the value and what it points to.
+    checked(unsafe { libc::syscall(call, a, b, ptr::from_ref(value), 0) })
+}
+
 /// A call about `path` below the directory `fd`, or about `fd` itself; its other arguments are
 /// numbers.
 fn at(call: c_long, fd: RawFd, path: &CStr, [a, b, c]: [c_long; 3]) -> io::Result<c_int> {
@@ -348,12 +354,6 @@ pub fn set_interval_timer(ms: u32) {
 
 // The process.
 
-/// Takes the variable `name` out of the environment; before there is a second thread.
-pub fn remove_variable(name: &str) {
-    // SAFETY: the process has one thread, which holds no pointer into its environment.
-    unsafe { std::env::remove_var(name) };
-}
-
 /// `prctl()` with an option that takes a number.
 ///
 /// # Errors
@@ -441,10 +441,8 @@ pub fn landlock_allow(ruleset: &OwnedFd, directory: RawFd, access: u64) -> io::R
         allowed_access: access,
         parent_fd: directory,
     };
-    let (call, ruleset) = (libc::SYS_landlock_add_rule, ruleset.as_raw_fd());
-    // SAFETY: `rule` has the layout that this type of rule demands.
-    checked(unsafe { libc::syscall(call, ruleset, RULE_PATH_BENEATH, &raw const rule, 0) })
-        .map(drop)
+    let numbers = [ruleset.as_raw_fd().into(), RULE_PATH_BENEATH];
+    reading(libc::SYS_landlock_add_rule, numbers, &rule).map(drop)
 }
 
 /// Puts this thread under `ruleset`; `no_new_privs` must be set.
@@ -466,7 +464,6 @@ pub fn seccomp(program: &mut [libc::sock_filter]) -> io::Result<()> {
         len: program.len().try_into().unwrap_or_default(),
         filter: program.as_mut_ptr(),
     };
-    let operation = libc::SECCOMP_SET_MODE_FILTER;
-    // SAFETY: `filter` points to as many instructions as it says; the kernel copies them.
-    checked(unsafe { libc::syscall(libc::SYS_seccomp, operation, 0, &raw const filter) }).map(drop)
+    let operation = libc::SECCOMP_SET_MODE_FILTER.into();
+    reading(libc::SYS_seccomp, [operation, 0], &filter).map(drop)
 }

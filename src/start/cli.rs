@@ -551,6 +551,8 @@ mod tests {
         let device = &config.devices[0];
         assert_eq!(device.max_speed_hz, Some(1000));
         assert_eq!(device.min_speed_hz, 10);
+        let lowest = parse(&["-s", "s", "-l", "d,min-speed-hz=0"]).unwrap();
+        assert_eq!(lowest.devices[0].min_speed_hz, 0, "its default");
         assert_eq!(device.cs_high, Some(true));
         assert_eq!(device.loop_mode, Some(false));
         assert!(device.word_delay && !device.cs_setup && !device.exclusive_bus);

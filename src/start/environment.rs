@@ -3,24 +3,22 @@
 //! The settings that a service manager makes in variables of the environment, by systemd's conventions:
 //! sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 //!
-//! They are taken out of the environment when the process begins, and validated when it is known that
-//! it is to serve. Those with the number of another process are ignored.
+//! They are validated when it is known that the process is to serve. Those with the number of another
+//! process are ignored.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use crate::config::{MAX_GUESTS, ServiceConfig, digits};
 use crate::error::{ExitCode, Fatal};
-use crate::os::ffi::remove_variable;
 
 /// Shortest time between two signs of life, whatever is asked for.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The variables that matter; the sockets' names do not, which are told apart by their order.
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 5] = [
     "LISTEN_PID",
     "LISTEN_FDS",
-    "LISTEN_FDNAMES",
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
@@ -31,14 +29,12 @@ const NAMES: [&str; 6] = [
 pub struct Environment(Vec<(&'static str, OsString)>);
 
 impl Environment {
-    /// Takes the variables out of the environment; before there is a second thread.
-    pub fn take() -> Self {
-        let taken = NAMES.into_iter().filter_map(|name| {
-            let value = std::env::var_os(name)?;
-            remove_variable(name);
-            Some((name, value))
-        });
-        Self(taken.collect())
+    /// Those of this process.
+    pub fn read() -> Self {
+        let found = NAMES
+            .into_iter()
+            .filter_map(|name| Some((name, std::env::var_os(name)?)));
+        Self(found.collect())
     }
 
     fn get(&self, name: &str) -> Option<&OsStr> {

@@ -107,7 +107,7 @@ fn set(
     match name {
         b"guests" => device.guests = guests(value.as_bytes()).ok_or(NOT_A_LIST)?,
         b"max-speed-hz" => device.max_speed_hz = Some(hz()?),
-        b"min-speed-hz" => device.min_speed_hz = hz()?,
+        b"min-speed-hz" => device.min_speed_hz = if value == "0" { 0 } else { hz()? },
         b"cs-high" => device.cs_high = Some(switch()?),
         b"loop" => device.loop_mode = Some(switch()?),
         b"word-delay" => device.word_delay = switch()?,

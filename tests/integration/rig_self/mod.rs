@@ -2,7 +2,6 @@
 
 //! The rig itself, without any daemon: this test binary runs itself as a program that uses `/dev/spidevX.Y`.
 
-mod environment;
 mod lines;
 mod way_out;
 
