@@ -342,6 +342,29 @@ fn lanes_of_the_device_are_enabled_once_at_start_and_stay() {
 }
 
 #[test]
+fn lanes_that_the_device_tree_does_not_name_are_the_most_that_the_controller_has_each_way() {
+    use rules::{RX_DUAL, RX_OCTAL, RX_QUAD, TX_DUAL, TX_OCTAL, TX_QUAD};
+    for (lanes, wanted) in [
+        (TX_DUAL | RX_DUAL, TX_DUAL | RX_DUAL),
+        (TX_DUAL | TX_QUAD | RX_DUAL | RX_QUAD, TX_QUAD | RX_QUAD),
+        (
+            TX_DUAL | TX_QUAD | TX_OCTAL | RX_DUAL | RX_QUAD | RX_OCTAL,
+            TX_OCTAL | RX_OCTAL,
+        ),
+        (TX_DUAL | RX_DUAL | RX_QUAD, TX_DUAL | RX_QUAD),
+        (TX_DUAL | TX_QUAD | RX_DUAL, TX_QUAD | RX_DUAL),
+        (TX_QUAD | TX_OCTAL, TX_OCTAL),
+        (RX_QUAD | RX_OCTAL, RX_OCTAL),
+    ] {
+        let host = Host::new().controller(0, |c| c.mode_bits |= lanes);
+        let host = host.device(DEV, 10_000_000, Loopback);
+        let (_daemon, mut guest) = serve_with(&host, "", &[]);
+        assert_eq!(host.kept(DEV).mode, wanted, "{lanes:#x}");
+        guest.assert_served();
+    }
+}
+
+#[test]
 fn option_max_transfer_len_is_taken_at_the_limit_and_refused_above() {
     for max in [1, 100, 4096, 10_000] {
         let host = Host::with_devices(1);
