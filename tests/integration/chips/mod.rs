@@ -2,6 +2,7 @@
 
 //! `chip=`: what a command is between two edges, whatever requests it comes in, and what a guest may tell the chip.
 
+mod board;
 mod commands;
 mod ends;
 mod rules;
