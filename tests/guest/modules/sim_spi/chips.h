@@ -15,7 +15,7 @@
 enum action {
 	NOTHING,
 	SAY_ID, SAY_SFDP, SAY_DEVICE, SAY_STATUS, FETCH,
-	STORE, PROGRAM, ERASE, SET_STATUS, ENABLE, DISABLE, SLEEP, WAKE, ENABLE_RESET, RESET,
+	STORE, PROGRAM, ERASE, SET_STATUS, ENABLE, DISABLE, SLEEP, WAKE, ENABLE_RESET, RESET, ENTER_FOUR, LEAVE_FOUR,
 };
 
 enum data { NONE, IN, OUT };
@@ -26,12 +26,16 @@ struct command {
 	enum action action;
 	/* Of which status register, or how many bytes are erased: 0 for the whole chip. */
 	u32 argument;
+	/* On how many lanes the data comes; 0 for one. */
+	u8 lanes;
 };
 
-#define MAX_COMMANDS 32
+#define MAX_COMMANDS 40
 #define MAX_PAGE 256
 #define STATUS_BUSY 0x01
 #define STATUS_ENABLED 0x02
+/* Of the second register: what are the third and the fourth lane are no inputs any more. */
+#define STATUS_QUAD 0x02
 
 struct chip {
 	const char *name;
@@ -50,6 +54,8 @@ struct chip_counts {
 	u32 commands;
 	/* Chip select was released before the command was whole, or later than the command allows. */
 	u32 cut;
+	/* Bytes that were received on more or fewer lanes than the chip sends them on. */
+	u32 wrong_lanes;
 	/* The opcode is in no table; which one that was. */
 	u32 unknown;
 	u8 opcode;
@@ -76,7 +82,7 @@ struct chip_state {
 	u8 page[MAX_PAGE];
 	/* What lasts. */
 	u8 status[4];
-	bool asleep, reset_enabled;
+	bool asleep, reset_enabled, four_byte;
 	struct tpm tpm;
 	struct chip_counts counts;
 };
@@ -89,37 +95,61 @@ static const struct chip memory_2m = {
 	},
 };
 
-/* Winbond W25Q64JV on one lane; of AB, which only wakes it when it comes alone, the form that also asks is here. */
+/*
+ * What Winbond's W25QxxxJV have in common. Data comes on up to four lanes, all else on one; of AB, which only wakes the
+ * chip when it comes alone, the form that also asks is here.
+ */
+#define W25Q_COMMANDS \
+	{ 0x9f, 0, 0, IN, SAY_ID }, \
+	{ 0x5a, 3, 1, IN, SAY_SFDP }, \
+	{ 0x90, 3, 0, IN, SAY_DEVICE }, \
+	{ 0xab, 0, 3, IN, WAKE }, \
+	{ 0xb9, 0, 0, NONE, SLEEP }, \
+	{ 0x05, 0, 0, IN, SAY_STATUS, 1 }, \
+	{ 0x35, 0, 0, IN, SAY_STATUS, 2 }, \
+	{ 0x15, 0, 0, IN, SAY_STATUS, 3 }, \
+	{ 0x01, 0, 0, OUT, SET_STATUS, 1 }, \
+	{ 0x31, 0, 0, OUT, SET_STATUS, 2 }, \
+	{ 0x11, 0, 0, OUT, SET_STATUS, 3 }, \
+	{ 0x06, 0, 0, NONE, ENABLE }, \
+	{ 0x50, 0, 0, NONE, ENABLE }, \
+	{ 0x04, 0, 0, NONE, DISABLE }, \
+	{ 0x03, 3, 0, IN, FETCH }, \
+	{ 0x0b, 3, 1, IN, FETCH }, \
+	{ 0x3b, 3, 1, IN, FETCH, .lanes = 2 }, \
+	{ 0x6b, 3, 1, IN, FETCH, .lanes = 4 }, \
+	{ 0x02, 3, 0, OUT, PROGRAM }, \
+	{ 0x20, 3, 0, NONE, ERASE, 4 << 10 }, \
+	{ 0x52, 3, 0, NONE, ERASE, 32 << 10 }, \
+	{ 0xd8, 3, 0, NONE, ERASE, 64 << 10 }, \
+	{ 0xc7, 0, 0, NONE, ERASE }, \
+	{ 0x60, 0, 0, NONE, ERASE }, \
+	{ 0x66, 0, 0, NONE, ENABLE_RESET }, \
+	{ 0x99, 0, 0, NONE, RESET },
+
 static const struct chip nor_w25q64 = {
 	.name = "w25q64", .size = 8 << 20, .page = 256, .flash = true, .id = { 0xef, 0x40, 0x17 }, .signature = 0x16,
+	.commands = { W25Q_COMMANDS },
+};
+
+/* Without the register that extends an address of three bytes: it is 0. */
+static const struct chip nor_w25q256 = {
+	.name = "w25q256", .size = 32 << 20, .page = 256, .flash = true, .id = { 0xef, 0x40, 0x19 }, .signature = 0x18,
 	.commands = {
-		{ 0x9f, 0, 0, IN, SAY_ID },
-		{ 0x5a, 3, 1, IN, SAY_SFDP },
-		{ 0x90, 3, 0, IN, SAY_DEVICE },
-		{ 0xab, 0, 3, IN, WAKE },
-		{ 0xb9, 0, 0, NONE, SLEEP },
-		{ 0x05, 0, 0, IN, SAY_STATUS, 1 },
-		{ 0x35, 0, 0, IN, SAY_STATUS, 2 },
-		{ 0x15, 0, 0, IN, SAY_STATUS, 3 },
-		{ 0x01, 0, 0, OUT, SET_STATUS, 1 },
-		{ 0x31, 0, 0, OUT, SET_STATUS, 2 },
-		{ 0x11, 0, 0, OUT, SET_STATUS, 3 },
-		{ 0x06, 0, 0, NONE, ENABLE },
-		{ 0x50, 0, 0, NONE, ENABLE },
-		{ 0x04, 0, 0, NONE, DISABLE },
-		{ 0x03, 3, 0, IN, FETCH },
-		{ 0x0b, 3, 1, IN, FETCH },
-		{ 0x02, 3, 0, OUT, PROGRAM },
-		{ 0x20, 3, 0, NONE, ERASE, 4 << 10 },
-		{ 0x52, 3, 0, NONE, ERASE, 32 << 10 },
-		{ 0xd8, 3, 0, NONE, ERASE, 64 << 10 },
-		{ 0xc7, 0, 0, NONE, ERASE },
-		{ 0x60, 0, 0, NONE, ERASE },
-		{ 0x66, 0, 0, NONE, ENABLE_RESET },
-		{ 0x99, 0, 0, NONE, RESET },
+		W25Q_COMMANDS
+		{ 0xb7, 0, 0, NONE, ENTER_FOUR },
+		{ 0xe9, 0, 0, NONE, LEAVE_FOUR },
+		{ 0x13, 4, 0, IN, FETCH },
+		{ 0x0c, 4, 1, IN, FETCH },
+		{ 0x3c, 4, 1, IN, FETCH, .lanes = 2 },
+		{ 0x6c, 4, 1, IN, FETCH, .lanes = 4 },
+		{ 0x12, 4, 0, OUT, PROGRAM },
+		{ 0x21, 4, 0, NONE, ERASE, 4 << 10 },
+		{ 0xdc, 4, 0, NONE, ERASE, 64 << 10 },
 	},
 };
-/* One header, one table: JEDEC's basic parameters at 0x80. */
+
+/* Of the smaller one. One header, one table: JEDEC's basic parameters at 0x80. */
 static const u8 nor_sfdp[0x80 + 64] = {
 	'S', 'F', 'D', 'P', 0x05, 0x01, 0x00, 0xff,
 	0x00, 0x05, 0x01, 0x10, 0x80, 0x00, 0x00, 0xff,
@@ -197,6 +227,24 @@ static u32 next_address(const struct chip_state *state)
 	return next % state->chip->size;
 }
 
+/* SFDP and the chip's own id have three in any mode. */
+static u32 address_bytes(const struct chip_state *state)
+{
+	const struct command *command = state->command;
+	bool fixed = command->action == SAY_SFDP || command->action == SAY_DEVICE;
+
+	return state->four_byte && command->address == 3 && !fixed ? 4 : command->address;
+}
+
+static u8 say_sfdp(const struct chip_state *state, u32 at)
+{
+	if (at == 0x82 && state->chip == &nor_w25q256) /* addresses of three or four bytes */
+		return 0xfb;
+	if (at == 0x87) /* how many bits there are, less one: the highest byte of that */
+		return (state->chip->size >> 21) - 1;
+	return at < sizeof(nor_sfdp) ? nor_sfdp[at] : 0xff;
+}
+
 static u8 say_status(struct chip_state *state, u32 number)
 {
 	u8 said = state->status[number];
@@ -220,7 +268,7 @@ static u8 send(struct chip_state *state, u32 index)
 	case WAKE:
 		return state->chip->signature;
 	case SAY_SFDP:
-		return at < sizeof(nor_sfdp) ? nor_sfdp[at] : 0xff;
+		return say_sfdp(state, at);
 	case SAY_STATUS:
 		return say_status(state, state->command->argument);
 	case FETCH:
@@ -246,7 +294,18 @@ static void receive(struct chip_state *state, u8 in)
 	}
 }
 
-static u8 chip_byte(struct chip_state *state, u8 in)
+/* What it sends, to somebody who listens on `lanes`. */
+static u8 send_on(struct chip_state *state, u32 index, u8 lanes)
+{
+	u8 said = send(state, index);
+
+	if (lanes == (state->command->lanes ?: 1))
+		return said;
+	state->counts.wrong_lanes++;
+	return ~said;
+}
+
+static u8 chip_byte(struct chip_state *state, u8 in, u8 lanes)
 {
 	const struct command *command = state->command;
 	u32 at = state->got++;
@@ -257,21 +316,22 @@ static u8 chip_byte(struct chip_state *state, u8 in)
 		state->command = command;
 		state->opcode = in;
 		state->ignored = (state->status[1] & STATUS_BUSY && command->action != SAY_STATUS) ||
-				 (state->asleep && command->action != WAKE);
+				 (state->asleep && command->action != WAKE) ||
+				 (command->lanes == 4 && !(state->status[2] & STATUS_QUAD));
 		return 0xff;
 	}
 	at--;
-	if (at < command->address) {
+	if (at < address_bytes(state)) {
 		state->address = (state->address << 8 | in) % state->chip->size;
 		state->start = state->address;
 		return 0xff;
 	}
-	at -= command->address;
+	at -= address_bytes(state);
 	if (state->ignored || at < command->dummy)
 		return 0xff;
 	if (command->data == OUT)
 		receive(state, in);
-	return command->data == IN ? send(state, at - command->dummy) : 0xff;
+	return command->data == IN ? send_on(state, at - command->dummy, lanes) : 0xff;
 }
 
 static void set_status(struct chip_state *state)
@@ -349,6 +409,11 @@ static bool act(struct chip_state *state)
 		if (!state->reset_enabled)
 			return false;
 		state->status[1] &= ~STATUS_ENABLED;
+		state->four_byte = false;
+		return true;
+	case ENTER_FOUR:
+	case LEAVE_FOUR:
+		state->four_byte = state->command->action == ENTER_FOUR;
 		return true;
 	default:
 		return true;
@@ -358,7 +423,7 @@ static bool act(struct chip_state *state)
 static void end_chip_command(struct chip_state *state)
 {
 	const struct command *command = state->command;
-	u32 whole = 1 + command->address + command->dummy + (command->data != NONE);
+	u32 whole = 1 + address_bytes(state) + command->dummy + (command->data != NONE);
 	struct chip_counts *counts = &state->counts;
 
 	if (!command->action) {
@@ -485,14 +550,14 @@ static void end_command(struct chip_state *state)
 		state->counts.cut++;
 }
 
-static void exchange_with_chip(struct chip_state *state, const u8 *tx, u8 *rx, u32 len)
+static void exchange_with_chip(struct chip_state *state, const u8 *tx, u8 *rx, u32 len, u8 lanes)
 {
 	bool tpm = state->chip == &tpm_slb9670;
 	u32 i;
 
 	for (i = 0; i < len; i++) {
 		u8 in = tx ? tx[i] : 0xff;
-		u8 out = tpm ? tpm_byte(state, in) : chip_byte(state, in);
+		u8 out = tpm ? tpm_byte(state, in) : chip_byte(state, in, lanes);
 
 		if (rx)
 			rx[i] = out;

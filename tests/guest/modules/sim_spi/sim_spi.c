@@ -10,7 +10,8 @@
  *			within one assertion of its chip select; released, it forgets the command
  *	2  loopback	like 0, for trials with `fail`
  *
- * On those that it has 1 for: 0 flash, 1 SRAM, 2 EEPROM, 3 flash with large sectors, 4 TPM (chips.h).
+ * On those that it has 1 for: 0 flash, 1 SRAM, 2 EEPROM, 3 flash with large sectors, 4 TPM, 5 flash that needs addresses of
+ * four bytes (chips.h).
  *
  * A device answers by its line, not by what the core believes: the line's level counts, and it is active at low level
  * whatever SPI_CS_HIGH says. In debugfs, sim_spi/spiN/:
@@ -40,7 +41,7 @@
 #include "chips.h"
 
 #define MAX_CONTROLLERS 4
-#define MAX_CHIP_SELECTS 5
+#define MAX_CHIP_SELECTS 6
 
 static unsigned int controllers = 1;
 module_param(controllers, uint, 0444);
@@ -78,7 +79,7 @@ static const struct board {
 	const struct chip *chips[MAX_CHIP_SELECTS];
 } all_boards[] = {
 	{ 3, { NULL, &memory_2m, NULL } },
-	{ 5, { &nor_w25q64, &sram_23k256, &eeprom_at25256, &nor_m25p16, &tpm_slb9670 } },
+	{ 6, { &nor_w25q64, &sram_23k256, &eeprom_at25256, &nor_m25p16, &tpm_slb9670, &nor_w25q256 } },
 };
 
 struct failure {
@@ -91,7 +92,7 @@ struct failure {
 /* What `reset` clears. */
 struct counts {
 	unsigned int edges, set_cs, setups, messages, transfers;
-	u64 bytes;
+	u64 bytes, dual_bytes, quad_bytes;
 };
 
 struct line {
@@ -201,10 +202,10 @@ static int sim_prepare_message(struct spi_controller *controller, struct spi_mes
 	return 0;
 }
 
-static void exchange(struct line *line, const u8 *tx, u8 *rx, unsigned int len)
+static void exchange(struct line *line, const u8 *tx, u8 *rx, unsigned int len, u8 lanes)
 {
 	if (line->chip.chip && !(line->mode & SPI_LOOP)) {
-		exchange_with_chip(&line->chip, tx, rx, len);
+		exchange_with_chip(&line->chip, tx, rx, len, lanes);
 	} else if (rx && tx) {
 		memcpy(rx, tx, len);
 	} else if (rx) {
@@ -228,6 +229,7 @@ static int sim_transfer_one(struct spi_controller *controller, struct spi_device
 {
 	struct bus *bus = bus_of(controller);
 	struct line *line = line_of(spi);
+	u8 lanes = max(xfer->rx_buf ? xfer->rx_nbits : xfer->tx_nbits, 1);
 
 	take_time(xfer);
 	guard(mutex)(&bus->lock);
@@ -235,6 +237,8 @@ static int sim_transfer_one(struct spi_controller *controller, struct spi_device
 		return -line->failure.error;
 	line->counts.transfers++;
 	line->counts.bytes += xfer->len;
+	line->counts.dual_bytes += lanes == 2 ? xfer->len : 0;
+	line->counts.quad_bytes += lanes == 4 ? xfer->len : 0;
 	if (!asserted(line)) {
 		bus->violations.unselected++;
 		return 0;
@@ -246,7 +250,7 @@ static int sim_transfer_one(struct spi_controller *controller, struct spi_device
 	line->clocked = true;
 	line->speed_hz = xfer->speed_hz;
 	line->bits = xfer->bits_per_word;
-	exchange(line, xfer->tx_buf, xfer->rx_buf, xfer->len);
+	exchange(line, xfer->tx_buf, xfer->rx_buf, xfer->len, lanes);
 	return 0;
 }
 
@@ -261,14 +265,15 @@ static int state_show(struct seq_file *file, void *unused)
 		const struct counts *counts = &line->counts;
 		const struct chip_counts *chip = &line->chip.counts;
 
-		seq_printf(file, "cs=%u peer=%s asserted=%d edges=%u set_cs=%u setups=%u messages=%u transfers=%u bytes=%llu mode=%u speed_hz=%u bits=%u",
+		seq_printf(file, "cs=%u peer=%s asserted=%d edges=%u set_cs=%u setups=%u messages=%u transfers=%u bytes=%llu dual=%llu quad=%llu mode=%u speed_hz=%u bits=%u",
 			   i, line->chip.chip ? line->chip.chip->name : "loopback", asserted(line), counts->edges,
-			   counts->set_cs, counts->setups, counts->messages, counts->transfers, counts->bytes, line->mode,
-			   line->speed_hz, line->bits);
+			   counts->set_cs, counts->setups, counts->messages, counts->transfers, counts->bytes,
+			   counts->dual_bytes, counts->quad_bytes, line->mode, line->speed_hz, line->bits);
 		if (line->chip.chip)
-			seq_printf(file, " commands=%u cut=%u unknown=%u opcode=%02x ignored=%u changes=%u status=%02x%02x%02x asleep=%d",
-				   chip->commands, chip->cut, chip->unknown, chip->opcode, chip->ignored, chip->changes,
-				   line->chip.status[1], line->chip.status[2], line->chip.status[3], line->chip.asleep);
+			seq_printf(file, " commands=%u cut=%u wrong_lanes=%u unknown=%u opcode=%02x ignored=%u changes=%u status=%02x%02x%02x asleep=%d four_byte=%d",
+				   chip->commands, chip->cut, chip->wrong_lanes, chip->unknown, chip->opcode, chip->ignored,
+				   chip->changes, line->chip.status[1], line->chip.status[2], line->chip.status[3],
+				   line->chip.asleep, line->chip.four_byte);
 		seq_putc(file, '\n');
 	}
 	seq_printf(file, "cs=any two_selected=%u unselected=%u mode_changed=%u clock_changed=%u\n",
