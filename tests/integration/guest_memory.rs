@@ -6,8 +6,9 @@ use crate::life::fds_in_a_session;
 use crate::rig::setup::run;
 use crate::rig::*;
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 const LEN: u64 = 16 << 20;
 const GPA: u64 = 0x1_0000_0000;
@@ -184,4 +185,58 @@ fn guest_memory_any_in_a_file_that_shrinks_ends_its_guest_alone() {
     drop(guest);
     second.assert_served();
     Guest::connect(&daemon, 0).assert_served();
+}
+
+/// A DMA-BUF: the pages of a memfd, which may not shrink, by the kernel's driver udmabuf.
+fn dma_buf(len: u64) -> File {
+    #[repr(C)]
+    struct Create {
+        memfd: u32,
+        flags: u32,
+        offset: u64,
+        size: u64,
+    }
+    const CREATE: u64 = 1 << 30 | 24 << 16 | (b'u' as u64) << 8 | 0x42;
+    const CLOEXEC: u32 = 1;
+    let memfd = sys::memfd(len);
+    let sealed = unsafe { libc::fcntl(memfd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
+    sys::check(sealed.into()).expect("seal");
+    let create = Create {
+        memfd: memfd.as_raw_fd() as u32,
+        flags: CLOEXEC,
+        offset: 0,
+        size: len,
+    };
+    let device = File::open("/dev/udmabuf").expect("/dev/udmabuf");
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), CREATE as _, &create) };
+    unsafe { File::from_raw_fd(sys::check(fd.into()).expect("UDMABUF_CREATE") as RawFd) }
+}
+
+/// DMA_BUF_ANY is the socket of a daemon with `--guest-memory=any`, DMA_BUF_SEALED that of one without; chip select 0 of
+/// either is a loopback.
+#[test]
+#[ignore = "needs a host with /dev/udmabuf: that of tests/guest/host"]
+fn guest_memory_any_takes_a_dma_buf_and_sealed_refuses_it() {
+    let [any, sealed] = ["DMA_BUF_ANY", "DMA_BUF_SEALED"].map(|name| std::env::var(name).unwrap());
+    let region = Region::in_file(dma_buf(LEN), GPA, LEN, 0);
+    let mut guest = Plug::default()
+        .regions(vec![region])
+        .connect_to(any.as_ref());
+    // Longer than a page and than a message.
+    for len in [5, 4096, 65_536] {
+        let outcome = guest.transfer(Head::default(), &pattern(len), len);
+        assert_eq!(outcome.result, TRANS_OK);
+        assert!(outcome.rx == pattern(len), "{len} bytes");
+    }
+    drop(guest);
+
+    let file = dma_buf(LEN);
+    let shares = |socket: &str, len| {
+        let front_end = Raw::connect(Path::new(socket));
+        front_end.negotiate_reply_ack();
+        share(&front_end, &file, len, 0)
+    };
+    assert!(!shares(&any, 2 * LEN), "more than there is");
+    assert!(!shares(&sealed, LEN));
+    assert!(shares(&any, LEN));
 }
