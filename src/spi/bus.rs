@@ -429,3 +429,104 @@ impl Bus {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DeviceConfig, DevicePath, TransferConfig};
+    use crate::spi::hold::{Direction, HoldTerms};
+    use crate::spi::wire::TransferHead;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn claim(guest: u8, device: usize, direction: Direction) -> Claim {
+        Claim {
+            guest: GuestNumber::new(guest.into()).unwrap(),
+            device,
+            mode: 0,
+            direction,
+            terms: HoldTerms {
+                timeout: 100 * MS,
+                max_total: 10 * MS,
+                for_read: false,
+            },
+            framed: None,
+        }
+    }
+
+    /// A bus with two loopbacks, of which guest 0 holds the first since `now`, and guest 1 waits.
+    fn held(for_read: bool, hold_delay: Duration, now: Instant) -> Bus {
+        let transfers = TransferConfig {
+            max_len: 1,
+            max_ms: 10,
+            max_message_ms: 100,
+        };
+        let config = DeviceConfig::new(DevicePath::Loopback, 2);
+        let device = || Device::open(&config, &transfers, 0, &[]).unwrap();
+        let mut bus = Bus::new(vec![device(), device()], None, 2);
+        bus.devices[0].line = Line::Asserted;
+        let mut holder = claim(0, 0, Direction::Write);
+        holder.terms.for_read = for_read;
+        let mut hold = Hold::new(holder, &TransferHead::default(), now, now);
+        hold.releasable_at += hold_delay;
+        bus.state = State::Held(hold);
+        bus.wait(GuestNumber::new(1).unwrap());
+        bus
+    }
+
+    /// A turn of the holder may come before the loop has looked for holds that are over.
+    #[test]
+    fn access_that_would_continue_an_overdue_hold_fails_unless_the_hold_was_a_guess() {
+        for (for_read, fails) in [(false, true), (true, false)] {
+            let mut now = Instant::now();
+            let mut bus = held(for_read, Duration::ZERO, now);
+            let read = claim(0, 0, Direction::Read);
+            now += 10 * MS - Duration::from_nanos(1);
+            assert!(matches!(bus.access(&read, &mut now), Access::Free));
+            now += Duration::from_nanos(1);
+            let access = bus.access(&read, &mut now);
+            if fails {
+                let cut = TransferError::HoldCut;
+                assert!(matches!(access, Access::Failed(e) if e.to_string() == cut.to_string()));
+            } else {
+                assert!(matches!(access, Access::Busy), "{access:?}");
+            }
+            assert_eq!(bus.devices[0].line, Line::Released);
+            assert_eq!(bus.next_waiter(), GuestNumber::new(1));
+        }
+    }
+
+    #[test]
+    fn access_to_another_device_after_an_overdue_hold_waits_for_those_who_wait() {
+        let mut now = Instant::now();
+        let mut bus = held(false, Duration::ZERO, now);
+        now += 10 * MS;
+        let other = claim(0, 1, Direction::Write);
+        assert!(matches!(bus.access(&other, &mut now), Access::Busy));
+        assert_eq!(bus.devices[0].line, Line::Released);
+        assert_eq!(bus.next_waiter(), GuestNumber::new(1));
+    }
+
+    #[test]
+    fn access_of_the_holder_waits_for_a_hold_that_ends_when_its_delay_is_over() {
+        let mut now = Instant::now();
+        let mut bus = held(false, MS, now);
+        let other = claim(0, 1, Direction::Write);
+        assert!(matches!(bus.access(&other, &mut now), Access::Busy));
+        // From now on nobody continues it, not even who could have.
+        let same = claim(0, 0, Direction::Write);
+        assert!(matches!(bus.access(&same, &mut now), Access::Busy));
+        assert_eq!(bus.devices[0].line, Line::Asserted);
+        assert_eq!(bus.deadline(), Some(now + MS));
+        now += MS;
+        assert_eq!(bus.expire(&mut now, |_| true), None);
+        assert_eq!(bus.devices[0].line, Line::Released);
+    }
+
+    #[test]
+    fn end_yield_without_a_long_message_before_lets_nobody_wait() {
+        let mut bus = held(false, Duration::ZERO, Instant::now());
+        bus.end_yield(1, |_| false);
+        assert!(!bus.yields());
+    }
+}

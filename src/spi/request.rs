@@ -262,3 +262,21 @@ impl Parser<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn push_beyond_the_capacity_is_refused_and_allocates_nothing() {
+        let mut store = Store::default();
+        let capacity = store.segments.capacity();
+        for _ in 0..MAX_SEGMENTS {
+            let segment = Segment { address: 0, len: 1 };
+            store.push(segment).unwrap();
+        }
+        let error = store.push(Segment { address: 0, len: 1 }).unwrap_err();
+        assert!(matches!(error, ParamError::TooManyPieces), "{error}");
+        assert_eq!(store.segments.capacity(), capacity);
+    }
+}

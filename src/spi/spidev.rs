@@ -139,14 +139,13 @@ impl Spidev {
         setting(self.fd(), request, [0; 4]).map(u32::from_ne_bytes)
     }
 
-    /// The word size in bits that the device is set to.
+    /// The word size in bits that the device is set to. Once its mode was set this is never 0: of that
+    /// `spi_setup()` makes 8 (Linux `drivers/spi/spi.c`).
     ///
     /// # Errors
     /// The kernel's.
     pub fn read_bits_per_word(&self) -> io::Result<u8> {
-        let [bits] = setting(self.fd(), RD_BITS_PER_WORD, [0])?;
-        // 0 is spidev's word for 8.
-        Ok(if bits == 0 { 8 } else { bits })
+        setting(self.fd(), RD_BITS_PER_WORD, [0]).map(|[bits]| bits)
     }
 
     /// Sets the word size in bits, which also releases chip select.

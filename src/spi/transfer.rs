@@ -137,10 +137,9 @@ impl Transfer {
     pub fn fits_one_message(&self, device: &Device, store: &Store) -> bool {
         let mut progress = Progress::default();
         let NextMessage { work, budget, .. } = self.next_message(device, store);
-        let planned = plan_message(&work, self.len, &budget, &mut progress, |_| {
-            Ok::<(), std::convert::Infallible>(())
-        });
-        planned.is_ok() && progress.done == self.len
+        let emit = |_| Ok::<(), std::convert::Infallible>(());
+        let Ok(_) = plan_message(&work, self.len, &budget, &mut progress, emit);
+        progress.done == self.len
     }
 
     /// Sends the next message. `follows` says whether the guest has queued another request; `now`

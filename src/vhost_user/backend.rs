@@ -320,3 +320,58 @@ impl VhostUserBackendReqHandler for Backend {
         fn set_log_base(&VhostUserLog, File) -> ();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn backend() -> Backend {
+        let poller = Poller::new().unwrap();
+        Backend::new(GuestNumber::default(), Config::default(), 1 << 40, poller)
+    }
+
+    #[test]
+    fn methods_of_messages_that_are_decoded_elsewhere_or_not_offered_are_refused() {
+        let backend = backend();
+        let file = || File::open("/dev/null").unwrap();
+        let (gpu, _) = UnixStream::pair().unwrap();
+        let refused = [
+            backend.set_mem_table(&[], Vec::new(), None).is_err(),
+            backend
+                .add_mem_region(&VhostUserSingleMemoryRegion::default(), file(), None)
+                .is_err(),
+            backend
+                .remove_mem_region(&VhostUserSingleMemoryRegion::default())
+                .is_err(),
+            backend.set_vring_kick(0, None).is_err(),
+            backend.set_vring_call(0, None).is_err(),
+            backend.set_vring_err(0, None).is_err(),
+            backend
+                .get_shared_object(VhostUserSharedMsg::default())
+                .is_err(),
+            backend
+                .get_inflight_fd(&VhostUserInflight::default())
+                .is_err(),
+            backend
+                .set_inflight_fd(&VhostUserInflight::default(), file())
+                .is_err(),
+            backend.check_device_state().is_err(),
+            backend.get_shmem_config().is_err(),
+            backend
+                .set_log_base(&VhostUserLog::default(), file())
+                .is_err(),
+            backend
+                .set_device_state_fd(
+                    VhostTransferStateDirection::SAVE,
+                    VhostTransferStatePhase::STOPPED,
+                    file(),
+                )
+                .is_err(),
+        ];
+        assert_eq!(refused, [true; 13]);
+        backend
+            .set_gpu_socket(GpuBackend::from_stream(gpu))
+            .unwrap_err();
+    }
+}

@@ -130,6 +130,7 @@ mod tests {
     use crate::spi::wire::Config;
     use crate::vhost_user::reader::Reader;
     use std::io::{Read, Write};
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
     /// A handler with a reader, and their front-end.
     struct Rig {
@@ -210,9 +211,12 @@ mod tests {
             (8, &[1; 8]),     // of another ring
             (5, &[0; 8]),     // SET_MEM_TABLE without a region
             (5, &[0; 12]),    // not whole fields
+            (5, &[0; 48]),    // not whole regions
+            (5, &[0; 40]),    // one region, which is not counted
             (37, &[0; 40]),   // ADD_MEM_REG without a file
             (12, &[0; 8]),    // SET_VRING_KICK without a file
             (12, &[0; 16]),   // of two fields
+            (12, &[]),        // of none
             (34, &[0; 0]),    // RESET_DEVICE, which was not negotiated
         ] {
             let mut rig = Rig::new();
@@ -220,6 +224,31 @@ mod tests {
             rig.handle(code, body).unwrap_err();
             assert_eq!(rig.answer(), Some((code, 1)), "message {code}");
         }
+    }
+
+    #[test]
+    fn handle_takes_a_socket_as_call_and_err_and_not_as_kick() {
+        for (code, taken) in [(12, false), (13, true), (14, true)] {
+            let mut rig = Rig::new();
+            let (end, _other) = UnixStream::pair().unwrap();
+            let header = [code, 1, 8].map(u32::to_le_bytes);
+            let message = [header.as_flattened(), &[0; 8]].concat();
+            let sent = rig.front.send_with_fds(&[&message[..]], &[end.as_raw_fd()]);
+            assert_eq!(sent.unwrap(), message.len());
+            let back = rig.back.as_raw_fd();
+            assert!(rig.reader.receive(back, &Mounts::default()).unwrap());
+            let handled = rig.handler.handle(rig.reader.message().unwrap());
+            assert_eq!(handled.is_ok(), taken, "message {code}");
+        }
+    }
+
+    #[test]
+    fn handle_message_for_which_the_pair_has_no_room_ends_the_connection() {
+        let mut rig = Rig::new();
+        let pair = rig.handler.our_end.as_raw_fd();
+        while socket::send(pair, &[0]).unwrap() > 0 {}
+        let error = rig.handle(1, &[]).unwrap_err();
+        assert!(matches!(error, SessionError::Host(_)), "{error}");
     }
 
     #[test]

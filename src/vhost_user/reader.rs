@@ -365,6 +365,16 @@ mod tests {
     }
 
     #[test]
+    fn receive_error_of_the_host_is_no_fault_of_the_front_end() {
+        let mut rig = Rig::new();
+        let no_socket = File::open("/dev/null").unwrap();
+        let received = rig
+            .reader
+            .receive(no_socket.as_raw_fd(), &Mounts::default());
+        assert!(matches!(received, Err(SessionError::Host(_))));
+    }
+
+    #[test]
     fn receive_end_comes_after_all_that_was_sent() {
         let mut rig = Rig::new();
         let bytes = [encode(1, &[]), vec![1, 0, 0]].concat();

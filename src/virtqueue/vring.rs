@@ -687,6 +687,48 @@ mod tests {
     }
 
     #[test]
+    fn set_addresses_before_there_is_memory_are_taken_and_looked_at_when_the_ring_starts() {
+        let mut rig = Rig::stopped();
+        rig.memory.clear();
+        let nowhere = u64::MAX - 15;
+        rig.set_addresses(nowhere, nowhere, nowhere);
+        rig.start();
+        assert!(!rig.vring.is_running(), "it waits for memory");
+        assert!(!rig.vring.lacks_kick());
+        rig.memory = flat_memory();
+        rig.vring.update(&rig.memory).unwrap_err();
+        assert!(!rig.vring.is_running());
+    }
+
+    #[test]
+    fn ring_whose_memory_is_gone_is_an_error_of_each_access() {
+        let mut rig = Rig::running(true);
+        rig.offer(AVAIL, 1);
+        let chain = rig.vring.peek(&rig.memory).unwrap();
+        let chain = rig.vring.consume(chain);
+        let gone = Memory::new(1 << 40);
+        for error in [
+            rig.vring.pending(&gone).unwrap_err(),
+            rig.vring.peek(&gone).unwrap_err(),
+            rig.vring.rearm(&gone).unwrap_err(),
+            rig.vring.complete(&gone, chain, 1).unwrap_err(),
+        ] {
+            assert!(matches!(error, RingError::Memory), "{error}");
+        }
+    }
+
+    #[test]
+    fn set_broken_without_an_err_fd_stops_the_ring_until_the_front_end_does() {
+        let mut rig = Rig::running(false);
+        rig.vring.set_broken().unwrap();
+        rig.start();
+        assert!(!rig.vring.is_running());
+        rig.vring.stop();
+        rig.start();
+        assert!(rig.vring.is_running());
+    }
+
+    #[test]
     fn pending_beyond_the_size_breaks_the_ring() {
         let rig = Rig::running(true);
         rig.store(AVAIL + 2, SIZE);

@@ -125,33 +125,49 @@ fn inactive_delays_in_a_flood_delay_another_guest_by_one_request() {
     assert!(place <= 5, "{sent:x?}");
 }
 
+/// Lets the daemon have no fd whose number is `count` or more.
+fn limit_fds(daemon: &Daemon, count: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: count,
+        rlim_max: 1024,
+    };
+    let pid = daemon.pid().cast_signed();
+    let (resource, old) = (libc::RLIMIT_NOFILE, std::ptr::null_mut());
+    // SAFETY: `limit` is readable, and no old one is asked for.
+    let set = unsafe { libc::prlimit(pid, resource, &raw const limit, old) };
+    assert_eq!(set, 0);
+}
+
+#[test]
+fn fds_for_which_the_process_has_no_room_end_their_connection_alone() {
+    let (_host, daemon, guest, mut other) = two();
+    drop(guest);
+    let sender = Raw::connect(&daemon.socket(0));
+    sender.ask(raw::GET_FEATURES, &[]);
+    let eventfd = overfull_eventfd();
+    // There is room for one more, or for as many as were closed below the highest.
+    limit_fds(&daemon, daemon.fd_count() as u64 + 1);
+    let fds = [eventfd.as_raw_fd(); 8];
+    sender
+        .send(raw::SET_MEM_TABLE, raw::VERSION, &[0; 8 + 8 * 32], &fds)
+        .unwrap();
+    assert!(sender.hung_up(PATIENCE));
+    daemon.wait_line(&["guest=0", "more than the process may have"]);
+    other.assert_served();
+    limit_fds(&daemon, 1024);
+    Guest::connect(&daemon, 0).assert_served();
+}
+
 #[test]
 fn socket_without_an_fd_for_a_connection_listens_again_when_there_is_one() {
     let host = Host::with_devices(1);
     let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
-    let limit = |fds: u64| {
-        let limit = libc::rlimit {
-            rlim_cur: fds,
-            rlim_max: 1024,
-        };
-        let pid = daemon.pid().cast_signed();
-        // SAFETY: `limit` is readable, and no old one is asked for.
-        let set = unsafe {
-            libc::prlimit(
-                pid,
-                libc::RLIMIT_NOFILE,
-                &raw const limit,
-                std::ptr::null_mut(),
-            )
-        };
-        assert_eq!(set, 0);
-    };
     // Answered only after the daemon has set its own limit.
     Raw::connect(&daemon.socket(1)).ask(raw::GET_FEATURES, &[]);
-    limit(3);
+    limit_fds(&daemon, 3);
     let refused = daemon::connect(&daemon.socket(0));
     daemon.wait_line(&["guest=0", "os error 24"]); // each C library has words of its own
-    limit(1024);
+    limit_fds(&daemon, 1024);
     drop(refused);
     Guest::connect(&daemon, 0).assert_served();
 }

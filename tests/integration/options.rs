@@ -365,6 +365,42 @@ fn lanes_that_the_device_tree_does_not_name_are_the_most_that_the_controller_has
 }
 
 #[test]
+fn lanes_that_the_driver_refuses_are_not_offered_and_fewer_are_tried() {
+    let host = Host::new().controller(0, |c| {
+        c.mode_bits |= rules::TX_OCTAL | rules::TX_QUAD | rules::RX_QUAD;
+        c.refused_lanes = rules::TX_OCTAL;
+    });
+    let host = host.device(DEV, 10_000_000, Loopback);
+    let (_daemon, mut guest) = serve_with(&host, "", &[]);
+    let config = guest.config();
+    let supported = (config.tx_nbits_supported, config.rx_nbits_supported);
+    assert_eq!(supported, (2 | 1, 2 | 1), "four and two");
+    assert_eq!(host.kept(DEV).mode, rules::TX_QUAD | rules::RX_QUAD);
+    assert_eq!(host.edges(DEV), 0);
+}
+
+#[test]
+fn lanes_of_a_device_with_three_wires_are_one_for_one_direction_at_a_time() {
+    let host = Host::new().controller(0, |c| {
+        c.mode_bits |= rules::THREE_WIRE | rules::TX_DUAL | rules::RX_DUAL;
+    });
+    let host = host.device_in_mode(DEV, 10_000_000, rules::THREE_WIRE, Loopback);
+    let (_daemon, mut guest) = serve_with(&host, "", &[]);
+    let config = guest.config();
+    assert_eq!(config.tx_nbits_supported | config.rx_nbits_supported, 0);
+    assert_eq!(host.edges(DEV), 0);
+    for (tx, rx_len, result) in [
+        (&[1, 2][..], 0, TRANS_OK),
+        (&[], 2, TRANS_OK),
+        (&[1, 2], 2, PARAM_ERR),
+    ] {
+        assert_eq!(guest.transfer(let_go(0), tx, rx_len).result, result);
+        assert_eq!(host.kept(DEV).mode, rules::THREE_WIRE);
+    }
+    assert_eq!(host.messages(DEV).len(), 2);
+}
+
+#[test]
 fn option_max_transfer_len_is_taken_at_the_limit_and_refused_above() {
     for max in [1, 100, 4096, 10_000] {
         let host = Host::with_devices(1);

@@ -350,6 +350,24 @@ fn err_eventfd_full_and_blocking_ends_the_session_and_is_named() {
 }
 
 #[test]
+fn err_eventfd_full_and_blocking_of_a_ring_that_a_message_misplaces_ends_the_session() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
+    let (bad, mut good) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
+    bad.err.write(u64::MAX - 1).unwrap();
+    unsafe { libc::fcntl(bad.err.as_raw_fd(), libc::F_SETFL, 0) };
+    // It begins in the last bytes of memory, and ends outside.
+    let region = &bad.memory.regions[0];
+    let mut config = bad.ring_config();
+    config.desc_table_addr = bad.memory.user_addr(region.gpa + region.len - 32);
+    // Whether it is acknowledged or not.
+    let _ = bad.frontend.set_vring_addr(0, &config);
+    assert!(bad.raw.hung_up(PATIENCE));
+    daemon.wait_line(&["guest=0", "call or err eventfd is full and blocking"]);
+    good.assert_served();
+}
+
+#[test]
 fn call_eventfd_full_and_blocking_does_not_hold_up_other_guests() {
     let host = Host::with_devices(1);
     let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();

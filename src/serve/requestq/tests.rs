@@ -40,6 +40,7 @@ struct Ask {
     cs_change: u8,
     bits: u8,
     hz: u32,
+    setup_ns: u32,
     hold_ns: u32,
     inactive_ns: u32,
     len: u32,
@@ -51,6 +52,7 @@ const USUAL: Ask = Ask {
     cs_change: 1,
     bits: 8,
     hz: 1_000_000,
+    setup_ns: 0,
     hold_ns: 0,
     inactive_ns: 0,
     len: 1,
@@ -66,6 +68,7 @@ impl Ask {
         let mut head = [0; 32];
         head[..3].copy_from_slice(&[self.chip_select, self.bits, self.cs_change]);
         head[12..16].copy_from_slice(&self.hz.to_le_bytes());
+        head[20..24].copy_from_slice(&self.setup_ns.to_le_bytes());
         head[24..28].copy_from_slice(&self.hold_ns.to_le_bytes());
         head[28..].copy_from_slice(&self.inactive_ns.to_le_bytes());
         head
@@ -473,4 +476,20 @@ fn requestq_hold_goes_on_for_a_queued_request_until_others_have_waited_too_long(
     *now = ended_at + 10_000 * MS;
     assert_eq!(bus.expire(now, |_| true), None);
     assert_eq!(bus.next_waiter(), GuestNumber::new(1));
+}
+
+#[test]
+fn requestq_transfer_of_the_loopback_takes_its_setup_where_chip_select_is_asserted() {
+    let mut rig = Rig::new(HoldPolicy::Spec);
+    rig.shared.buses[0].devices[0].limits.max_cs_setup_ns = 1_000_000;
+    let byte = Duration::from_micros(8);
+    for setup in [MS, Duration::ZERO] {
+        let began = rig.shared.now;
+        rig.players[0].offer(Ask {
+            setup_ns: 1_000_000,
+            ..KEEP
+        });
+        assert_eq!(rig.run_until_it_waits(0), began + setup + byte);
+        rig.run(0);
+    }
 }

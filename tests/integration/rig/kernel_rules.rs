@@ -60,6 +60,8 @@ pub struct Controller {
     pub min_speed_hz: u32,
     /// It cannot send and receive at once.
     pub half_duplex: bool,
+    /// Lanes that its driver refuses with EINVAL, though it has others.
+    pub refused_lanes: u32,
     /// Chip selects are GPIOs: CS_HIGH is hidden on reading and forced on writing.
     pub gpio_cs: bool,
 }
@@ -72,6 +74,7 @@ impl Default for Controller {
             max_speed_hz: 50_000_000,
             min_speed_hz: 0,
             half_duplex: false,
+            refused_lanes: 0,
             gpio_cs: false,
         }
     }
@@ -97,7 +100,7 @@ pub fn setup(mut device: Device, controller: &Controller) -> Result<Device, i32>
     }
     let bad = mode & !(controller.mode_bits | 1 << 12);
     device.mode &= !(bad & WIDE);
-    if bad & !WIDE != 0 {
+    if bad & !WIDE != 0 || mode & controller.refused_lanes != 0 {
         return Err(libc::EINVAL);
     }
     if device.bits_per_word == 0 {
