@@ -89,6 +89,32 @@ fn threats_name_tests_that_exist_only() {
 }
 
 #[test]
+fn threats_have_an_asset_a_damage_and_a_treatment() {
+    let text = fs::read_to_string(Path::new(ROOT).join("src/threats.rs")).unwrap();
+    let assets = ["chips", "data", "time", "daemon", "host"];
+    let mut count = 0;
+    for (threat, _) in rows(&text) {
+        let cells: Vec<_> = threat.trim_matches(['|', ' ']).split(" | ").collect();
+        let [_, asset, damage, treatment, _] = cells[..] else {
+            panic!("{cells:?}")
+        };
+        assert!(asset.split(", ").all(|asset| assets.contains(&asset)));
+        assert!(!damage.is_empty(), "{cells:?}");
+        assert!(["avoided", "reduced"].contains(&treatment), "{cells:?}");
+        count += 1;
+    }
+    assert!(count > 20, "{count} threats: are they read rightly?");
+    let (_, rest) = text.split_once("# Not defended").unwrap();
+    let items = rest.lines().filter_map(|line| line.strip_prefix("//! - "));
+    for item in items {
+        let marked = item.strip_prefix('(').and_then(|item| item.split_once(')'));
+        let (asset, treatment) = marked.and_then(|(mark, _)| mark.split_once(", ")).unwrap();
+        assert!(assets.contains(&asset), "{item}");
+        assert!(["shared", "retained"].contains(&treatment), "{item}");
+    }
+}
+
+#[test]
 fn readme_names_tests_that_exist_only() {
     check("README.md", 9);
 }
@@ -131,6 +157,7 @@ fn documents_name_files_that_exist_only() {
         "tests/README.md",
         "tests/RULES.md",
         ".github/SECURITY.md",
+        ".github/VULNERABILITY_REPORT.md",
         "src/lib.rs",
         "src/threats.rs",
     ];
@@ -161,7 +188,10 @@ fn unlicensed(dir: &Path) -> Vec<PathBuf> {
             continue;
         }
         let extension = path.extension().and_then(|ext| ext.to_str());
-        if matches!(extension, Some("md" | "lock" | "toml" | "config" | "txt")) {
+        if matches!(
+            extension,
+            Some("md" | "lock" | "toml" | "config" | "txt" | "json")
+        ) {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
