@@ -263,3 +263,36 @@ fn units_name_options_that_exist_only() {
     }
     assert!(seen > 5);
 }
+
+/// By the schema of OpenVEX 0.2.0, and of what is built here: a crate that is updated needs a look at its statements.
+#[test]
+fn vex_is_about_this_version_and_the_crates_that_are_in_it() {
+    let vex: serde_json::Value =
+        serde_json::from_str(&dist("vhost-device-spi.openvex.json")).unwrap();
+    assert_eq!(vex["@context"], "https://openvex.dev/ns/v0.2.0");
+    for field in ["@id", "author", "timestamp"] {
+        assert!(vex[field].is_string(), "{field}");
+    }
+    assert!(vex["version"].as_u64() >= Some(1));
+    let lock = fs::read_to_string(Path::new(ROOT).join("Cargo.lock")).unwrap();
+    let statements = vex["statements"].as_array().unwrap();
+    assert!(!statements.is_empty());
+    for statement in statements {
+        assert!(statement["vulnerability"]["name"].is_string());
+        let explained = match statement["status"].as_str().unwrap() {
+            "not_affected" => "justification",
+            "affected" => "action_statement",
+            "fixed" | "under_investigation" => "status",
+            other => panic!("{other}"),
+        };
+        assert!(statement[explained].is_string(), "{statement}");
+        let product = &statement["products"][0];
+        let program = concat!("pkg:generic/vhost-device-spi@", env!("CARGO_PKG_VERSION"));
+        assert_eq!(product["@id"], program);
+        let part = product["subcomponents"][0]["@id"].as_str().unwrap();
+        let part = part.strip_prefix("pkg:cargo/").unwrap();
+        let (name, version) = part.split_once('@').unwrap();
+        let entry = format!("name = \"{name}\"\nversion = \"{version}\"\n");
+        assert!(lock.contains(&entry), "{part} is not in Cargo.lock");
+    }
+}
