@@ -345,3 +345,40 @@ impl Fatal {
         Self::new(code, format!("{thing}: {error}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vhost::vhost_user::Error;
+
+    #[test]
+    fn errors_that_seldom_come_say_what_they_are_about() {
+        for (error, words) in [
+            (ParamError::TooManyPieces.to_string(), "pieces"),
+            (ParamError::HalfDuplex.to_string(), "half-duplex"),
+            (TransferError::Memory.to_string(), "guest memory"),
+            (RingError::Head(7).to_string(), "head 7"),
+            (RingError::Memory.to_string(), "guest memory"),
+            (
+                SessionError::NotNotified(io::ErrorKind::BrokenPipe.into()).to_string(),
+                "call or err cannot be written to: ",
+            ),
+        ] {
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn of_vhost_tells_an_end_and_a_blocked_eventfd_from_a_refusal() {
+        let of = |error| SessionError::of_vhost(error);
+        assert!(matches!(
+            of(Error::Disconnected),
+            SessionError::Disconnected
+        ));
+        let blocked = Error::ReqHandlerError(io::ErrorKind::Interrupted.into());
+        assert!(matches!(of(blocked), SessionError::CallBlocked));
+        let refused = Error::ReqHandlerError(io::ErrorKind::Other.into());
+        assert!(matches!(of(refused), SessionError::Vhost(_)));
+        assert!(matches!(of(Error::InvalidParam), SessionError::Vhost(_)));
+    }
+}

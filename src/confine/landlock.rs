@@ -52,3 +52,27 @@ pub fn restrict(directories: &[RawFd]) -> io::Result<bool> {
     }
     ffi::landlock_restrict(&ruleset).map(|()| true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ruleset_takes_away_all_that_the_version_knows() {
+        // LANDLOCK_ACCESS_FS_: 13 of them, then REFER, TRUNCATE, IOCTL_DEV; NET and SCOPE are later fields.
+        for (version, files, fields) in [
+            (1, 13, 1),
+            (2, 14, 1),
+            (3, 15, 1),
+            (4, 15, 2),
+            (5, 16, 2),
+            (6, 16, 3),
+            (7, 16, 3),
+        ] {
+            let ([accesses, network, scope], count) = ruleset(version);
+            assert_eq!((accesses.trailing_ones(), count), (files, fields));
+            assert_eq!(accesses.count_ones(), files, "version {version}");
+            assert_eq!((network, scope), (0b11, 0b11));
+        }
+    }
+}

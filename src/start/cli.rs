@@ -445,6 +445,10 @@ mod tests {
                  each",
             ),
             (
+                &["-l", "e,loopback"],
+                "option '--device': 'e,loopback' names two devices; repeat the option for each",
+            ),
+            (
                 &["-l", "e,guests=0,1"],
                 "option '--device': 'e,guests=0,1' has a list of guests with a comma; write '+', \
                  as in 0+3-5",

@@ -528,3 +528,10 @@ fn cli_device_second_of_two_bad_releases_the_first() {
     assert!(!host.selected(DEV));
     Daemon::start(&host, &["/dev/spidev0.0"]).stop();
 }
+
+#[test]
+fn cli_bufsiz_that_holds_no_transfer_is_refused() {
+    let host = Host::with_devices(1).bufsiz(7);
+    let words = ["spidev.bufsiz", "7 bytes"];
+    assert_eq!(with_socket(&host, &[DEVICE]).refused(&words), 78);
+}

@@ -368,6 +368,26 @@ fn err_eventfd_full_and_blocking_of_a_ring_that_a_message_misplaces_ends_the_ses
 }
 
 #[test]
+fn call_eventfd_full_and_not_blocking_counts_as_signalled() {
+    let host = Host::with_devices(1);
+    let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
+    let mut guest = Guest::connect(&daemon, 0);
+    guest.assert_served();
+    let _ = guest.call.read();
+    guest.call.write(u64::MAX - 1).unwrap();
+    let before = guest.ring.device_idx(&guest.memory);
+    let request = guest.request(Head::default(), &[1], 0);
+    guest.queue(&request);
+    guest.ring.publish(&guest.memory);
+    guest.kick_anyway();
+    let is_used = || guest.ring.device_idx(&guest.memory) == before.wrapping_add(1);
+    assert!(sys::eventually(PATIENCE, is_used));
+    assert_eq!(guest.call.read().unwrap(), u64::MAX - 1);
+    assert_eq!(guest.wait_used(1).len(), 1);
+    guest.assert_served();
+}
+
+#[test]
 fn call_eventfd_full_and_blocking_does_not_hold_up_other_guests() {
     let host = Host::with_devices(1);
     let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();

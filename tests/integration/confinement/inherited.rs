@@ -106,6 +106,9 @@ fn fds_inherited_are_closed_but_for_those_handed_in() {
         let listener = UnixListener::bind(&path).unwrap();
         let setup = Setup::new(&host).no_sockets().before_exec(extra.give());
         let setup = setup.hand_in(&listener, 520).hand_in(&pair.0, 510);
+        // Below all that the daemon opens.
+        let low = File::create(extra.dir.path().join("low")).unwrap();
+        let setup = setup.hand_in(&low, 3);
         let setup = setup.arg("--fd=520").arg("--fd=510");
         let setup = setup.device("/dev/spidev0.0");
         let daemon = match with_proc {
