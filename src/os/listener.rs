@@ -347,7 +347,9 @@ fn identify(directory: &File, name: &CStr) -> io::Result<Identity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::linux::net::SocketAddrExt;
     use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::SocketAddr;
 
     fn access() -> Access {
         Access {
@@ -367,6 +369,33 @@ mod tests {
         assert_eq!(mode & 0o7777, 0o600);
         file.remove().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn is_taken_by_a_socket_of_another_kind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("datagrams");
+        let _other = UnixDatagram::bind(&path).unwrap();
+        assert!(is_taken(&path).unwrap());
+    }
+
+    #[test]
+    fn create_at_a_path_that_cannot_be_a_sockets_is_refused() {
+        let error = Listener::create(Path::new("/tmp/.."), &access()).unwrap_err();
+        assert!(error.message.contains("names no file"), "{error:?}");
+        let too_long = "x".repeat(MAX_PATH_LEN + 1);
+        let error = Listener::create(Path::new(&too_long), &access()).unwrap_err();
+        assert!(error.message.contains("is too long"), "{error:?}");
+        let error = ffi::bind(&ffi::stream_socket().unwrap(), Path::new(&too_long));
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::ENAMETOOLONG));
+    }
+
+    #[test]
+    fn adopt_names_a_socket_without_a_path_by_its_fd() {
+        let name = format!("vhost-device-spi {}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let socket = UnixListener::bind_addr(&address).unwrap();
+        assert_eq!(Listener::adopt(socket, 7).name(), "fd 7");
     }
 
     #[test]

@@ -147,6 +147,14 @@ fn of_subvolume(mount_point: &str) -> Option<DeviceNumber> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn of_subvolume_is_the_number_of_the_files_there() {
+        let dev = fs::metadata("/").unwrap().dev();
+        let number = (libc::major(dev), libc::minor(dev));
+        assert_eq!(of_subvolume("/"), Some(number));
+        assert_eq!(of_subvolume("/a\\040b"), None);
+    }
+
     const TEXT: &str = "\
 22 1 0:21 / / rw,relatime shared:1 - overlay overlay rw,lowerdir=/l,upperdir=/u
 23 22 0:22 /@home /home rw - btrfs /dev/sda2 rw,subvol=/@home

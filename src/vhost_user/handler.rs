@@ -227,6 +227,13 @@ mod tests {
     }
 
     #[test]
+    fn handle_region_without_its_file_is_refused() {
+        let mut rig = Rig::new();
+        rig.handle(16, &u64::to_le_bytes(1 << 15)).unwrap();
+        rig.handle(37, &[0; 40]).unwrap_err();
+    }
+
+    #[test]
     fn handle_takes_a_socket_as_call_and_err_and_not_as_kick() {
         for (code, taken) in [(12, false), (13, true), (14, true)] {
             let mut rig = Rig::new();

@@ -316,6 +316,28 @@ fn process_told_to_end_does_not_finish_a_long_transfer_and_releases_chip_select(
 }
 
 #[test]
+fn process_told_to_end_does_not_finish_what_takes_longer_than_it_should() {
+    let (host, mut daemon, mut guest) = plugged();
+    // On the wire for 25 ms, by the clock that was asked for; a second is what it gets.
+    let len = 8 * 4096;
+    let gate = host.gate_message(DEV, 0);
+    for slow in 1..8 {
+        host.delay_message(DEV, slow, Duration::from_millis(600));
+    }
+    let request = guest.request(Head::default(), &pattern(len), 0);
+    guest.queue(&request);
+    guest.kick();
+    gate.reached();
+    daemon.signal(libc::SIGTERM);
+    gate.release();
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+    let sent: usize = host.messages(DEV).iter().map(|m| m.tx().len()).sum();
+    assert!((4096..len).contains(&sent), "{sent}");
+    assert!(!host.selected(DEV));
+    assert!(!daemon.socket(0).exists());
+}
+
+#[test]
 fn process_told_to_end_starts_nothing_that_is_queued_behind() {
     let (host, mut daemon, mut guest) = plugged();
     let gate = host.gate_message(DEV, 0);

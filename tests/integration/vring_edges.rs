@@ -2,6 +2,7 @@
 
 //! Who is told what and when, and the queue at its limits.
 
+use crate::rig::ask::let_go;
 use crate::rig::plug::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, PROTOCOL_FEATURES, VERSION_1};
 use crate::rig::ring::Layout;
 use crate::rig::*;
@@ -368,6 +369,30 @@ fn err_eventfd_full_and_blocking_of_a_ring_that_a_message_misplaces_ends_the_ses
 }
 
 #[test]
+fn call_eventfd_full_and_blocking_before_a_long_transfer_ends_the_session() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
+    let (mut bad, mut good) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
+    bad.assert_served();
+    let _ = bad.call.read();
+    bad.call.write(u64::MAX - 1).unwrap();
+    unsafe { libc::fcntl(bad.call.as_raw_fd(), libc::F_SETFL, 0) };
+    let used = bad.ring.used_idx;
+    bad.ring.set_used_event(used, &bad.memory);
+    // What the first has completed is told before the second, 80 ms long, goes on the wire.
+    for hz in [1_000_000, 100] {
+        let request = bad.request(let_go(0).freq(hz), &[1], 0);
+        bad.queue(&request);
+    }
+    bad.ring.publish(&bad.memory);
+    bad.kick_anyway();
+    assert!(bad.raw.hung_up(PATIENCE));
+    daemon.wait_line(&["guest=0", "call or err eventfd is full and blocking"]);
+    good.assert_served();
+    assert!(!host.selected(DEV));
+}
+
+#[test]
 fn call_eventfd_full_and_not_blocking_counts_as_signalled() {
     let host = Host::with_devices(1);
     let daemon = Daemon::start(&host, &["/dev/spidev0.0"]);
@@ -375,6 +400,8 @@ fn call_eventfd_full_and_not_blocking_counts_as_signalled() {
     guest.assert_served();
     let _ = guest.call.read();
     guest.call.write(u64::MAX - 1).unwrap();
+    let used = guest.ring.used_idx;
+    guest.ring.set_used_event(used, &guest.memory);
     let before = guest.ring.device_idx(&guest.memory);
     let request = guest.request(Head::default(), &[1], 0);
     guest.queue(&request);

@@ -493,3 +493,24 @@ fn requestq_transfer_of_the_loopback_takes_its_setup_where_chip_select_is_assert
         rig.run(0);
     }
 }
+
+#[test]
+fn requestq_has_a_request_if_a_turn_would_look_at_it() {
+    let mut rig = Rig::new(HoldPolicy::Queued);
+    let has_request = |rig: &Rig| {
+        let player = &rig.players[0];
+        player.requestq.has_request(&player.backend.guest())
+    };
+    assert!(!has_request(&rig));
+    (0..2).for_each(|_| _ = rig.players[0].offer(USUAL));
+    assert!(has_request(&rig));
+    rig.run_until_it_waits(0);
+    assert!(!has_request(&rig), "one is in progress");
+    let player = &mut rig.players[0];
+    let mut guest = player.backend.guest();
+    player.requestq.abort(&mut guest, &mut rig.shared).unwrap();
+    drop(guest);
+    assert!(has_request(&rig));
+    rig.players[0].disable_ring();
+    assert!(!has_request(&rig), "the ring does not run");
+}
