@@ -90,6 +90,15 @@ mod tests {
     }
 
     #[test]
+    fn receive_from_a_peer_that_left_answers_unread_is_the_end() {
+        let (front, back) = UnixStream::pair().unwrap();
+        assert_eq!(send(back.as_raw_fd(), &[1]).unwrap(), 1);
+        drop(front);
+        let received = receive(back.as_raw_fd(), &mut [0], &mut Vec::new());
+        assert_eq!(received.unwrap(), Received::End);
+    }
+
+    #[test]
     fn urgent_byte_inline_comes_in_its_place_with_its_fds() {
         let (front, back) = UnixStream::pair().unwrap();
         receive_urgent_inline(back.as_raw_fd()).unwrap();

@@ -524,9 +524,13 @@ mod tests {
     }
 
     #[test]
-    fn end_yield_without_a_long_message_before_lets_nobody_wait() {
+    fn end_yield_lets_messages_wait_for_those_queued_when_a_long_one_ended() {
         let mut bus = held(false, Duration::ZERO, Instant::now());
         bus.end_yield(1, |_| false);
-        assert!(!bus.yields());
+        assert_eq!(bus.yields_since(), None);
+        bus.yields = Some(Yield::Pending);
+        assert_eq!(bus.yields_since(), Some(0));
+        bus.end_yield(1, |_| false);
+        assert_eq!(bus.yields_since(), Some(1));
     }
 }

@@ -214,7 +214,8 @@ impl<'a> Setup<'a> {
 
     /// Leaves `fd` open in the daemon, as `number`.
     pub fn hand_in(self, fd: &impl AsRawFd, number: RawFd) -> Self {
-        let fd = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+        // Far from `number`: dup2() of a descriptor onto itself would leave it close-on-exec.
+        let fd = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 800) };
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         self.before_exec(move || {
             sys::check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
