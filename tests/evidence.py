@@ -15,7 +15,8 @@ import tomllib
 MEASURED, OUT = map(pathlib.Path, sys.argv[1:])
 HOSTILE = ("vhost_user", "virtqueue", "spi")  # the rooms that bytes of front-ends and drivers reach
 SOURCES = sorted(pathlib.Path("src").rglob("*.rs"))
-errors = []
+errors = []  # the sources do not have what belongs into the evidence
+red = []  # a test failed, or was not run; something is not covered
 
 
 def read(path):
@@ -40,17 +41,17 @@ def results():
         tests = [event for event in ended if event["type"] == "test"]
         suites = [event for event in ended if event["type"] == "suite"]
         if ended and len(suites) != 2 or len(tests) != sum(suite["passed"] + suite["failed"] for suite in suites):
-            errors.append(f"{run}: some tests have no result")
+            red.append(f"{run}: some tests have no result")
         for test in tests:
             *modules, name = test["name"].split("::")
             found[name] = found[f"tests/integration/{'/'.join(modules)}.rs"] = test["event"]
             if test["event"] == "failed":
-                errors.append(f"{run}: {test['name']} failed: {test.get('stdout')}")
+                red.append(f"{run}: {test['name']} failed: {test.get('stdout')}")
     for line in read(MEASURED / "programs.txt").splitlines():
         program, status = line.split()
         found[program] = "ok" if status == "0" else f"exit code {status}"
         if status != "0":
-            errors.append(f"{program} failed")
+            red.append(f"{program} failed")
     return found
 
 
@@ -126,7 +127,7 @@ def coverage():
         reasons = [key for key in why if key[0] == path and (key[1] == function or key[1] in line)]
         needed.update(reasons)
         if not reasons:
-            errors.append(f"{path}:{number}: {side}, and not explained: {text or line}")
+            red.append(f"{path}:{number}: {side}, and not explained: {text or line}")
         missing.append({"place": f"{path}:{number}", "what": side, "code": text or line, "why": " ".join(why[key] for key in reasons)})
 
     def room(path):
@@ -269,7 +270,8 @@ def main():
     print(*(f"evidence: {name}: {len(rows)}" for name, rows in evidence.items()), sep="\n")
     print(*table(by_room), sep="\n")
     print(*(f"evidence: covered this time, though tests/uncovered.txt explains it: {place}" for place in sorted(covered_now)), sep="\n")
-    sys.exit("\n".join(errors) or 0)
+    print(*errors, *red, sep="\n", file=sys.stderr)
+    sys.exit(1 if errors else 3 if red else 0)
 
 
 main()

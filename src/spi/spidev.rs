@@ -139,13 +139,14 @@ impl Spidev {
         setting(self.fd(), request, [0; 4]).map(u32::from_ne_bytes)
     }
 
-    /// The word size in bits that the device is set to. Once its mode was set this is never 0: of that
-    /// `spi_setup()` makes 8 (Linux `drivers/spi/spi.c`).
+    /// The word size in bits that the device is set to.
     ///
     /// # Errors
     /// The kernel's.
     pub fn read_bits_per_word(&self) -> io::Result<u8> {
-        setting(self.fd(), RD_BITS_PER_WORD, [0]).map(|[bits]| bits)
+        let [bits] = setting(self.fd(), RD_BITS_PER_WORD, [0])?;
+        // 0 stands for 8 (Linux, Documentation/spi/spidev.rst).
+        Ok(if bits == 0 { 8 } else { bits })
     }
 
     /// Sets the word size in bits, which also releases chip select.
