@@ -3,7 +3,7 @@
 //! How often something took how long, by powers of two of microseconds.
 //!
 //! Counting is a shift and an addition. A percentile is known as well as a power of two: what is
-//! printed is never less than the true one.
+//! printed is never less than the true one. Above all powers it is the longest.
 
 use std::fmt;
 use std::time::Duration;
@@ -43,7 +43,9 @@ impl Histogram {
         let all = self.counts.iter().fold(0u64, |sum, n| sum.wrapping_add(*n));
         let wanted = all.saturating_mul(share).div_ceil(1000);
         let mut sum = 0u64;
-        for (bound, count) in (0..).map(|n| 1u64 << n).zip(&self.counts) {
+        // The last of them has no bound.
+        let bounded = self.counts.iter().take(BUCKETS.saturating_sub(1));
+        for (bound, count) in (0..).map(|n| 1u64 << n).zip(bounded) {
             sum = sum.wrapping_add(*count);
             if sum >= wanted {
                 return bound.min(self.longest_us());
@@ -114,6 +116,20 @@ mod tests {
         // At the edges of a bucket.
         assert_eq!(text(&[(7, 999), (4000, 1)]), line(8, 8, 8, 4000));
         assert_eq!(text(&[(8, 999), (4000, 1)]), line(16, 16, 16, 4000));
+    }
+
+    #[test]
+    fn histogram_percentiles_of_what_takes_longer_than_all_bounds_are_the_longest() {
+        // The last power of two is 2^22: transfers may take a day.
+        let day = 86_400_000_000;
+        assert_eq!(
+            text(&[(3, 989), (4_194_303, 2), (day, 9)]),
+            format!("x_p50_us=4 x_p99_us=4194304 x_p999_us={day} {day}")
+        );
+        assert_eq!(
+            text(&[(10_000_000, 1000)]),
+            "x_p50_us=10000000 x_p99_us=10000000 x_p999_us=10000000 10000000"
+        );
     }
 
     #[test]
