@@ -118,7 +118,7 @@ impl fmt::Display for ParamError {
             Self::SharedBus(name) => write!(
                 f,
                 "needs chip select held, but {name} on its controller is not ours: give this daemon \
-                 that one too, raise spidev.bufsiz, or set exclusive-bus=on"
+                 that one too, raise spidev.bufsiz or --max-message-ms, or set exclusive-bus=on"
             ),
             Self::Opcode(opcode, why) => write!(f, "opcode {opcode:#04x} {why}"),
             Self::NoOpcode => write!(

@@ -48,6 +48,22 @@ fn neighbour_makes_transfers_of_several_messages_param_err() {
 }
 
 #[test]
+fn neighbour_makes_transfers_longer_than_a_message_may_take_param_err_and_names_the_option() {
+    let host = shared();
+    let (daemon, mut guest) = serve_with(&host, "", &["--max-message-ms=5"]);
+    // At 10 kHz, 6 bytes are just within 5 ms.
+    let slow = let_go(0).freq(10_000);
+    let fits = Ask {
+        head: slow,
+        tx: 6,
+        rx: 0,
+    };
+    assert_eq!(together(&mut guest, &[fits]), [TRANS_OK]);
+    refused(&host, &mut guest, "too slow", slow, &[1; 7], 0);
+    daemon.wait_line(&["spi0.7", "--max-message-ms", "exclusive-bus=on"]);
+}
+
+#[test]
 fn neighbour_makes_transfers_of_too_many_pieces_param_err() {
     let host = shared().bufsiz(65_536);
     let (_daemon, mut guest) = serve_with(&host, "", &[]);
