@@ -4,6 +4,8 @@
 //!
 //! Locked is what is mapped at that time, and nothing that is mapped later: guests' memory is theirs,
 //! and may be larger than the host's. So the stack and the heap are first made as large as they get.
+//! glibc keeps that heap; musl gives back what is free of it, so that connections take other pages, which
+//! are not locked.
 //! Called twice: before the sockets listen, so that a host which refuses it has no guest yet, and
 //! before the first byte of a guest is read, for all that was allocated since.
 
