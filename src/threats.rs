@@ -94,8 +94,14 @@
 //! guests   others that may use a chip select of the same controller
 //! M        --max-message-ms: one message of a controller, after which others have their turn
 //! T        --max-transfer-ms: no request continues an assertion that has lasted so long
-//! n        messages of one transfer: T / M and --max-transfer-len / bufsiz, each rounded up
+//! n        messages of one transfer: at most 5 * T / M, and --max-transfer-len / bufsiz, and 256 KiB / bufsiz
+//!          or 4, each rounded up
 //! ```
+//!
+//! Of n, a driver that means no harm has T / M and --max-transfer-len / bufsiz: delays can take three fifths
+//! of each message, and a word more than half of the rest; and each small buffer counts as 128 bytes, a word
+//! that is cut too. A transfer may ask that its chip select stay released after it, for at most 40 ms: who
+//! waits for the same one waits that, too, and meanwhile each guest of another chip select may go once more.
 //!
 //! All these are the administrator's to set. A hold without a request ends after
 //! `--cs-hold-timeout-ms`, within T. A controller that hangs adds what its driver allows, by
@@ -103,8 +109,10 @@
 //! where a write to its eventfd blocks (100 ms the first time in the daemon's life), after which its
 //! socket does not listen for 1 to 64 seconds; one that has much memory can buy more with it: see the
 //! first of what is not defended. Shown by
-//! `turns_on_another_controller_are_waited_for_by_a_single_message` and
-//! `time_of_each_message_is_at_most_what_is_set`, and measured by `tests/latency`.
+//! `turns_on_another_controller_are_waited_for_by_a_single_message`,
+//! `time_of_each_message_is_at_most_what_is_set`, `validate_lets_words_have_a_fifth_of_each_message_at_least`,
+//! `plan_of_buffers_cut_to_harm_has_no_more_messages_than_its_bound` and
+//! `delay_inactive_keeps_the_chip_select_released_for_its_guest_and_for_others`, and measured by `tests/latency`.
 //!
 //! # Not defended
 //!

@@ -408,6 +408,43 @@ mod tests {
     }
 
     #[test]
+    fn plan_of_buffers_cut_to_harm_has_no_more_messages_than_its_bound() {
+        // Messages of `count` buffers of `len` bytes, and what threats.rs says of these: by their length, and
+        // for how they are cut.
+        let messages = |len: u32, count: usize, word_len, bufsiz| {
+            let tx = segments(&vec![len; count], 0);
+            let work = Work {
+                tx: &tx,
+                rx: &[],
+                word_len,
+                lead: Lead::default(),
+            };
+            let budget = Budget { bufsiz, ..DEFAULT };
+            let all: u32 = tx.iter().map(|segment| segment.len).sum();
+            let (mut progress, mut messages) = (Progress::default(), 0);
+            while progress.done < all.into() {
+                let emit = |_| Ok::<(), Infallible>(());
+                let planned = plan_message(&work, all.into(), &budget, &mut progress, emit);
+                assert_ne!(planned, Ok(0));
+                messages += 1;
+            }
+            let (by_len, by_cuts) = (all.div_ceil(bufsiz), (256u32 << 10).div_ceil(bufsiz));
+            assert!(messages <= by_len + by_cuts.max(4), "{len} {bufsiz}");
+            (messages, by_len)
+        };
+        for bufsiz in [4096, 16_384, 65_536, 1 << 20] {
+            for len in [1, 2, 127, 129, 133, 257, 4095, 4097] {
+                for word_len in [1, 2, 4] {
+                    messages(len, 1024, word_len, bufsiz);
+                }
+            }
+        }
+        assert_eq!(messages(1, 1024, 1, 4096), (32, 1));
+        assert_eq!(messages(133, 1024, 4, 4096), (72, 34));
+        assert_eq!(messages(1, 1024, 1, 1 << 20), (3, 1));
+    }
+
+    #[test]
     fn plan_time_budget_bounds_each_message() {
         let slow = Budget {
             bytes: 10,

@@ -477,6 +477,34 @@ mod tests {
     }
 
     #[test]
+    fn validate_lets_words_have_a_fifth_of_each_message_at_least() {
+        let limits = Limits {
+            min_speed_hz: 1,
+            max_word_delay_ns: 255_000,
+            max_cs_setup_ns: 20_000_000,
+            ..limits()
+        };
+        let mut least = limits.max_message_ns;
+        for (cs_setup_ns, cs_delay_hold_ns) in [(0, 0), (0, 40_000_000), (20_000_000, 40_000_000)] {
+            for freq in 1..2000 {
+                let head = TransferHead {
+                    freq,
+                    cs_setup_ns,
+                    cs_delay_hold_ns,
+                    ..head()
+                };
+                if let Ok(timing) = validate(&head, 1, 0, &limits) {
+                    let words = timing.words_budget_ns / timing.word_ns;
+                    least = least.min(words * timing.word_ns);
+                }
+            }
+        }
+        // One word of 20.05 ms, where two do not fit beside the delays.
+        assert_eq!(least, 20_050_126);
+        assert!(least > limits.max_message_ns / 5);
+    }
+
+    #[test]
     fn validate_freq_0_means_the_maximum() {
         let head = TransferHead { freq: 0, ..head() };
         assert_eq!(
