@@ -90,13 +90,15 @@
 //! ```text
 //! round + guests * (2 * T + n * round)
 //!
-//! round    M for each other controller, and what each other front-end adds
+//! round    M for each other controller, 1 ms for each other guest, and what each other front-end adds
 //! guests   others that may use a chip select of the same controller
 //! M        --max-message-ms: one message of a controller, after which others have their turn
 //! T        --max-transfer-ms: no request continues an assertion that has lasted so long
 //! n        messages of one transfer: at most 5 * T / M, and --max-transfer-len / bufsiz, and 256 KiB / bufsiz
 //!          or 4, each rounded up
 //! ```
+//!
+//! The turn of a guest can be a message of less than 1 ms, after which a controller does not yield.
 //!
 //! Of n, a driver that means no harm has T / M and --max-transfer-len / bufsiz: delays can take three fifths
 //! of each message, and a word more than half of the rest; and each small buffer counts as 128 bytes, a word
