@@ -68,6 +68,9 @@ impl Drop for Armed {
 /// Makes sure that ticks come until the returned value is dropped: before each write that could
 /// block, until after it.
 pub fn arm() -> Armed {
+    // Whatever a unit test calls may write, and a tick without the handler would end the program.
+    #[cfg(test)]
+    install().unwrap();
     WRITES.store(WRITING, Ordering::Relaxed);
     if !ARMED.swap(true, Ordering::Relaxed) {
         set_interval_timer(INTERVAL_MS.load(Ordering::Relaxed));
@@ -127,7 +130,7 @@ mod tests {
     const ALONE: &str = "WRITE_TIMEOUT_ALONE";
 
     fn tick() {
-        // SAFETY: the handler is installed; it is called in this thread, before this returns.
+        // SAFETY: `arm` installed the handler, which is called in this thread, before this returns.
         unsafe { libc::raise(libc::SIGALRM) };
     }
 
@@ -152,7 +155,6 @@ mod tests {
             assert!(status.success());
             return;
         }
-        install().unwrap();
         let armed = arm();
         tick();
         tick();

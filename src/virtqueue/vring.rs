@@ -467,7 +467,6 @@ mod tests {
     use super::*;
     use crate::os::deferred_close::Closer;
     use crate::os::file_kind::FileKind;
-    use crate::os::write_timeout;
     use crate::virtqueue::memory::tests::flat_memory;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
@@ -491,8 +490,6 @@ mod tests {
     impl Rig {
         /// Set up at the usual place, but not started.
         fn stopped() -> Self {
-            // Each signal arms the write time-out, whose tick ends a process without this handler.
-            write_timeout::install().unwrap();
             let (call, device_end) = UnixStream::pair().unwrap();
             call.set_nonblocking(true).unwrap();
             let mut rig = Self {

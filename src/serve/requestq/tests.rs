@@ -12,7 +12,6 @@ use crate::os::deferred_close::{Closer, DeferredClose, FrontendFile};
 use crate::os::epoll::{Poller, Registered, Token};
 use crate::os::file_kind::FileKind;
 use crate::os::mounts::Mounts;
-use crate::os::write_timeout;
 use crate::spi::device::Device;
 use crate::spi::framing::{Chip, Phase};
 use crate::spi::wire::{Config, Limits};
@@ -99,8 +98,6 @@ fn loopback() -> Device {
 
 impl Player {
     fn new(number: GuestNumber, policy: HoldPolicy, limits: &Limits, poller: &Poller) -> Self {
-        // Each signal arms the write time-out, whose tick ends a process without this handler.
-        write_timeout::install().unwrap();
         let grant = Grant {
             chip_selects: vec![(0, 0), (0, 1), (1, 0)],
             config: Config::new([limits; 3].into_iter()),
