@@ -3,17 +3,19 @@
 //! A vhost-user back-end of the VIRTIO SPI controller (device id 45): it gives virtual machines the
 //! SPI devices of their host.
 //!
-//! # The way of one request
+//! # How one request is carried out
 //!
-//! A kick wakes [`serve::event_loop`], which gives the guest's [`serve::session`] a turn. Its
-//! [`serve::requestq`] looks at the next chain of the [`virtqueue::vring`], [`spi::request`] finds
-//! head, tx, rx and result in it, and [`serve::grant`] finds its [`spi::device`], validates it against
-//! the limits of that ([`spi::wire::validate`]) and makes a [`spi::transfer`]. Where the device has
-//! `chip=`, [`spi::framing`] says which part of a command the request is. When its [`spi::bus`] is free
-//! the chain is taken off the ring and the transfer begins: [`spi::plan`] cuts it into messages that
-//! spidev accepts, [`spi::message`] points each into guest memory, and [`spi::spidev`] carries it out,
-//! one each turn; the built-in [`spi::loopback`] needs no message. At the end the result byte is
-//! written, the chain given back, and the driver notified.
+//! 1. A kick wakes [`serve::event_loop`], which gives the guest's [`serve::session`] a turn.
+//! 2. The session's [`serve::requestq`] reads the next descriptor chain of the [`virtqueue::vring`], and
+//!    [`spi::request`] finds head, tx, rx and result in it.
+//! 3. [`serve::grant`] finds the [`spi::device`], validates the request against the device's limits
+//!    ([`spi::wire::validate`]) and makes a [`spi::transfer`]. If the device has `chip=`, [`spi::framing`]
+//!    says which part of a command the request is.
+//! 4. When the device's [`spi::bus`] is free, the chain is taken off the ring and the transfer begins:
+//!    [`spi::plan`] cuts it into messages that spidev accepts, [`spi::message`] points each of them into
+//!    guest memory, and [`spi::spidev`] carries them out, one each turn. The built-in [`spi::loopback`]
+//!    needs no messages.
+//! 5. At the end the result byte is written, the chain is returned to the ring, and the driver is notified.
 //!
 //! One process, one thread, one epoll set. Only the SPI ioctl blocks, for at most `--max-message-ms` of
 //! wire time; [`threats`] says what a hostile front-end can add. A request costs no allocation, no copy
@@ -24,27 +26,27 @@
 //! # Trust
 //!
 //! All input is validated: [`threats`] says who is trusted with what, which attacks were tried, and
-//! what is not defended. For each message [`serve::session`] calls [`vhost_user::reader`], which receives
-//! it and classifies its fds; then [`serve::requestq`], which waits for the request in progress or ends
-//! it, where the message affects it; then [`vhost_user::handler`]. That gives a message which may bring
-//! fds to [`vhost_user::with_fds`], and all others to the `vhost` crate, which calls
-//! [`vhost_user::backend`]. Shared memory is checked and mapped by [`virtqueue::memory`], and
-//! [`virtqueue::sigbus`] catches accesses to what its owner takes away later; the fds that a front-end
-//! brought are closed by [`os::deferred_close`]; requests pass [`spi::request`] and [`spi::wire`]. Errors
-//! have the types in [`error`]. Before the first byte from a front-end is read,
-//! [`confine::stages`] takes from the process all that it needs no longer.
+//! what is not defended. For each vhost-user message, [`serve::session`] calls three modules in order:
+//! [`vhost_user::reader`] receives the message and classifies its fds; [`serve::requestq`] waits for the
+//! request in progress, or ends it, if the message affects it; [`vhost_user::handler`] passes a message
+//! that may bring fds to [`vhost_user::with_fds`], and all others to the `vhost` crate, which calls
+//! [`vhost_user::backend`]. [`virtqueue::memory`] checks and maps shared memory, and
+//! [`virtqueue::sigbus`] catches accesses to pages that the front-end truncates later.
+//! [`os::deferred_close`] closes the fds that a front-end brought. Requests pass [`spi::request`] and
+//! [`spi::wire`]. Errors have the types in [`error`]. Before the first byte from a front-end is read,
+//! [`confine::stages`] drops every privilege that the process no longer needs.
 //!
-//! # Rooms, top to bottom: each uses only those below it
+//! # Modules, top to bottom: each uses only those below it
 //!
-//! | room | question it answers |
+//! | module | what it does |
 //! |---|---|
-//! | [`start`] | from the command line to all that the loop runs on |
-//! | [`serve`] | whose turn is it, and what becomes of one guest's requests? |
-//! | [`confine`] | what is taken away before the first byte is read? |
-//! | [`vhost_user`] | what does a front-end say? |
-//! | [`spi`] | from a request's bytes to the wire |
-//! | [`virtqueue`] | what does a driver write? |
-//! | [`os`] | what does the kernel offer? |
+//! | [`start`] | from the command line, builds all that the event loop runs on |
+//! | [`serve`] | decides whose turn it is, and serves one guest's requests |
+//! | [`confine`] | confines the process before the first byte from a front-end is read |
+//! | [`vhost_user`] | handles a front-end's messages |
+//! | [`spi`] | carries a request from its bytes to the wire |
+//! | [`virtqueue`] | reads what a driver writes: guest memory, descriptor chains |
+//! | [`os`] | wraps what the kernel offers |
 //! | [`error`], [`config`] | errors and settings, as values |
 //!
 //! # What a request may ask
@@ -54,19 +56,19 @@
 //! Where VIRTIO leaves a choice, this one was made:
 //!
 //! - `cs_change` other than 0 and 1 is refused; the reserved bytes are ignored.
-//! - `freq` 0 means the highest clock that the device may be given here.
+//! - `freq` 0 means the highest clock that the device allows (`max-speed-hz=`).
 //! - Delays are rounded up to microseconds. Inactive delays go up to 40 ms, hold delays up to two fifths of
 //!   `--max-message-ms`.
-//! - The word sizes that are offered are those that the controller accepted at the start, where each
-//!   of 1 to 32 bits was tried.
-//! - Used length: 0 for a malformed chain, else that of all device-writable bytes, of which the last
-//!   one is the result.
+//! - The word sizes that are offered are those that the controller accepted at the start, when the daemon
+//!   tried each of 1 to 32 bits.
+//! - Used length: 0 for a malformed chain, else the number of all device-writable bytes, the last of which
+//!   is the result.
 //! - With `chip=`, the tables of [`spi::command_set`] say where a command ends, and so how long chip
 //!   select is held; `read-only=` and `deny=` say which opcodes a guest may send: see [`spi::framing`].
 //!   A request that is refused ends the command that it belonged to.
 //! - An SPI ioctl cannot be interrupted. So a transfer goes out in messages of at most
-//!   `--max-message-ms` on the wire, with chip select held in between; messages of front-ends and signals
-//!   are handled between two.
+//!   `--max-message-ms` on the wire, with chip select held in between. The daemon handles vhost-user
+//!   messages and signals between two of them.
 //!
 //! # What a front-end may ask
 //!
@@ -80,12 +82,14 @@
 //! or refused ends the connection; if it asked for an acknowledgement, it is answered first.
 //! SET_CONFIG is acknowledged and changes nothing. A GET_CONFIG of no bytes, of more
 //! than 4,084 (a body has 4,096 bytes, 12 of them before the config), or beyond offset 4,096 ends the
-//! connection. All guests
-//! together may have half of the address space, in equal shares: on x86_64, 64 TiB for one guest or
-//! 1 TiB for each of 64; on arm64 with 39-bit addresses, 256 GiB and 4 GiB. When guest memory is
-//! replaced or removed, or the ring stops, while a transfer with at most a second to go is on the wire,
-//! the message waits for its end; a longer transfer ends with `TRANS_ERR`, and so does any where the
-//! message changes the ring or its features otherwise.
+//! connection.
+//!
+//! All guests together may use half of the daemon's address space, in equal shares: on x86_64, 64 TiB for
+//! one guest or 1 TiB for each of 64; on arm64 with 39-bit addresses, 256 GiB and 4 GiB.
+//!
+//! Some messages affect a transfer that is on the wire. One that replaces or removes guest memory, or stops
+//! the ring, waits for a transfer that has at most a second to go; a longer transfer ends with `TRANS_ERR`.
+//! One that changes the ring or its features otherwise ends any transfer with `TRANS_ERR`.
 //!
 //! # Confinement
 //!
@@ -96,11 +100,12 @@
 //! | close inherited fds, before anything is opened | stdin, stdout, stderr, sockets that were handed in, and what a preloaded library opened close-on-exec |
 //! | `no_new_privs`, no capabilities | the rights of its user, also where that is root |
 //! | not dumpable | no core dumps; debuggers and `/proc/PID` for root alone |
-//! | resource limits | no other process, no core file; all fds that the host allows, with a warning if the guests can need more; too few to serve one guest end the start |
-//! | Landlock | of the file system, removing files in the directories of its sockets and below: any file that its user may remove there. No TCP, no abstract sockets, no signals to others. A kernel without Landlock is logged once. |
+//! | resource limits | no other process, no core file; all fds that the host allows, with a warning if the guests can need more; with too few for one guest, the daemon does not start |
+//! | Landlock | of the file system, only the right to remove files in the directories of its sockets and below: any file that its user may remove there. No TCP, no abstract sockets, no signals to others. A kernel without Landlock is logged once. |
 //! | seccomp | the system calls in the table of [`confine::seccomp`], with their arguments: SPI ioctls only on the devices' fds, no file opened, no socket made, no program, process or executable memory. Anything else ends the process (`--seccomp=kill`) or is logged (`log`). |
 //!
-//! `--seccomp=none` leaves out the filter and Landlock, for a wrapper that cannot run under them.
+//! `--seccomp=none` leaves out the filter and Landlock, for a wrapper that cannot run under them, such as
+//! `qemu-aarch64`.
 //!
 //! # Crates and lines
 //!
@@ -143,7 +148,7 @@ compile_error!(
 );
 
 pub mod config;
-/// What is taken away before the first byte is read: stages, Landlock, seccomp, emergency cleanup.
+/// Confinement before a front-end's first byte is read: stages, Landlock, seccomp, emergency cleanup.
 pub mod confine {
     pub mod bpf;
     pub mod emergency_cleanup;
