@@ -94,8 +94,8 @@
 //! guests   others that may use a chip select of the same controller
 //! M        --max-message-ms: one message of a controller, after which others have their turn
 //! T        --max-transfer-ms: no request continues an assertion that has lasted so long
-//! n        messages of one transfer: at most 5 * T / M, and --max-transfer-len / bufsiz, and 256 KiB / bufsiz
-//!          or 4, each rounded up
+//! n        messages of one transfer, at most the sum of 5 * T / M, of --max-transfer-len / bufsiz, and of
+//!          256 KiB / bufsiz but at least 4, each rounded up
 //! ```
 //!
 //! The turn of a guest can be a message of less than 1 ms, after which a controller does not yield.
