@@ -361,6 +361,7 @@ impl Bus {
     /// If so, the number of the turn after which others are to have theirs.
     pub fn yields_since(&self) -> Option<u64> {
         match self.yields? {
+            // The loop notes the number before the next turn.
             Yield::Pending => Some(0),
             Yield::After(since) => Some(since),
         }
