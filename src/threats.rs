@@ -98,7 +98,7 @@
 //!          256 KiB / bufsiz but at least 4, each rounded up
 //! ```
 //!
-//! The turn of a guest can be a message of less than 1 ms, after which a controller does not yield.
+//! The turn of a guest can be a message of less than 1 ms, after which a controller does not rest.
 //!
 //! Of n, a driver that means no harm has T / M and --max-transfer-len / bufsiz: delays can take three fifths
 //! of each message, and a word more than half of the rest; and each small buffer counts as 128 bytes, a word

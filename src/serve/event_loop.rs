@@ -30,7 +30,7 @@ use crate::serve::counters::Report;
 use crate::serve::grant::Shared;
 use crate::serve::requestq::Turn;
 use crate::serve::session::Session;
-use crate::serve::turns::{Taken, Turns};
+use crate::serve::turns::{Next, Taken, Turns};
 use crate::spi::bus::{Bus, LONG};
 use crate::virtqueue::sigbus;
 
@@ -86,7 +86,7 @@ impl EventLoop {
             .map_err(fatal)?;
         Ok(Self {
             timer,
-            turns: Turns::new(sessions.len()),
+            turns: Turns::new(sessions.len(), shared.buses.len()),
             timed: Vec::with_capacity(sessions.len()),
             connected: sessions.iter().filter(|s| s.is_connected()).count(),
             report: Report::new(shared.now),
@@ -117,8 +117,7 @@ impl EventLoop {
             if let Some(at) = self.next_deadline() {
                 self.timer.set(at);
             }
-            let yields = self.shared.buses.iter().any(Bus::yields);
-            let sleeps = self.turns.is_empty() && !self.report.is_due() && !yields;
+            let sleeps = self.turns.is_empty() && !self.report.is_due();
             let timeout = if sleeps { -1 } else { 0 };
             let poller = &self.shared.poller;
             let count = poller.wait(timeout, &mut events).map_err(fatal)?;
@@ -183,13 +182,17 @@ impl EventLoop {
     fn serve(&mut self) {
         // Before the first turn: a long one is followed by a look for events.
         let ends_at = self.shared.now.checked_add(TURNS_TIME);
-        self.end_yields();
         let mut last = None;
         let is_alone = self.connected <= 1;
         let turns = if is_alone { TURNS } else { self.turns.len() };
         for _ in 0..turns {
-            let Some(taken) = self.turns.take() else {
-                break;
+            let taken = match self.turns.take() {
+                Some(Next::Session(taken)) => taken,
+                Some(Next::Bus(index)) => {
+                    self.end_rest(index);
+                    continue;
+                }
+                None => break,
             };
             if last.is_some_and(|last| last != taken.number) {
                 self.notify(last);
@@ -211,7 +214,6 @@ impl EventLoop {
             if ends_at.is_some_and(|at| at <= self.shared.now) {
                 break;
             }
-            self.end_yields();
         }
         self.notify(last);
         if sigbus::take_hit() {
@@ -225,8 +227,11 @@ impl EventLoop {
         let number = taken.number;
         self.shared.due_since = taken.since;
         let turn = self.messages_and_step(taken);
-        for bus in &mut self.shared.buses {
+        for (index, bus) in self.shared.buses.iter_mut().enumerate() {
             bus.clear_reservation(number);
+            if bus.rests() {
+                self.turns.queue_bus(index);
+            }
             // A guest that waited for a bus goes before the one that just had it.
             if let Some(waiter) = bus.next_waiter() {
                 self.turns.queue(waiter, false, self.shared.now);
@@ -234,10 +239,6 @@ impl EventLoop {
         }
         match turn {
             Ok((Turn::Again, more_messages)) => Some(more_messages),
-            Ok((Turn::Yields(since), more_messages)) => {
-                self.turns.keep_place(number, since);
-                Some(more_messages)
-            }
             Ok((Turn::Messages, _)) => Some(true),
             Ok((Turn::Idle, more_messages)) => more_messages.then_some(true),
             Ok((Turn::At(at), more_messages)) => {
@@ -300,16 +301,11 @@ impl EventLoop {
         }
     }
 
-    /// Lets messages begin on buses that yielded, if all others had their turn.
-    fn end_yields(&mut self) {
-        let turns = &self.turns;
-        let mut ended = false;
-        for bus in self.shared.buses.iter_mut().filter(|bus| bus.yields()) {
-            bus.end_yield(turns.count(), |count| turns.all_queued_since(count));
-            ended |= !bus.yields();
-        }
-        if ended {
-            self.wake_waiters();
+    /// All sessions that were queued when a long message on the bus at `index` was over have had a turn.
+    fn end_rest(&mut self, index: usize) {
+        let bus = self.shared.buses.get_mut(index);
+        if let Some(guest) = bus.and_then(Bus::end_rest) {
+            self.turns.queue(guest, false, self.shared.now);
         }
     }
 

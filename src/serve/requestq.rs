@@ -13,7 +13,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::config::{GuestNumber, HoldPolicy, LogLevel};
-use crate::error::{ParamError, RingError, SessionError, TransferError};
+use crate::error::{RingError, SessionError, TransferError};
 use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Grant, Shared};
@@ -45,8 +45,6 @@ pub enum Turn {
     Idle,
     /// Another turn.
     Again,
-    /// The same, but it was turned away: its bus has yielded since the turn of this number.
-    Yields(u64),
     /// Another turn at this moment.
     At(Instant),
     /// The messages that waited for the transfer can be handled now.
@@ -105,23 +103,23 @@ impl Requestq {
         }
     }
 
-    fn log(&mut self, level: LogLevel, what: fmt::Arguments<'_>, cause: &dyn fmt::Display) {
+    /// Logs what became of a request to `chip_select`, and why.
+    #[cold]
+    fn log(
+        &mut self,
+        level: LogLevel,
+        chip_select: Option<u8>,
+        what: fmt::Arguments<'_>,
+        cause: &dyn fmt::Display,
+    ) {
+        let (cs, cause) = (ChipSelect(chip_select), Quoted(cause));
         let lines = &mut self.lines.requests;
-        lines.line(level, format_args!("{what}: cause={}", Quoted(cause)));
-    }
-
-    fn log_refusal(&mut self, chip_select: Option<u8>, error: &ParamError) {
-        let cs = ChipSelect(chip_select);
-        self.log(
-            LogLevel::Warning,
-            format_args!("{cs} request refused"),
-            error,
-        );
+        lines.line(level, format_args!("{cs} {what}: cause={cause}"));
     }
 
     fn log_failure(&mut self, chip_select: Option<u8>, error: &TransferError) {
-        let cs = ChipSelect(chip_select);
-        self.log(error.level(), format_args!("{cs} request failed"), error);
+        let what = format_args!("request failed");
+        self.log(error.level(), chip_select, what, error);
     }
 
     #[cold]
@@ -172,7 +170,8 @@ impl Requestq {
             Ok(turn) => Ok(turn),
             Err(Stop::Session(error)) => Err(error),
             Err(Stop::Ring(error)) => {
-                self.log(LogLevel::Warning, format_args!("ring stopped"), &error);
+                let what = format_args!("ring stopped: cause={}", Quoted(&error));
+                self.lines.requests.line(LogLevel::Warning, what);
                 let turn = self.after_request(Turn::Idle);
                 self.abort(guest, shared)?;
                 guest.vring.set_broken()?;
@@ -202,7 +201,8 @@ impl Requestq {
         match parsed.and_then(|request| grant.validate(number, &request, shared, memory, follows)) {
             Ok(accepted) => self.begin(guest, accepted, answer, chip_select, shared),
             Err(error) => {
-                self.log_refusal(chip_select, &error);
+                let what = format_args!("request refused");
+                self.log(LogLevel::Warning, chip_select, what, &error);
                 // A driver does not go on with a command of which a request was refused: its next request
                 // begins another one.
                 self.end_command(shared);
@@ -220,12 +220,15 @@ impl Requestq {
         chip_select: Option<u8>,
         shared: &mut Shared,
     ) -> Result<Turn, Stop> {
-        let (buses, now) = (&mut shared.buses, &mut shared.now);
-        let Some(bus) = self.bus_without_others(index, buses, now) else {
+        if let Some(ending) = self.release_other_holds(index, shared) {
+            ending.wait(self.number);
+            return Ok(Turn::Idle);
+        }
+        let Some(bus) = shared.buses.get_mut(index) else {
             return Ok(Turn::Idle);
         };
-        if let Some(since) = bus.yields_since() {
-            return Ok(Turn::Yields(since));
+        if bus.turns_away(self.number) {
+            return Ok(Turn::Idle);
         }
         match bus.access(&transfer.claim, &mut shared.now) {
             Access::Busy => {
@@ -315,8 +318,8 @@ impl Requestq {
         let Some(bus) = shared.buses.get_mut(active.bus) else {
             return Ok(Turn::Idle);
         };
-        if let Some(since) = bus.yields_since() {
-            return Ok(Turn::Yields(since));
+        if bus.turns_away(self.number) {
+            return Ok(Turn::Idle);
         }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         let transfer = &mut active.transfer;
@@ -362,12 +365,8 @@ impl Requestq {
             }
             Err(error) => {
                 if let Some(name) = bus.note_failure(transfer.claim.device, &error) {
-                    let (cs, device) = (ChipSelect(chip_select), Quoted(&name));
-                    self.log(
-                        error.level(),
-                        format_args!("{cs} device={device} request failed"),
-                        &error,
-                    );
+                    let what = format_args!("device={} request failed", Quoted(&name));
+                    self.log(error.level(), chip_select, what, &error);
                 }
                 TransResult::TransErr
             }
@@ -398,34 +397,19 @@ impl Requestq {
         }
     }
 
-    /// The bus at `index`. `None` if this guest's hold on another bus cannot be released yet: it then
-    /// waits for that one.
-    fn bus_without_others<'b>(
-        &self,
-        index: usize,
-        buses: &'b mut [Bus],
-        now: &mut Instant,
-    ) -> Option<&'b mut Bus> {
-        if let Some(ending) = self.release_holds(index, buses, now) {
-            ending.wait(self.number);
-            return None;
-        }
-        buses.get_mut(index)
-    }
-
-    /// Releases the chip select that this guest holds on a bus other than `goes_on`. Returns that
-    /// bus where the hold delay is not over yet.
-    fn release_holds<'b>(
+    /// Releases the chip select that this guest holds on a bus other than the one at `goes_on`. Returns
+    /// that bus if its hold delay is not over: the guest waits for that.
+    fn release_other_holds<'s>(
         &self,
         goes_on: usize,
-        buses: &'b mut [Bus],
-        now: &mut Instant,
-    ) -> Option<&'b mut Bus> {
-        let mut buses = buses.iter_mut().enumerate();
-        buses.find_map(|(index, bus)| {
-            let released = index == goes_on || bus.release_for(self.number, now);
-            (!released).then_some(bus)
-        })
+        shared: &'s mut Shared,
+    ) -> Option<&'s mut Bus> {
+        for (index, bus) in shared.buses.iter_mut().enumerate() {
+            if index != goes_on && !bus.release_for(self.number, &mut shared.now) {
+                return Some(bus);
+            }
+        }
+        None
     }
 }
 

@@ -7,6 +7,9 @@
 //! and have more to do, so that a message or a first request does not wait for the rest of a flood.
 //! But each of them passes a session that waits only once: two front-ends that take turns in
 //! sending messages cannot keep a third from going on.
+//!
+//! A bus that rests after a long message is in the queue, too: when its turn has come, all sessions that
+//! were queued before it have had theirs.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -15,24 +18,31 @@ use crate::config::GuestNumber;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Due {
-    /// It is in a queue.
-    queued: Option<Queued>,
+    /// Since when it is in a queue.
+    queued_since: Option<Instant>,
     /// Messages may have come in.
     has_messages: bool,
     /// Number of its last turn.
     last_turn: u64,
-    /// Its last turn was none: when it is queued again, it has waited since before the turn of this number.
-    keeps_place: Option<u64>,
     /// When it is to have a turn without an event.
     wake_at: Option<Instant>,
 }
 
-/// When a session was put into a queue.
-#[derive(Debug, Clone, Copy)]
-struct Queued {
-    /// Before the turn of this number.
-    before_turn: u64,
-    since: Instant,
+/// Who is in the queue behind what happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entrant {
+    Session(GuestNumber),
+    /// Index of a bus.
+    Bus(usize),
+}
+
+/// Who is next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// A session, with its turn.
+    Session(Taken),
+    /// The bus with this index: its rest is over.
+    Bus(usize),
 }
 
 /// A turn of a session.
@@ -51,8 +61,9 @@ pub struct Taken {
 pub struct Turns {
     /// Something happened for them.
     fresh: VecDeque<GuestNumber>,
-    /// They had a turn and have more to do.
-    again: VecDeque<GuestNumber>,
+    /// They had a turn and have more to do, or are buses that rest; with the number of the last turn
+    /// before they were queued.
+    again: VecDeque<(Entrant, u64)>,
     /// They wait for a moment, in the order in which they began to wait: that is the order of their
     /// turns where they wait for the same moment.
     sleepers: VecDeque<GuestNumber>,
@@ -62,11 +73,11 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Nobody's turn, with room for `sessions`.
-    pub fn new(sessions: usize) -> Self {
+    /// Nobody's turn, with room for so many sessions and buses.
+    pub fn new(sessions: usize, buses: usize) -> Self {
         Self {
             fresh: VecDeque::with_capacity(sessions),
-            again: VecDeque::with_capacity(sessions),
+            again: VecDeque::with_capacity(sessions.saturating_add(buses)),
             sleepers: VecDeque::with_capacity(sessions),
             due: vec![Due::default(); sessions],
             count: 0,
@@ -83,18 +94,6 @@ impl Turns {
         self.len() == 0
     }
 
-    /// The number of the last turn.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// Whether each session that was queued when turn `count` ended has had a turn: those in the queues now
-    /// were put there later.
-    pub fn all_queued_since(&self, count: u64) -> bool {
-        let mut queued = self.due.iter().filter_map(|due| due.queued);
-        queued.all(|queued| queued.before_turn > count)
-    }
-
     /// Something happened for a session: it is to have a turn, and to look for messages first if
     /// `has_messages`.
     pub fn queue(&mut self, number: GuestNumber, has_messages: bool, now: Instant) {
@@ -106,16 +105,15 @@ impl Turns {
     /// A session had a turn and has more to do.
     pub fn queue_again(&mut self, number: GuestNumber, has_messages: bool, now: Instant) {
         if self.must_queue(number, has_messages, now) {
-            self.again.push_back(number);
+            self.again.push_back((Entrant::Session(number), self.count));
         }
     }
 
-    /// A session was turned away, because its bus has yielded since turn `since`. When it is queued again,
-    /// buses that began to yield after that still wait for it; its own does not, nor an older one: so no
-    /// two buses wait for each other.
-    pub fn keep_place(&mut self, number: GuestNumber, since: u64) {
-        if let Some(due) = self.due.get_mut(number.index()) {
-            due.keeps_place = Some(since.saturating_add(1));
+    /// A bus rests, if it did not already.
+    pub fn queue_bus(&mut self, index: usize) {
+        let bus = Entrant::Bus(index);
+        if !self.again.iter().any(|&(entrant, _)| entrant == bus) {
+            self.again.push_back((bus, self.count));
         }
     }
 
@@ -162,43 +160,46 @@ impl Turns {
             return false;
         };
         due.has_messages |= has_messages;
-        if due.queued.is_some() {
+        if due.queued_since.is_some() {
             return false;
         }
-        due.queued = Some(Queued {
-            before_turn: due.keeps_place.take().unwrap_or(self.count),
-            since: now,
-        });
+        due.queued_since = Some(now);
         true
     }
 
-    /// Whether `fresh` has had a turn since `again` was queued.
-    fn has_passed(&self, fresh: GuestNumber, again: GuestNumber) -> bool {
-        let due = |number: GuestNumber| self.due.get(number.index());
-        let last_turn = due(fresh).map_or(0, |due| due.last_turn);
-        let queued = due(again).and_then(|due| due.queued);
-        queued.is_some_and(|queued| last_turn > queued.before_turn)
+    /// Who is next.
+    pub fn take(&mut self) -> Option<Next> {
+        let entrant = match (self.fresh.front(), self.again.front()) {
+            (Some(&fresh), Some(&(_, before))) if !self.had_turn_since(before, fresh) => {
+                self.take_fresh()
+            }
+            (_, Some(_)) => self.again.pop_front().map(|(entrant, _)| entrant),
+            (_, None) => self.take_fresh(),
+        };
+        match entrant? {
+            Entrant::Bus(index) => Some(Next::Bus(index)),
+            Entrant::Session(number) => self.begin_turn(number).map(Next::Session),
+        }
     }
 
-    /// The next session to have a turn.
-    pub fn take(&mut self) -> Option<Taken> {
-        let again_first = match (self.fresh.front(), self.again.front()) {
-            (Some(fresh), Some(again)) => self.has_passed(*fresh, *again),
-            (fresh, _) => fresh.is_none(),
-        };
-        let number = if again_first {
-            self.again.pop_front()
-        } else {
-            self.fresh.pop_front()
-        }?;
+    fn take_fresh(&mut self) -> Option<Entrant> {
+        self.fresh.pop_front().map(Entrant::Session)
+    }
+
+    /// Whether a session has had a turn after the one with the number `before`.
+    fn had_turn_since(&self, before: u64, number: GuestNumber) -> bool {
+        let due = self.due.get(number.index());
+        due.is_some_and(|due| due.last_turn > before)
+    }
+
+    fn begin_turn(&mut self, number: GuestNumber) -> Option<Taken> {
         self.count = self.count.saturating_add(1);
         let due = self.due.get_mut(number.index())?;
         due.last_turn = self.count;
-        due.keeps_place = None;
         Some(Taken {
             number,
             has_messages: std::mem::take(&mut due.has_messages),
-            since: due.queued.take()?.since,
+            since: due.queued_since.take()?,
         })
     }
 }
@@ -212,15 +213,16 @@ mod tests {
     }
 
     fn take(turns: &mut Turns) -> Option<(usize, bool)> {
-        turns
-            .take()
-            .map(|turn| (turn.number.index(), turn.has_messages))
+        match turns.take()? {
+            Next::Session(turn) => Some((turn.number.index(), turn.has_messages)),
+            Next::Bus(index) => panic!("the turn of bus {index}"),
+        }
     }
 
     #[test]
     fn turns_events_go_before_floods_but_each_only_once() {
         let now = Instant::now();
-        let mut turns = Turns::new(3);
+        let mut turns = Turns::new(3, 1);
         turns.queue(guest(0), false, now);
         assert_eq!(take(&mut turns), Some((0, false)));
         turns.queue_again(guest(0), false, now);
@@ -239,7 +241,7 @@ mod tests {
     #[test]
     fn turns_a_session_is_queued_once_and_keeps_what_it_has_to_do() {
         let now = Instant::now();
-        let mut turns = Turns::new(1);
+        let mut turns = Turns::new(1, 0);
         turns.queue(guest(0), false, now);
         turns.queue(guest(0), true, now);
         turns.queue_again(guest(0), false, now);
@@ -253,7 +255,7 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + std::time::Duration::from_millis(ms);
         for order in [[0, 1, 2], [2, 1, 0]] {
-            let mut turns = Turns::new(3);
+            let mut turns = Turns::new(3, 1);
             // The first of them changes its mind.
             turns.sleep(guest(order[0]), at(50));
             for number in order {
@@ -276,22 +278,23 @@ mod tests {
     }
 
     #[test]
-    fn turned_away_session_keeps_its_place_once_and_not_towards_its_own_bus() {
+    fn turn_of_a_bus_comes_when_all_that_were_queued_before_it_had_theirs() {
         let now = Instant::now();
-        let mut turns = Turns::new(2);
-        turns.queue(guest(0), false, now);
-        turns.take();
+        let mut turns = Turns::new(3, 1);
+        for number in 0..3 {
+            turns.queue(guest(number), false, now);
+        }
+        assert_eq!(take(&mut turns), Some((0, false)));
+        turns.queue_bus(7);
+        turns.queue_again(guest(0), false, now);
+        turns.queue_bus(7);
+        assert_eq!(take(&mut turns), Some((1, false)));
+        // Something happened again for one that had its turn meanwhile: it does not pass the bus.
         turns.queue(guest(1), false, now);
-        let since = turns.count();
-        turns.take();
-        // Its bus has yielded since then; another bus began to yield one turn later.
-        turns.keep_place(guest(1), since);
-        turns.queue_again(guest(1), false, now);
-        assert!(turns.all_queued_since(since));
-        assert!(!turns.all_queued_since(turns.count()));
-        // With a turn of its own it gives up its place.
-        turns.take();
-        turns.queue_again(guest(1), false, now);
-        assert!(turns.all_queued_since(turns.count() - 1));
+        assert_eq!(take(&mut turns), Some((2, false)));
+        assert_eq!(turns.take(), Some(Next::Bus(7)));
+        assert_eq!(take(&mut turns), Some((0, false)));
+        assert_eq!(take(&mut turns), Some((1, false)));
+        assert_eq!(turns.take(), None);
     }
 }

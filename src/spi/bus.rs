@@ -25,19 +25,8 @@ use crate::spi::request::Store;
 use crate::spi::transfer::{Step, Transfer};
 use crate::virtqueue::memory::Memory;
 
-/// A message that takes this long or longer is a long one: the bus yields after it.
+/// A message that takes this long or longer is a long one: the bus rests after it.
 pub const LONG: Duration = Duration::from_millis(1);
-
-/// After a long message none begins on the bus until all sessions that were queued at its end have had
-/// a turn. So a guest that uses another bus waits for a single message of this one, however
-/// many guests keep it busy.
-#[derive(Debug, Clone, Copy)]
-enum Yield {
-    /// The message is over; the loop has not noted yet after which turn.
-    Pending,
-    /// Until all sessions that were queued at the turn with this number have had theirs.
-    After(u64),
-}
 
 /// Whether a request may go on the wire.
 #[derive(Debug)]
@@ -60,9 +49,13 @@ enum State {
     Free,
     /// Nobody; this guest, which waited longest, may begin in its next turn.
     Reserved(GuestNumber),
-    /// A transfer in progress; chip select was asserted for it, or for the one that it
-    /// continues, at this moment.
-    Running(Instant),
+    /// A transfer in progress.
+    Running {
+        /// Whose it is.
+        guest: GuestNumber,
+        /// When chip select was asserted for it, or for the one that it continues.
+        asserted_at: Instant,
+    },
     /// A guest between two requests.
     Held(Hold),
 }
@@ -80,7 +73,10 @@ pub struct Bus {
     /// For each guest whose hold ran out or was cut: the device and mode, until its next request.
     cuts: Vec<Option<(usize, u32)>>,
     waiters: VecDeque<GuestNumber>,
-    yields: Option<Yield>,
+    /// A long message is over, and none begins until all sessions that were queued at its end have had a
+    /// turn. So a guest that uses another bus waits for a single message of this one, however many
+    /// guests keep it busy.
+    rests: bool,
 }
 
 impl Bus {
@@ -93,7 +89,7 @@ impl Bus {
             store: Box::default(),
             cuts: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
-            yields: None,
+            rests: false,
         }
     }
 
@@ -113,7 +109,7 @@ impl Bus {
 
     fn find_access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
         match &self.state {
-            State::Running(_) => return Access::Busy,
+            State::Running { .. } => return Access::Busy,
             State::Reserved(guest) if *guest != claim.guest => return Access::Busy,
             State::Held(hold) if hold.claim.guest != claim.guest || hold.ending => {
                 return Access::Busy;
@@ -198,10 +194,13 @@ impl Bus {
         std::mem::swap(&mut self.store, store);
         let asserted_at = match &self.state {
             State::Held(hold) => hold.asserted_at,
-            State::Free | State::Reserved(_) | State::Running(_) => now,
+            State::Free | State::Reserved(_) | State::Running { .. } => now,
         };
-        debug_assert!(!matches!(self.state, State::Running(_)));
-        self.state = State::Running(asserted_at);
+        debug_assert!(!matches!(self.state, State::Running { .. }));
+        self.state = State::Running {
+            guest: claim.guest,
+            asserted_at,
+        };
         if let Some(device) = self.devices.get_mut(claim.device) {
             device.set_user(claim.guest);
         }
@@ -220,14 +219,14 @@ impl Bus {
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
-        debug_assert!(matches!(self.state, State::Running(_)));
+        debug_assert!(matches!(self.state, State::Running { .. }));
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
         let long_at = now.checked_add(LONG);
         let step = transfer.step(device, &self.store, memory, scratch, follows, now);
         if long_at.is_some_and(|at| at <= *now) {
-            self.yields = Some(Yield::Pending);
+            self.rests = true;
         }
         match step {
             Ok(Step::More | Step::Until(_)) => (),
@@ -235,7 +234,8 @@ impl Bus {
                 device.set_down(false);
                 device.note_outcome(transfer.claim.framed.as_ref(), true);
                 let head = &transfer.head;
-                self.state = if let (true, State::Running(asserted_at)) = (kept, &self.state) {
+                self.state = if let (true, State::Running { asserted_at, .. }) = (kept, &self.state)
+                {
                     State::Held(Hold::new(transfer.claim, head, *asserted_at, *now))
                 } else {
                     // Released by the last message itself.
@@ -251,7 +251,7 @@ impl Bus {
     /// Ends the transfer in progress before its end, and releases chip select where it may be
     /// asserted.
     pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
-        debug_assert!(matches!(self.state, State::Running(_)));
+        debug_assert!(matches!(self.state, State::Running { .. }));
         self.state = State::Free;
         if let Some(device) = self.devices.get_mut(transfer.claim.device) {
             device.note_outcome(transfer.claim.framed.as_ref(), false);
@@ -320,7 +320,7 @@ impl Bus {
     fn hold(&self) -> Option<&Hold> {
         match &self.state {
             State::Held(hold) => Some(hold),
-            State::Free | State::Reserved(_) | State::Running(_) => None,
+            State::Free | State::Reserved(_) | State::Running { .. } => None,
         }
     }
 
@@ -354,36 +354,40 @@ impl Bus {
     }
 
     /// Whether no message may begin before others had their turn.
-    pub fn yields(&self) -> bool {
-        self.yields.is_some()
+    pub fn rests(&self) -> bool {
+        self.rests
     }
 
-    /// If so, the number of the turn after which others are to have theirs.
-    pub fn yields_since(&self) -> Option<u64> {
-        match self.yields? {
-            // The loop notes the number before the next turn.
-            Yield::Pending => Some(0),
-            Yield::After(since) => Some(since),
+    /// Whether the bus rests. If so, `guest` waits for the end of that.
+    pub fn turns_away(&mut self, guest: GuestNumber) -> bool {
+        if self.rests && self.owner() != Some(guest) {
+            self.wait(guest);
+        }
+        self.rests
+    }
+
+    /// Lets messages begin again. Returns the guest that is to have a turn: the one that has the bus, or
+    /// else the one that has waited longest.
+    pub fn end_rest(&mut self) -> Option<GuestNumber> {
+        self.rests = false;
+        self.owner().or_else(|| self.next_waiter())
+    }
+
+    /// The guest that has the bus.
+    fn owner(&self) -> Option<GuestNumber> {
+        match &self.state {
+            State::Running { guest, .. } => Some(*guest),
+            State::Held(hold) => Some(hold.claim.guest),
+            State::Free | State::Reserved(_) => None,
         }
     }
 
-    /// Lets messages begin again if each session that was queued when the last one ended has had a turn.
-    /// The first call notes `count`, the number of turns by then.
-    pub fn end_yield(&mut self, count: u64, had_turns_since: impl FnOnce(u64) -> bool) {
-        let since = match self.yields {
-            None => return,
-            Some(Yield::Pending) => count,
-            Some(Yield::After(since)) => since,
-        };
-        self.yields = (!had_turns_since(since)).then_some(Yield::After(since));
-    }
-
-    /// The guest that has waited longest, once the bus is free and does not yield; it is reserved for
+    /// The guest that has waited longest, once the bus is free and does not rest; it is reserved for
     /// that guest's next turn.
     pub fn next_waiter(&mut self) -> Option<GuestNumber> {
-        let (State::Free, None) = (&self.state, self.yields) else {
+        if self.rests || !matches!(self.state, State::Free) {
             return None;
-        };
+        }
         self.restore_idle_modes();
         let guest = self.waiters.pop_front()?;
         self.state = State::Reserved(guest);
@@ -525,13 +529,20 @@ mod tests {
     }
 
     #[test]
-    fn end_yield_lets_messages_wait_for_those_queued_when_a_long_one_ended() {
-        let mut bus = held(false, Duration::ZERO, Instant::now());
-        bus.end_yield(1, |_| false);
-        assert_eq!(bus.yields_since(), None);
-        bus.yields = Some(Yield::Pending);
-        assert_eq!(bus.yields_since(), Some(0));
-        bus.end_yield(1, |_| false);
-        assert_eq!(bus.yields_since(), Some(1));
+    fn end_rest_returns_the_guest_that_has_the_bus_or_else_the_one_that_waited_longest() {
+        let mut now = Instant::now();
+        let [holder, first, second] = [0, 1, 2].map(|number| GuestNumber::new(number).unwrap());
+        let mut bus = held(false, Duration::ZERO, now);
+        assert!(!bus.turns_away(first));
+        for guest in [holder, first, second] {
+            bus.rests = true;
+            assert!(bus.turns_away(guest));
+        }
+        assert_eq!(bus.end_rest(), Some(holder));
+        bus.rests = true;
+        bus.leave(holder, &mut now);
+        assert_eq!(bus.next_waiter(), None);
+        assert_eq!(bus.end_rest(), Some(first));
+        assert!(!bus.turns_away(second));
     }
 }

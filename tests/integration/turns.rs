@@ -175,7 +175,7 @@ fn turns_on_another_controller_are_waited_for_by_a_single_message() {
     for guest in &mut guests[..2] {
         floods.push(queue(guest, &long));
     }
-    // So long that the daemon looks for events after it, and that its own controller yields, too.
+    // So long that the daemon looks for events after it, and that its own controller rests, too.
     let long = std::time::Duration::from_millis(2);
     (0..ROUNDS).for_each(|n| host.delay_message(DEV, n, long));
     for gate in gates {

@@ -42,15 +42,21 @@ fn connected() -> (EventLoop, UnixStream) {
     (event_loop, front_end)
 }
 
+/// Gives the session a turn, in which it looks for messages.
+fn turn(event_loop: &mut EventLoop) {
+    let now = event_loop.shared.now;
+    event_loop.turns.queue(GuestNumber::default(), true, now);
+    let Some(Next::Session(taken)) = event_loop.turns.take() else {
+        panic!("it is the session's turn");
+    };
+    event_loop.turn(taken);
+}
+
 #[test]
 fn turn_goes_by_a_clock_that_was_read_after_its_messages() {
     let (mut event_loop, mut front_end) = connected();
     front_end.write_all(&[1, 0, 0]).unwrap();
-    event_loop
-        .turns
-        .queue(GuestNumber::default(), true, event_loop.shared.now);
-    let taken = event_loop.turns.take().unwrap();
-    event_loop.turn(taken);
+    turn(&mut event_loop);
     // A second after the look at the half message.
     let deadline = event_loop.sessions[0].deadline().unwrap();
     assert!(event_loop.shared.now >= deadline - Duration::from_secs(1));
@@ -59,14 +65,10 @@ fn turn_goes_by_a_clock_that_was_read_after_its_messages() {
 #[test]
 fn session_whose_other_part_is_there_when_its_time_is_over_is_not_silent() {
     let (mut event_loop, mut front_end) = connected();
-    let guest = GuestNumber::default();
     let number_of_parts = 3;
     for part in 1..=number_of_parts {
         front_end.write_all(&[1, 0, 0]).unwrap();
-        let now = event_loop.shared.now;
-        event_loop.turns.queue(guest, true, now);
-        let taken = event_loop.turns.take().unwrap();
-        event_loop.turn(taken);
+        turn(&mut event_loop);
         if part < number_of_parts {
             // Before the loop gets to it.
             front_end.write_all(&[0]).unwrap();

@@ -239,7 +239,7 @@ impl Rig {
         for _ in 0..100 {
             match self.turn(number) {
                 Turn::Idle => return,
-                Turn::Again | Turn::Yields(_) | Turn::Messages => (),
+                Turn::Again | Turn::Messages => (),
                 Turn::At(at) => self.shared.now = at,
             }
         }
