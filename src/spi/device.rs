@@ -18,16 +18,11 @@ use crate::spi::framing::{Chip, Framed};
 use crate::spi::loopback::{self, Loopback};
 use crate::spi::probe::{Capabilities, probe};
 use crate::spi::spidev::{
-    SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_CS_HIGH, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_DUAL, SPI_RX_OCTAL,
-    SPI_RX_QUAD, SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
+    SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_CS_HIGH, SPI_LOOP, SPI_LSB_FIRST, SPI_RX_LANES,
+    SPI_TX_LANES, Spidev,
 };
-use crate::spi::wire::{self, Lanes, Limits, TransferHead};
+use crate::spi::wire::{self, Limits, TransferHead};
 
-/// Fifths of a message's time that the longest hold delay takes, carried out inside the ioctl by
-/// `delay_usecs` (16 bits of microseconds).
-const CS_HOLD_FIFTHS: u64 = 2;
-/// The same of the longest setup delay, where the administrator says that the controller does it.
-const CS_SETUP_FIFTHS: u64 = 1;
 /// Longest inactive delay, a deadline of the loop. Other guests of the chip select wait it out too.
 const MAX_CS_INACTIVE_NS: u32 = 40_000_000;
 /// Longest delay between words: all that `word_delay_usecs` (8 bits of microseconds) can hold.
@@ -38,15 +33,10 @@ const DMA_MINALIGN: u32 = 128;
 /// The same where `bufsiz` is smaller than that: x86_64's own.
 const SMALL_MINALIGN: u32 = 8;
 
-/// The mode bits of a request (VIRTIO 1.4, "SPI Controller Device / Device Operation") and those of
-/// spidev: LOOP is not the same bit.
-const MODE_BITS: [(u32, u32); 5] = [
-    (wire::CPHA, SPI_CPHA),
-    (wire::CPOL, SPI_CPOL),
-    (wire::CS_HIGH, SPI_CS_HIGH),
-    (wire::LSB_FIRST, SPI_LSB_FIRST),
-    (wire::LOOP, SPI_LOOP),
-];
+/// The mode bits that a request (VIRTIO 1.4, "SPI Controller Device / Device Operation") and spidev have
+/// in the same place: all but LOOP, which is one bit higher in spidev.
+const SAME_BITS: u32 = SPI_CPHA | SPI_CPOL | SPI_CS_HIGH | SPI_LSB_FIRST;
+const _: () = assert!(SAME_BITS | wire::LOOP == wire::MODE_MASK && SPI_LOOP == wire::LOOP << 1);
 
 /// How a device is reached.
 #[derive(Debug)]
@@ -173,10 +163,7 @@ impl Device {
 
     /// spidev's mode for a request.
     pub fn mode_for(&self, head: &TransferHead) -> u32 {
-        let asked = MODE_BITS
-            .iter()
-            .filter(|(virtio, _)| head.mode & virtio != 0);
-        asked.fold(self.fixed_mode, |mode, (_, spidev)| mode | spidev)
+        self.fixed_mode | head.mode & SAME_BITS | (head.mode & wire::LOOP) << 1
     }
 
     /// Puts the device into `mode`; no system call if it is in it.
@@ -262,17 +249,18 @@ impl Device {
 fn limits(config: &DeviceConfig, transfers: &TransferConfig, found: &Capabilities) -> Limits {
     let offered = |is_carried_out, max| if is_carried_out { max } else { 0 };
     let max_message_ns = transfers.max_message_ns();
+    // Delays around the words are parts of the message: `delay_usecs` has 16 bits of microseconds for them.
     let fifths = |n: u64| u32::try_from((max_message_ns / 5).saturating_mul(n)).unwrap_or(u32::MAX);
     Limits {
         mode_mask: mode_mask(config, found),
         bits_per_word_mask: found.bits_per_word_mask,
-        tx_lanes: lanes(found.lanes, SPI_TX_DUAL, SPI_TX_QUAD, SPI_TX_OCTAL),
-        rx_lanes: lanes(found.lanes, SPI_RX_DUAL, SPI_RX_QUAD, SPI_RX_OCTAL),
+        tx_lanes: most_lanes(found.lanes, SPI_TX_LANES),
+        rx_lanes: most_lanes(found.lanes, SPI_RX_LANES),
         min_speed_hz: config.min_speed_hz,
         max_speed_hz: config.max_speed_hz.unwrap_or(found.max_speed_hz),
         max_word_delay_ns: offered(config.word_delay, MAX_WORD_DELAY_NS),
-        max_cs_setup_ns: offered(config.cs_setup, fifths(CS_SETUP_FIFTHS)),
-        max_cs_hold_ns: fifths(CS_HOLD_FIFTHS),
+        max_cs_setup_ns: offered(config.cs_setup, fifths(1)),
+        max_cs_hold_ns: fifths(2),
         max_cs_inactive_ns: MAX_CS_INACTIVE_NS,
         half_duplex: found.mode & SPI_3WIRE != 0,
         max_transfer_len: transfers.max_len,
@@ -287,7 +275,9 @@ fn check_speed(limits: &Limits) -> Result<(), String> {
     if max == 0 {
         return Err("reports no limit of its speed; set max-speed-hz".to_owned());
     }
-    if let Some(bits) = limits.word_too_slow() {
+    // Of the shortest word.
+    let bits = limits.bits_per_word_mask.trailing_zeros().saturating_add(1);
+    if wire::bits_ns(bits, max) > limits.max_message_ns {
         let ms = limits.max_message_ns / 1_000_000;
         return Err(format!(
             "is too slow: at its limit of {max} Hz a word of {bits} bits takes more than {ms} ms \
@@ -310,21 +300,14 @@ fn mode_mask(config: &DeviceConfig, found: &Capabilities) -> u32 {
     if config.cs_high.unwrap_or(found.mode & SPI_CS_HIGH != 0) {
         allowed |= SPI_CS_HIGH;
     }
-    let allowed = MODE_BITS.iter().filter(|(_, spidev)| allowed & spidev != 0);
-    allowed.fold(0, |mask, (virtio, _)| mask | virtio)
+    allowed & SAME_BITS | (allowed & SPI_LOOP) >> 1
 }
 
-/// A device with more lanes also does with fewer (`__spi_validate()` in `drivers/spi/spi.c`).
-fn lanes(bits: u32, dual: u32, quad: u32, octal: u32) -> Lanes {
-    if bits & octal != 0 {
-        Lanes(Lanes::DUAL | Lanes::QUAD | Lanes::OCTAL)
-    } else if bits & quad != 0 {
-        Lanes(Lanes::DUAL | Lanes::QUAD)
-    } else if bits & dual != 0 {
-        Lanes(Lanes::DUAL)
-    } else {
-        Lanes::default()
-    }
+/// The most lanes of one direction that are in `mode`: a device also does with fewer (`__spi_validate()`
+/// in Linux `drivers/spi/spi.c`).
+fn most_lanes(mode: u32, lanes: [(u8, u32); 3]) -> u8 {
+    let mut found = lanes.iter().filter(|(_, bit)| mode & bit != 0);
+    found.next().map_or(1, |(count, _)| *count)
 }
 
 /// The mode bits that requests do not choose. The polarity of chip select is one of them, unless the
@@ -344,6 +327,8 @@ mod tests {
     use crate::config::Faults;
     use crate::start::cli::parse_config;
 
+    const TX_QUAD: u32 = 1 << 9;
+    const RX_DUAL: u32 = 1 << 10;
     const TRANSFERS: TransferConfig = TransferConfig {
         max_len: 1,
         max_ms: 1,
@@ -361,7 +346,7 @@ mod tests {
         Capabilities {
             mode,
             settable: SPI_CPHA | SPI_CPOL | SPI_LOOP,
-            lanes: SPI_TX_QUAD | SPI_RX_DUAL,
+            lanes: TX_QUAD | RX_DUAL,
             bits_per_word_mask: 1 << 7,
             max_speed_hz: 1_000_000,
         }
@@ -388,7 +373,7 @@ mod tests {
             mode,
             ..TransferHead::default()
         };
-        let lanes = SPI_TX_QUAD | SPI_RX_DUAL;
+        let lanes = TX_QUAD | RX_DUAL;
         assert_eq!(with("", 0).mode_for(&head(wire::LOOP)), SPI_LOOP | lanes);
         // The device tree's clock mode gives way to the request's, its polarity does not.
         let found = SPI_CPOL | SPI_CS_HIGH;

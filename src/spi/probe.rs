@@ -11,7 +11,7 @@ use std::io;
 
 use crate::spi::spidev::{
     RD_MAX_SPEED_HZ, RD_MODE32, SPI_3WIRE, SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST,
-    SPI_RX_DUAL, SPI_RX_OCTAL, SPI_RX_QUAD, SPI_TX_DUAL, SPI_TX_OCTAL, SPI_TX_QUAD, Spidev,
+    SPI_RX_LANES, SPI_TX_LANES, Spidev,
 };
 use crate::spi::wire::word_size_bit;
 
@@ -96,20 +96,18 @@ fn accepted(tried: io::Result<()>) -> io::Result<bool> {
 /// The lanes that the device tree gave the device, or else those that its controller keeps when
 /// they are set: the kernel drops the others without an error.
 fn probe_lanes(device: &mut Spidev) -> io::Result<u32> {
-    const DUAL: u32 = SPI_TX_DUAL | SPI_RX_DUAL;
-    const QUAD: u32 = SPI_TX_QUAD | SPI_RX_QUAD;
-    const OCTAL: u32 = SPI_TX_OCTAL | SPI_RX_OCTAL;
-    const TX: u32 = SPI_TX_DUAL | SPI_TX_QUAD | SPI_TX_OCTAL;
-    const RX: u32 = SPI_RX_DUAL | SPI_RX_QUAD | SPI_RX_OCTAL;
-    let found = device.found_mode() & (DUAL | QUAD | OCTAL);
+    let all = |lanes: [(u8, u32); 3]| lanes.iter().fold(0, |all, (_, bit)| all | bit);
+    let (all_tx, all_rx) = (all(SPI_TX_LANES), all(SPI_RX_LANES));
+    let found = device.found_mode() & (all_tx | all_rx);
     if found != 0 || device.found_mode() & SPI_3WIRE != 0 {
         return Ok(found);
     }
     let mut lanes = 0;
-    for set in [OCTAL, QUAD, DUAL] {
+    for ((_, tx), (_, rx)) in SPI_TX_LANES.into_iter().zip(SPI_RX_LANES) {
         // One count for each direction: the kernel refuses two.
-        let has = |direction: u32| if lanes & direction != 0 { direction } else { 0 };
-        let missing = set & !has(TX) & !has(RX);
+        let missing_tx = if lanes & all_tx == 0 { tx } else { 0 };
+        let missing_rx = if lanes & all_rx == 0 { rx } else { 0 };
+        let missing = missing_tx | missing_rx;
         if missing != 0 && accepts(device, missing)? {
             lanes |= device.read(RD_MODE32)? & missing;
         }

@@ -32,18 +32,10 @@ pub const SPI_LSB_FIRST: u32 = 1 << 3;
 pub const SPI_3WIRE: u32 = 1 << 4;
 /// Mode bit: loop back.
 pub const SPI_LOOP: u32 = 1 << 5;
-/// Mode bit: two lanes for sending.
-pub const SPI_TX_DUAL: u32 = 1 << 8;
-/// Mode bit: four lanes for sending.
-pub const SPI_TX_QUAD: u32 = 1 << 9;
-/// Mode bit: two lanes for receiving.
-pub const SPI_RX_DUAL: u32 = 1 << 10;
-/// Mode bit: four lanes for receiving.
-pub const SPI_RX_QUAD: u32 = 1 << 11;
-/// Mode bit: eight lanes for sending.
-pub const SPI_TX_OCTAL: u32 = 1 << 13;
-/// Mode bit: eight lanes for receiving.
-pub const SPI_RX_OCTAL: u32 = 1 << 14;
+/// `SPI_TX_OCTAL`, `SPI_TX_QUAD` and `SPI_TX_DUAL`: the mode bits of so many lanes for sending.
+pub const SPI_TX_LANES: [(u8, u32); 3] = [(8, 1 << 13), (4, 1 << 9), (2, 1 << 8)];
+/// `SPI_RX_OCTAL`, `SPI_RX_QUAD` and `SPI_RX_DUAL`: the mode bits of so many lanes for receiving.
+pub const SPI_RX_LANES: [(u8, u32); 3] = [(8, 1 << 14), (4, 1 << 11), (2, 1 << 10)];
 
 /// `_IOC()` of `asm-generic/ioctl.h` for type 'k'.
 const fn ioc(write: bool, nr: u32, size: u32) -> u32 {

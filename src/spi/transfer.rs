@@ -88,7 +88,7 @@ impl Transfer {
             head,
             timing,
             len: request.tx_len.max(request.rx_len),
-            word_len: u32::try_from(head.word_len()).unwrap_or(4),
+            word_len: head.word_len(),
             keep,
             lead,
             progress: Progress::default(),
@@ -121,7 +121,7 @@ impl Transfer {
     /// front-end waits for its end.
     pub fn remaining(&self, now: Instant) -> Duration {
         let left = self.len.saturating_sub(self.progress.done);
-        let wire = self.timing.wire_ns(left, self.word_len.into());
+        let wire = self.timing.wire_ns(left, self.word_len);
         let wire = Duration::from_nanos(wire.saturating_add(self.head.cs_delay_hold_ns.into()));
         let busy_until = self.busy_until.unwrap_or(now);
         wire.saturating_add(busy_until.saturating_duration_since(now))
@@ -287,7 +287,7 @@ impl Transfer {
             return Ok(());
         }
         let len = self.plan(next, |piece| loopback::transfer(memory, &piece))?;
-        let mut ns = self.timing.wire_ns(len.into(), self.word_len.into());
+        let mut ns = self.timing.wire_ns(len.into(), self.word_len);
         if next.sets_up {
             ns = ns.saturating_add(self.head.cs_setup_ns.into());
         }

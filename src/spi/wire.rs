@@ -37,21 +37,18 @@ pub const MODE_MASK: u32 = CPHA | CPOL | CS_HIGH | LSB_FIRST | LOOP;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransResult {
     /// The transfer took place.
-    TransOk,
+    TransOk = 0,
     /// The request was refused; nothing reached the bus.
-    ParamErr,
+    ParamErr = 1,
     /// The transfer failed, or did not come to its end.
-    TransErr,
+    TransErr = 2,
 }
 
 impl TransResult {
     /// The byte on the wire.
+    #[allow(clippy::as_conversions, reason = "the numbers are below 256")]
     pub const fn byte(self) -> u8 {
-        match self {
-            Self::TransOk => 0,
-            Self::ParamErr => 1,
-            Self::TransErr => 2,
-        }
+        self as u8
     }
 }
 
@@ -89,24 +86,16 @@ impl TransferHead {
     /// Decodes the 32 bytes that a request begins with. Any 32 bytes are a head: [`validate`] refuses
     /// wrong values.
     pub fn parse(bytes: &[u8; HEAD_LEN]) -> Self {
-        let [
-            chip_select_id,
-            bits_per_word,
-            cs_change,
-            tx_nbits,
-            rx_nbits,
-            ..,
-        ] = *bytes;
         let le32 = |offset| {
             let word = bytes.get(offset..).and_then(<[u8]>::first_chunk);
             word.copied().map_or(0, u32::from_le_bytes)
         };
         Self {
-            chip_select_id,
-            bits_per_word,
-            cs_change,
-            tx_nbits,
-            rx_nbits,
+            chip_select_id: bytes[0],
+            bits_per_word: bytes[1],
+            cs_change: bytes[2],
+            tx_nbits: bytes[3],
+            rx_nbits: bytes[4],
             mode: le32(8),
             freq: le32(12),
             word_delay_ns: le32(16),
@@ -117,35 +106,11 @@ impl TransferHead {
     }
 
     /// Length of one word in memory, in bytes: 1, 2 or 4, as spidev has it.
-    pub fn word_len(&self) -> u64 {
+    pub fn word_len(&self) -> u32 {
         match self.bits_per_word {
             0..=8 => 1,
             9..=16 => 2,
             _ => 4,
-        }
-    }
-}
-
-/// Which lane counts above one a direction has, as in `tx_nbits_supported`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lanes(pub u8);
-
-impl Lanes {
-    /// Two lanes.
-    pub const DUAL: u8 = 1 << 0;
-    /// Four lanes.
-    pub const QUAD: u8 = 1 << 1;
-    /// Eight lanes.
-    pub const OCTAL: u8 = 1 << 2;
-
-    /// Whether `nbits` of a request head is a lane count of this direction.
-    pub const fn allow(self, nbits: u8) -> bool {
-        match nbits {
-            0 | 1 => true,
-            2 => self.0 & Self::DUAL != 0,
-            4 => self.0 & Self::QUAD != 0,
-            8 => self.0 & Self::OCTAL != 0,
-            _ => false,
         }
     }
 }
@@ -157,10 +122,10 @@ pub struct Limits {
     pub mode_mask: u32,
     /// Bit n-1 stands for n bits per word.
     pub bits_per_word_mask: u32,
-    /// Lanes for sending.
-    pub tx_lanes: Lanes,
-    /// Lanes for receiving.
-    pub rx_lanes: Lanes,
+    /// Most lanes for sending: 1, 2, 4 or 8.
+    pub tx_lanes: u8,
+    /// Most lanes for receiving: 1, 2, 4 or 8.
+    pub rx_lanes: u8,
     /// Lowest clock in Hz that a request may ask.
     pub min_speed_hz: u32,
     /// Highest clock in Hz, and the one that `freq` 0 means.
@@ -190,20 +155,16 @@ impl Limits {
     pub fn narrow_to_bytes(&mut self) {
         self.bits_per_word_mask &= 1 << 7;
         self.mode_mask &= CPHA | CPOL | CS_HIGH;
-        self.tx_lanes.0 &= Lanes::DUAL | Lanes::QUAD;
-        self.rx_lanes.0 &= Lanes::DUAL | Lanes::QUAD;
-    }
-
-    /// Bits of the shortest word, if even that takes longer at the highest clock than one ioctl may.
-    pub fn word_too_slow(&self) -> Option<u32> {
-        let bits = self.bits_per_word_mask.trailing_zeros().saturating_add(1);
-        let bits_ns = u64::from(bits).saturating_mul(NS_PER_S);
-        let word_ns = bits_ns.div_ceil(u64::from(self.max_speed_hz).max(1));
-        (word_ns > self.max_message_ns).then_some(bits)
+        self.tx_lanes = self.tx_lanes.min(4);
+        self.rx_lanes = self.rx_lanes.min(4);
     }
 }
 
-const NS_PER_S: u64 = 1_000_000_000;
+/// Nanoseconds on the wire of so many bits.
+pub fn bits_ns(bits: u32, speed_hz: u32) -> u64 {
+    let at_1_hz = u64::from(bits).saturating_mul(1_000_000_000);
+    at_1_hz.div_ceil(u64::from(speed_hz).max(1))
+}
 
 /// How long a request takes on the wire: the plan and the deadlines are made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,8 +181,9 @@ pub struct Timing {
 
 impl Timing {
     /// Nanoseconds on the wire of `len` bytes in words of `word_len` bytes.
-    pub fn wire_ns(&self, len: u64, word_len: u64) -> u64 {
-        len.div_ceil(word_len.max(1)).saturating_mul(self.word_ns)
+    pub fn wire_ns(&self, len: u64, word_len: u32) -> u64 {
+        let words = len.div_ceil(word_len.max(1).into());
+        words.saturating_mul(self.word_ns)
     }
 }
 
@@ -241,63 +203,73 @@ pub fn validate(
     limits: &Limits,
 ) -> Result<Timing, ParamError> {
     let speed_hz = check_fields(head, limits)?;
-    check_delays(head, limits)?;
     let len = check_lengths(head, tx_len, rx_len, limits)?;
-    timing(head, len, speed_hz, limits)
+    let word_ns = bits_ns(head.bits_per_word.into(), speed_hz)
+        .saturating_add(carried_out(head.word_delay_ns));
+    let delays_ns =
+        carried_out(head.cs_setup_ns).saturating_add(carried_out(head.cs_delay_hold_ns));
+    let words_budget_ns = limits.max_message_ns.saturating_sub(delays_ns);
+    let words = len.div_ceil(head.word_len().into());
+    let total_ns = words.saturating_mul(word_ns).saturating_add(delays_ns);
+    // A message has one word at least, and no signal interrupts its ioctl.
+    ensure(word_ns <= words_budget_ns, ParamError::SlowWord)?;
+    ensure(total_ns <= limits.max_transfer_ns, ParamError::TooSlow)?;
+    Ok(Timing {
+        speed_hz,
+        word_ns,
+        words_budget_ns,
+        total_ns,
+    })
 }
 
 /// The bit of `bits_per_word_mask` that stands for words of so many bits; 0 for a size without one.
 pub fn word_size_bit(bits: u8) -> u32 {
-    let shift = u32::from(bits).checked_sub(1);
-    let bit = shift.and_then(|shift| 1u32.checked_shl(shift));
-    bit.unwrap_or(0)
+    let shift = u32::from(bits).checked_sub(1).unwrap_or(u32::MAX);
+    1u32.checked_shl(shift).unwrap_or(0)
 }
 
-/// Word size, `cs_change`, lanes, mode and clock. Returns the clock in Hz.
+/// `error`, unless what it is about holds.
+///
+/// # Errors
+/// That.
+pub fn ensure(holds: bool, error: ParamError) -> Result<(), ParamError> {
+    if holds { Ok(()) } else { Err(error) }
+}
+
+/// Word size, `cs_change`, lanes, mode, clock and delays. Returns the clock in Hz.
 fn check_fields(head: &TransferHead, limits: &Limits) -> Result<u32, ParamError> {
-    if limits.bits_per_word_mask & word_size_bit(head.bits_per_word) == 0 {
-        return Err(ParamError::BitsPerWord(head.bits_per_word));
-    }
-    if head.cs_change > 1 {
-        return Err(ParamError::CsChange(head.cs_change));
-    }
-    if !limits.tx_lanes.allow(head.tx_nbits) {
-        return Err(ParamError::Nbits(head.tx_nbits));
-    }
-    if !limits.rx_lanes.allow(head.rx_nbits) {
-        return Err(ParamError::Nbits(head.rx_nbits));
-    }
-    if head.mode & !limits.mode_mask != 0 {
-        return Err(ParamError::Mode(head.mode & !limits.mode_mask));
-    }
+    let has_size = limits.bits_per_word_mask & word_size_bit(head.bits_per_word) != 0;
+    ensure(has_size, ParamError::BitsPerWord(head.bits_per_word))?;
+    ensure(head.cs_change <= 1, ParamError::CsChange(head.cs_change))?;
+    check_lanes(head.tx_nbits, limits.tx_lanes)?;
+    check_lanes(head.rx_nbits, limits.rx_lanes)?;
+    let refused = head.mode & !limits.mode_mask;
+    ensure(refused == 0, ParamError::Mode(refused))?;
     // Refused, not clamped: spidev clamps to the controller's maximum in silence, and does not enforce
     // the device's.
     let speed_hz = match head.freq {
         0 => limits.max_speed_hz,
         freq => freq,
     };
-    let (min, max) = (limits.min_speed_hz.max(1), limits.max_speed_hz);
-    if !(min..=max).contains(&speed_hz) {
-        let asked = head.freq;
-        return Err(ParamError::Frequency { asked, min, max });
-    }
-    Ok(speed_hz)
-}
-
-/// The four delays: a maximum of 0 in the config space means that the delay is not supported.
-fn check_delays(head: &TransferHead, limits: &Limits) -> Result<(), ParamError> {
-    let pairs = [
+    let (asked, min, max) = (head.freq, limits.min_speed_hz.max(1), limits.max_speed_hz);
+    let is_allowed = (min..=max).contains(&speed_hz);
+    ensure(is_allowed, ParamError::Frequency { asked, min, max })?;
+    // A maximum of 0 in the config space means that the delay is not supported.
+    for (asked, offered) in [
         (head.word_delay_ns, limits.max_word_delay_ns),
         (head.cs_setup_ns, limits.max_cs_setup_ns),
         (head.cs_delay_hold_ns, limits.max_cs_hold_ns),
         (head.cs_change_delay_inactive_ns, limits.max_cs_inactive_ns),
-    ];
-    for (asked, offered) in pairs {
-        if asked > offered {
-            return Err(ParamError::Delay(asked));
-        }
+    ] {
+        ensure(asked <= offered, ParamError::Delay(asked))?;
     }
-    Ok(())
+    Ok(speed_hz)
+}
+
+/// A device with more lanes also does with fewer; 0 stands for one.
+fn check_lanes(nbits: u8, most: u8) -> Result<(), ParamError> {
+    let is_count = nbits == 0 || nbits.is_power_of_two();
+    ensure(is_count && nbits <= most, ParamError::Nbits(nbits))
 }
 
 /// The length of the transfer in bytes, a whole number of words. VIRTIO 1.4 has `PARAM_ERR` for full
@@ -308,51 +280,16 @@ fn check_lengths(
     rx_len: u64,
     limits: &Limits,
 ) -> Result<u64, ParamError> {
-    let len = match (tx_len, rx_len) {
-        (0, 0) => return Err(ParamError::NoPayload),
-        (len, 0) | (0, len) => len,
-        (tx, rx) if tx != rx => return Err(ParamError::Duplex(tx, rx)),
-        (_, _) if limits.half_duplex => return Err(ParamError::HalfDuplex),
-        (len, _) => len,
-    };
-    if len > limits.max_transfer_len {
-        return Err(ParamError::TooLong(len));
+    let len = tx_len.max(rx_len);
+    ensure(len > 0, ParamError::NoPayload)?;
+    if tx_len > 0 && rx_len > 0 {
+        ensure(tx_len == rx_len, ParamError::Duplex(tx_len, rx_len))?;
+        ensure(!limits.half_duplex, ParamError::HalfDuplex)?;
     }
-    if len.checked_rem(head.word_len()) != Some(0) {
-        return Err(ParamError::PartialWord(len));
-    }
+    ensure(len <= limits.max_transfer_len, ParamError::TooLong(len))?;
+    let is_whole = len.checked_rem(head.word_len().into()) == Some(0);
+    ensure(is_whole, ParamError::PartialWord(len))?;
     Ok(len)
-}
-
-/// How long `len` bytes take, which must be acceptable for the request and for each of its messages.
-fn timing(
-    head: &TransferHead,
-    len: u64,
-    speed_hz: u32,
-    limits: &Limits,
-) -> Result<Timing, ParamError> {
-    let bits_ns = u64::from(head.bits_per_word).saturating_mul(NS_PER_S);
-    let word_ns = bits_ns
-        .div_ceil(u64::from(speed_hz).max(1))
-        .saturating_add(carried_out(head.word_delay_ns));
-    let delays_ns =
-        carried_out(head.cs_setup_ns).saturating_add(carried_out(head.cs_delay_hold_ns));
-    let words_budget_ns = limits.max_message_ns.saturating_sub(delays_ns);
-    let words = len.div_ceil(head.word_len());
-    let total_ns = words.saturating_mul(word_ns).saturating_add(delays_ns);
-    // A message has one word at least, and no signal interrupts its ioctl.
-    if word_ns > words_budget_ns {
-        return Err(ParamError::SlowWord);
-    }
-    if total_ns > limits.max_transfer_ns {
-        return Err(ParamError::TooSlow);
-    }
-    Ok(Timing {
-        speed_hz,
-        word_ns,
-        words_budget_ns,
-        total_ns,
-    })
 }
 
 /// The delay that spidev makes of `ns`: whole microseconds, never shorter than asked.
@@ -375,8 +312,9 @@ impl Config {
         let mut maxima = [0u32; 5];
         for limits in chip_selects {
             count = count.saturating_add(1);
-            tx |= limits.tx_lanes.0;
-            rx |= limits.rx_lanes.0;
+            // Bits for 2, 4 and 8 lanes: most of them, less one, are those of all counts up to it.
+            tx |= limits.tx_lanes.saturating_sub(1);
+            rx |= limits.rx_lanes.saturating_sub(1);
             bits |= limits.bits_per_word_mask;
             modes |= mode_func_supported(limits.mode_mask);
             let own = [
@@ -408,16 +346,9 @@ impl Config {
 /// The encoding of the mode bits in the config space (VIRTIO 1.4, `mode_func_supported`): two bits each
 /// for CPHA and CPOL, "0 is supported" and "1 is supported"; one each for the others.
 fn mode_func_supported(mode_mask: u32) -> u32 {
-    let functions = [
-        (CPHA, 1 << 1),
-        (CPOL, 1 << 3),
-        (CS_HIGH, 1 << 4),
-        (LSB_FIRST, 1 << 5),
-        (LOOP, 1 << 6),
-    ];
-    let supported = functions.iter().filter(|(mode, _)| mode_mask & mode != 0);
-    // Both bits for 0 are always set: mode 0 is every device's.
-    supported.fold(1 << 0 | 1 << 2, |all, (_, function)| all | function)
+    // Both bits for 0 are always set: mode 0 is every device's. They move CPHA up by one bit, and the
+    // others by two.
+    1 << 0 | 1 << 2 | (mode_mask & CPHA) << 1 | (mode_mask & !CPHA) << 2
 }
 
 #[cfg(test)]
@@ -428,8 +359,8 @@ mod tests {
         Limits {
             mode_mask: CPHA | CPOL,
             bits_per_word_mask: 0x8000_8080, // 8, 16, 32
-            tx_lanes: Lanes(Lanes::DUAL),
-            rx_lanes: Lanes(Lanes::DUAL | Lanes::QUAD),
+            tx_lanes: 2,
+            rx_lanes: 4,
             min_speed_hz: 1_000,
             max_speed_hz: 10_000_000,
             max_word_delay_ns: 0,
@@ -716,8 +647,8 @@ mod tests {
         let weak = Limits {
             mode_mask: 0,
             bits_per_word_mask: 1 << 7,
-            tx_lanes: Lanes::default(),
-            rx_lanes: Lanes::default(),
+            tx_lanes: 1,
+            rx_lanes: 1,
             max_speed_hz: 1_000,
             max_word_delay_ns: 0,
             max_cs_setup_ns: 1,

@@ -4,7 +4,7 @@
 //! daemon but the bounds that are its own.
 
 use vhost_device_spi::spi::wire::{
-    CONFIG_LEN, Config, HEAD_LEN, Lanes, Limits, MODE_MASK, Timing, TransferHead, validate,
+    CONFIG_LEN, Config, HEAD_LEN, Limits, MODE_MASK, Timing, TransferHead, validate,
 };
 
 use crate::input::Input;
@@ -141,8 +141,8 @@ fn decode_limits(input: &mut Input) -> Limits {
     Limits {
         mode_mask: input.u32() & MODE_MASK,
         bits_per_word_mask: input.u32(),
-        tx_lanes: Lanes(input.u8() & (Lanes::DUAL | Lanes::QUAD | Lanes::OCTAL)),
-        rx_lanes: Lanes(input.u8() & (Lanes::DUAL | Lanes::QUAD | Lanes::OCTAL)),
+        tx_lanes: 1 << (input.u8() % 4),
+        rx_lanes: 1 << (input.u8() % 4),
         min_speed_hz: u32_of(input.number(&SPEEDS)),
         max_speed_hz: u32_of(input.number(&SPEEDS)),
         max_word_delay_ns: u32_of(input.number(&DELAYS)),
@@ -333,7 +333,11 @@ fn check_time(fields: &Fields, freq: u32, len: u64, limits: &Limits, judged: Opt
     for (ns, bounded, words) in [
         (timing.total_ns, fields, words),
         (timing.word_ns, &ends, 1),
-        (timing.wire_ns(len, bytes_per_word), &ends, words),
+        (
+            timing.wire_ns(len, bytes_per_word.try_into().unwrap()),
+            &ends,
+            words,
+        ),
     ] {
         let (least, most) = (least(bounded, freq, words), most(bounded, freq, words));
         assert!(!least.is_above(ns) && !most.is_below(ns), "{timing:?}");
