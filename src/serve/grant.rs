@@ -119,7 +119,7 @@ impl Grant {
                 Some(_) => Keep::Always,
                 None => Keep::Never,
             };
-            claim.terms.timeout = chip.timeout;
+            claim.terms.timeout = chip.config.timeout;
             claim.terms.for_read = false;
             claim.framed = Some(framed);
         }

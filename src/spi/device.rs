@@ -133,7 +133,7 @@ impl Device {
             port,
             limits,
             bufsiz,
-            chip: config.chip.as_ref().map(Chip::new),
+            chip: config.chip.clone().map(Chip::new),
             fixed_mode: fixed_mode(config, &found),
             idle_mode: found.mode | found.lanes,
             not_before: None,

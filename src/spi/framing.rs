@@ -21,25 +21,16 @@
 //! Pure: bytes and lengths in, values out. Called by `grant` for each request to a chip, in the phase
 //! that `bus` says; and by `bus` when the request has ended.
 
-use std::time::Duration;
-
 use crate::config::{ChipConfig, GuestNumber};
 use crate::error::ParamError;
 use crate::spi::command_set::{Address, Command, Data, Effect, commands};
-use crate::spi::wire::{CPHA, CPOL, TransferHead};
+use crate::spi::wire::{CPHA, CPOL, TransferHead, ensure};
 
 /// A chip whose commands are known.
 #[derive(Debug)]
 pub struct Chip {
-    commands: &'static [Command],
-    /// Bytes of an address after power-up or reset.
-    first_width: u8,
-    /// How long chip select is held in the middle of a command.
-    pub timeout: Duration,
-    /// Guests that may only read, a bit each.
-    read_only: u64,
-    /// Opcodes that nobody may send.
-    deny: Vec<u8>,
+    /// What is known of it, and who may do what with it.
+    pub config: ChipConfig,
     state: ChipState,
 }
 
@@ -52,6 +43,17 @@ struct ChipState {
     reset_enabled: bool,
     /// The last command, `05` aside, had [`Address::Once`].
     once: bool,
+}
+
+impl ChipState {
+    /// With this width, after a command that has no part in a procedure of several.
+    const fn new(width: u8) -> Self {
+        Self {
+            width,
+            reset_enabled: false,
+            once: false,
+        }
+    }
 }
 
 /// A command whose opcode the chip has seen, but not its end.
@@ -84,43 +86,31 @@ pub struct Framed {
 }
 
 impl Begun {
-    /// What is left of the command after a request with `len` bytes of it, which `receives`; `None` if
-    /// it has ended. `bare`: that was its opcode alone.
-    fn advance(self, len: u64, receives: bool, bare: bool) -> Option<Self> {
-        let ends = match self.command.data {
+    /// What is left of the command after a request with `len` bytes of it after the opcode, which
+    /// `receives`; `None` if it has ended.
+    fn advance(mut self, len: u64, receives: bool) -> Option<Self> {
+        let Command(_, _, data, _) = self.command;
+        let ends = match data {
             Data::Nothing => len >= self.address_left,
             Data::Send => len > self.address_left,
             Data::Receive => receives,
-            Data::ReceiveIfMore => receives || bare,
+            Data::ReceiveIfMore => receives || len == 0,
         };
-        let address_left = self.address_left.saturating_sub(len);
-        (!ends).then_some(Self {
-            address_left,
-            ..self
-        })
+        self.address_left = self.address_left.saturating_sub(len);
+        (!ends).then_some(self)
     }
 }
 
 impl Chip {
     /// A chip as it is after power-up.
-    pub fn new(config: &ChipConfig) -> Self {
-        Self {
-            commands: commands(config.kind),
-            first_width: config.address_bytes,
-            timeout: config.timeout,
-            read_only: config.read_only,
-            deny: config.deny.clone(),
-            state: ChipState {
-                width: config.address_bytes,
-                reset_enabled: false,
-                once: false,
-            },
-        }
+    pub fn new(config: ChipConfig) -> Self {
+        let state = ChipState::new(config.address_bytes);
+        Self { config, state }
     }
 
     fn command(&self, opcode: u8) -> Option<Command> {
-        let mut commands = self.commands.iter();
-        commands.find(|known| known.opcode == opcode).copied()
+        let mut commands = commands(self.config.kind).iter();
+        commands.find(|known| known.0 == opcode).copied()
     }
 
     /// Checks that `guest` may send a request that finds the chip in `phase`; `lead` has the first bytes
@@ -137,25 +127,22 @@ impl Chip {
         receives: bool,
     ) -> Result<(), ParamError> {
         // In the two other modes the chip would see each bit half a clock late.
-        if (head.mode & CPHA != 0) != (head.mode & CPOL != 0) {
-            return Err(ParamError::Mode(head.mode));
-        }
-        let read_only = guest.is_in(self.read_only);
-        if phase != Phase::Opcode || (!read_only && self.deny.is_empty()) {
+        let is_seen_in_time = (head.mode & CPHA != 0) == (head.mode & CPOL != 0);
+        ensure(is_seen_in_time, ParamError::Mode(head.mode))?;
+        let read_only = guest.is_in(self.config.read_only);
+        if phase != Phase::Opcode || (!read_only && self.config.deny.is_empty()) {
             return Ok(());
         }
         let opcode = *lead.first().ok_or(ParamError::NoOpcode)?;
         // On several lanes, a chip that listens on one would see another opcode.
         let nbits = head.tx_nbits.max(if receives { head.rx_nbits } else { 0 });
-        if nbits > 1 {
-            return Err(ParamError::OpcodeNbits(nbits));
-        }
-        let why = if self.deny.contains(&opcode) {
+        ensure(nbits <= 1, ParamError::OpcodeNbits(nbits))?;
+        let why = if self.config.deny.contains(&opcode) {
             Some("is in deny=")
         } else if read_only {
             self.command(opcode).map_or(
                 Some("is not in the table of chip=, and this guest is read-only"),
-                |command| command.effect.why_not_read_only(),
+                |Command(.., effect)| effect.why_not_read_only(),
             )
         } else {
             None
@@ -166,43 +153,44 @@ impl Chip {
     /// Frames a request of `len` bytes on the wire, of which `lead` are the first that it sends: as many
     /// as a [`crate::spi::lead::Lead`] has.
     pub fn frame(&self, phase: Phase, lead: &[u8], len: u64, receives: bool) -> Framed {
-        let begins = phase == Phase::Opcode;
-        let begun = match phase {
-            Phase::Opcode => lead.first().and_then(|&opcode| self.begin(opcode)),
-            Phase::Within(begun) => Some(begun),
-            Phase::Cut => None,
+        let (begun, opcode_len) = match (phase, lead) {
+            (Phase::Opcode, [opcode, ..]) => (self.begin(*opcode), 1),
+            (Phase::Within(begun), _) => (Some(begun), 0),
+            (Phase::Opcode, []) | (Phase::Cut, _) => (None, 0),
         };
         let mut framed = Framed {
             remaining: None,
-            lead_len: usize::from(begins && !lead.is_empty()),
-            next_state: ChipState {
-                reset_enabled: false,
-                once: false,
-                ..self.state
-            },
+            lead_len: opcode_len,
+            next_state: ChipState::new(self.state.width),
         };
         let Some(begun) = begun else {
             return framed;
         };
-        // Without the opcode, which `begin` has taken.
-        let len = len.saturating_sub(u64::from(begins));
-        let mut value = None;
-        if begun.command.effect == Effect::Bank {
-            value = lead.get(usize::from(begins)).copied();
-            framed.lead_len = lead.len();
+        let Command(opcode, address, data, effect) = begun.command;
+        let next_state = &mut framed.next_state;
+        let len = len.saturating_sub(u64::from(opcode_len > 0));
+        framed.remaining = begun.advance(len, receives);
+        // A question for the status is part of the procedure, also before its answer.
+        let asks_status = opcode == 0x05;
+        next_state.once = asks_status && self.state.once;
+        if framed.remaining.is_none() {
+            // Many chips ignore a command with more bytes than it has. Those to which this matters have one
+            // byte of data, or none.
+            let exact = len == u64::from(data == Data::Send);
+            next_state.width = self.width_after(effect, exact, lead.get(opcode_len));
+            next_state.reset_enabled = exact && effect == Effect::EnableReset;
+            next_state.once |= address == Address::Once;
         }
-        framed.remaining = begun.advance(len, receives, begins && len == 0);
-        match framed.remaining {
-            // A question for the status is part of the procedure, also before its answer.
-            Some(_) => framed.next_state.once = self.state.once && asks_status(begun),
-            None => framed.next_state = self.state_after(begun, len, value),
+        if effect == Effect::Bank {
+            framed.lead_len = lead.len();
         }
         framed
     }
 
     fn begin(&self, opcode: u8) -> Option<Begun> {
         let command = self.command(opcode)?;
-        let address_left = match command.address {
+        let Command(_, address, ..) = command;
+        let address_left = match address {
             Address::Zero => 0,
             Address::Once if self.state.once => 0,
             Address::Width | Address::Once => self.state.width,
@@ -214,48 +202,30 @@ impl Chip {
         })
     }
 
-    /// The chip's state after a command that ends with a request which has `len` bytes of it after the
-    /// opcode; `value` is the first of its data, if that matters.
-    fn state_after(&self, begun: Begun, len: u64, value: Option<u8>) -> ChipState {
-        let (before, command) = (self.state, begun.command);
-        // Many chips ignore a command with more bytes than it has. Those to which this matters have one
-        // byte of data, or none.
-        let exact = len == u64::from(command.data == Data::Send);
-        let asks = asks_status(begun) && before.once;
-        let four = value.is_none_or(|value| value & 0x80 != 0);
-        let width = match command.effect {
-            Effect::EnterFour => Some(4),
-            Effect::Bank if four => Some(4),
-            Effect::Bank | Effect::LeaveFour => exact.then_some(3),
-            Effect::Reset => (exact && before.reset_enabled).then_some(self.first_width),
-            Effect::Reads
-            | Effect::Contents
-            | Effect::State
-            | Effect::Continuous
-            | Effect::EnableReset => None,
-        };
-        ChipState {
-            width: width.unwrap_or(before.width),
-            reset_enabled: command.effect == Effect::EnableReset && exact,
-            once: asks || command.address == Address::Once,
+    /// Bytes of an address after a command with this effect, which had as many bytes as it should if
+    /// `exact`, and `data` as the first of its data.
+    fn width_after(&self, effect: Effect, exact: bool, data: Option<&u8>) -> u8 {
+        let four = data.is_none_or(|data| data & 0x80 != 0);
+        if effect == Effect::EnterFour || effect == Effect::Bank && four {
+            4
+        } else if exact && matches!(effect, Effect::Bank | Effect::LeaveFour) {
+            3
+        } else if exact && effect == Effect::Reset && self.state.reset_enabled {
+            self.config.address_bytes
+        } else {
+            self.state.width
         }
     }
 
     /// A request was carried out, or failed after the chip may have seen it.
     pub fn note_outcome(&mut self, framed: &Framed, carried_out: bool) {
-        let before = self.state;
-        self.state = framed.next_state;
-        if !carried_out {
-            self.state.width = before.width.max(framed.next_state.width);
-            self.state.reset_enabled = false;
-            self.state.once = false;
-        }
+        let (before, after) = (self.state, framed.next_state);
+        self.state = if carried_out {
+            after
+        } else {
+            ChipState::new(before.width.max(after.width))
+        };
     }
-}
-
-/// Whether a command asks for the status: whether the chip is ready for the next word.
-fn asks_status(begun: Begun) -> bool {
-    begun.command.opcode == 0x05
 }
 
 #[cfg(test)]

@@ -304,7 +304,7 @@ fn requestq_inactive_delay_is_kept_after_a_transfer_that_failed_or_was_aborted()
 #[test]
 fn requestq_command_that_was_aborted_is_one_that_the_chip_may_have_seen() {
     let nor = |address_bytes| {
-        Chip::new(&ChipConfig {
+        Chip::new(ChipConfig {
             kind: ChipKind::Nor,
             address_bytes,
             read_only: 0,

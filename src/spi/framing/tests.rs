@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+use std::time::Duration;
+
 use super::*;
 use crate::config::ChipKind;
 use crate::spi::lead;
 
 fn chip(kind: ChipKind, address_bytes: u8) -> Chip {
-    Chip::new(&ChipConfig {
+    Chip::new(ChipConfig {
         kind,
         address_bytes,
         read_only: 0,
@@ -286,7 +288,7 @@ fn framing_sends_the_bytes_that_it_was_decided_by() {
 fn rules_leave_a_read_only_guest_the_opcodes_that_only_ask() {
     let guests: Vec<GuestNumber> = GuestNumber::all().take(2).collect();
     let mut chip = nor();
-    chip.read_only = 0b10;
+    chip.config.read_only = 0b10;
     let allowed = |guest: GuestNumber| -> Vec<u8> {
         let all = 0..=255u8;
         let permit = |&opcode: &u8| chip.permit(guest, Phase::Opcode, &head(), &[opcode], false);
@@ -315,7 +317,7 @@ fn rules_leave_a_read_only_guest_the_opcodes_that_only_ask() {
 #[test]
 fn rules_of_denied_opcodes_are_for_everybody() {
     let mut chip = nor();
-    chip.deny = vec![0xc7, 0xd5];
+    chip.config.deny = vec![0xc7, 0xd5];
     for opcode in 0..=255 {
         let permitted = chip.permit(
             GuestNumber::default(),
@@ -335,7 +337,7 @@ fn rules_of_denied_opcodes_are_for_everybody() {
 #[test]
 fn rules_refuse_what_a_chip_could_take_for_another_opcode() {
     let mut ruled = nor();
-    ruled.read_only = 1;
+    ruled.config.read_only = 1;
     let permit = |chip: &Chip, head: TransferHead, receives| {
         chip.permit(
             GuestNumber::default(),

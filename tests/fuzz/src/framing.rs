@@ -66,7 +66,7 @@ pub fn run(bytes: &[u8]) {
     let mut guests = GuestNumber::all();
     let (writer, reader) = (guests.next().unwrap(), guests.next().unwrap());
     let mut rig = Rig {
-        framed: Chip::new(&ChipConfig {
+        framed: Chip::new(ChipConfig {
             kind: ChipKind::Nor,
             address_bytes: 3,
             read_only: 0b10,
