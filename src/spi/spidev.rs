@@ -13,7 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::error::{ExitCode, Fatal, TransferError};
@@ -90,20 +90,23 @@ impl Spidev {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|e| cannot_open(path, name, &e))?;
-        let identity = identity(&file).map_err(|e| Fatal::os(ExitCode::OsError, name, &e))?;
+        let failed = |error: io::Error| Fatal::os(ExitCode::OsError, name, &error);
+        let identity = identity(&file).map_err(failed)?;
         if let Some((other, _)) = others.find(|(_, other)| other.identity == identity) {
             let why = format!("is the same device as '{other}'");
             return Err(Fatal::new(ExitCode::Usage, format!("{name}: {why}")));
         }
-        lock(&file, name)?;
-        let found = setting(file.as_raw_fd(), RD_MODE32, [0; 4]);
-        let found_mode = found.map_err(|e| match e.raw_os_error() {
-            Some(libc::ENOTTY) => {
-                Fatal::new(ExitCode::NoInput, format!("{name}: not a spidev: {e}"))
-            }
-            _ => Fatal::os(ExitCode::NoInput, name, &e),
+        // A lock (`flock`) tells other daemons, but nobody else, that the device is in use.
+        if !ffi::try_lock(file.as_raw_fd()).map_err(failed)? {
+            let why = format!("{name}: in use by another process, which has it locked");
+            return Err(Fatal::new(ExitCode::Unavailable, why));
+        }
+        let found = setting(file.as_raw_fd(), RD_MODE32, [0; 4]).map(u32::from_ne_bytes);
+        let found_mode = found.map_err(|e| {
+            let is_spidev = e.raw_os_error() != Some(libc::ENOTTY);
+            let what = if is_spidev { "" } else { ": not a spidev" };
+            Fatal::os(ExitCode::NoInput, format_args!("{name}{what}"), &e)
         })?;
-        let found_mode = u32::from_ne_bytes(found_mode);
         Ok(Self {
             file,
             identity,
@@ -185,26 +188,13 @@ impl Spidev {
     }
 }
 
-/// Locks the device (`flock`), which tells other daemons, but nobody else, that it is in use.
-fn lock(file: &File, name: &str) -> Result<(), Fatal> {
-    match ffi::try_lock(file.as_raw_fd()) {
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            let why = "in use by another process, which has it locked";
-            Err(Fatal::new(ExitCode::Unavailable, format!("{name}: {why}")))
-        }
-        Err(error) => Err(Fatal::os(ExitCode::OsError, name, &error)),
-    }
-}
-
 /// Which device of the host a file is, whatever path led to it: its device number, or in the absence
 /// of one device and inode of the file.
 fn identity(file: &File) -> io::Result<(u64, u64)> {
     let metadata = file.metadata()?;
-    Ok(if metadata.file_type().is_char_device() {
-        (0, metadata.rdev())
-    } else {
-        (metadata.dev(), metadata.ino())
+    Ok(match metadata.rdev() {
+        0 => (metadata.dev(), metadata.ino()),
+        device => (0, device),
     })
 }
 
@@ -257,11 +247,7 @@ fn setting<const LEN: usize>(
 }
 
 /// The C library's type for request numbers: unsigned long in glibc, int in musl.
-#[allow(
-    clippy::as_conversions,
-    clippy::cast_possible_wrap,
-    reason = "the same 32 bits either way"
-)]
+#[allow(clippy::as_conversions, reason = "the same 32 bits either way")]
 const fn request_number(request: u32) -> libc::Ioctl {
     request as libc::Ioctl
 }
