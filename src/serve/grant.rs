@@ -112,9 +112,10 @@ impl Grant {
         let mut keep = self.keep(head.cs_change, claim.direction);
         let mut lead = Lead::default();
         if let Some(chip) = &device.chip {
-            lead = Lead::copy(memory, shared.store.tx()).ok_or(ParamError::Malformed)?;
+            let copied = Lead::copy(memory, shared.store.tx(), request.tx_len);
+            lead = copied.ok_or(ParamError::Malformed)?;
             let framed = frame(chip, bus.phase(&claim), number, request, &lead)?;
-            lead = lead.cut(framed.lead_len);
+            lead.len = framed.lead_len;
             keep = match framed.remaining {
                 Some(_) => Keep::Always,
                 None => Keep::Never,

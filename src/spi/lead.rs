@@ -15,51 +15,24 @@ pub const MAX_LEN: usize = 2;
 /// A copy of the first bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lead {
-    bytes: [u8; MAX_LEN],
-    len: usize,
+    /// The bytes, and room for more.
+    pub bytes: [u8; MAX_LEN],
+    /// How many of them there are.
+    pub len: usize,
 }
 
 impl Lead {
-    /// Copies the start of `tx`; `None` if it is no longer in memory.
-    pub fn copy(memory: &Memory, tx: &[Segment]) -> Option<Self> {
-        let mut lead = Self::default();
-        let mut position = Position::default();
-        let mut whole = Some(());
-        // One byte at a time, since a buffer can end after the first.
-        for byte in &mut lead.bytes {
-            position.walk(tx, 1, |address, _| {
-                whole = whole.and_then(|()| memory.read(address, std::slice::from_mut(byte)));
-                lead.len = lead.len.saturating_add(1);
-            });
-        }
-        whole.map(|()| lead)
-    }
-
-    /// A lead of these bytes, for tests and fuzz targets.
-    pub fn from_bytes(bytes: [u8; MAX_LEN]) -> Self {
-        Self {
-            bytes,
-            len: MAX_LEN,
-        }
-    }
-
-    /// The same, no longer than `len`.
-    pub fn cut(self, len: usize) -> Self {
-        let len = self.len.min(len);
-        Self { len, ..self }
+    /// Copies the start of `tx`, which has `tx_len` bytes; `None` if it is no longer in memory.
+    pub fn copy(memory: &Memory, tx: &[Segment], tx_len: u64) -> Option<Self> {
+        let mut bytes = [0; MAX_LEN];
+        let len = usize::try_from(tx_len).map_or(MAX_LEN, |len| len.min(MAX_LEN));
+        let read = |address, byte: &mut [u8]| memory.read(address, byte);
+        Position::default().each_byte(tx, bytes.get_mut(..len)?, read)?;
+        Some(Self { bytes, len })
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
-    }
-
-    /// The bytes from `from` on, as a word of a message.
-    pub fn word_from(&self, from: usize) -> [u8; 4] {
-        let mut word = [0; 4];
-        for (to, byte) in word.iter_mut().zip(self.bytes.iter().skip(from)) {
-            *to = *byte;
-        }
-        word
     }
 }

@@ -9,7 +9,6 @@
 use std::time::Duration;
 
 use crate::config::Faults;
-use crate::error::TransferError;
 use crate::spi::plan::{Piece, Place};
 use crate::spi::probe::Capabilities;
 use crate::spi::spidev::{SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST};
@@ -57,19 +56,15 @@ impl Loopback {
     }
 }
 
-/// Moves the bytes of one piece.
-///
-/// # Errors
-/// They are not in guest memory any more.
-pub fn transfer(memory: &Memory, piece: &Piece) -> Result<(), TransferError> {
+/// Moves the bytes of one piece; `None` if they are not in guest memory any more.
+pub fn transfer(memory: &Memory, piece: &Piece) -> Option<()> {
     let slice = |place| match place {
         Place::At(address) => memory.slice(address, piece.len).map(Some),
         // Not reached: a transfer to a loopback is planned in single bytes, so no word is cut, and the
         // command line refuses chip= with it, so there is no lead.
         Place::Absent | Place::Cut(_) | Place::Lead(_) => Some(None),
     };
-    let both = slice(piece.tx).zip(slice(piece.rx));
-    match both.ok_or(TransferError::Memory)? {
+    match (slice(piece.tx)?, slice(piece.rx)?) {
         (Some(tx), Some(rx)) => tx.copy_to_volatile_slice(rx),
         (None, Some(rx)) => {
             for offset in (0..rx.len()).step_by(IDLE.len()) {
@@ -80,5 +75,5 @@ pub fn transfer(memory: &Memory, piece: &Piece) -> Result<(), TransferError> {
         }
         (_, None) => (),
     }
-    Ok(())
+    Some(())
 }

@@ -14,7 +14,6 @@
 //!
 //! Called by `transfer`, which gives the message to `spidev`.
 
-use crate::error::TransferError;
 use crate::spi::lead::Lead;
 use crate::spi::plan::{MAX_PIECES, Piece, Place, Position, Segment, Work};
 use crate::spi::wire::TransferHead;
@@ -43,8 +42,8 @@ pub struct Scratch {
     transfers: Vec<SpiIocTransfer>,
     /// Words to send and received words, at the index of their transfer.
     words: Box<[[[u8; 4]; 2]; MAX_PIECES]>,
-    /// Where received words belong: the index of the transfer, and the position in the request.
-    rx_cuts: Vec<(usize, Position)>,
+    /// Received words: the index of the transfer, and where and how long they are in the request.
+    rx_cuts: Vec<(usize, Position, u32)>,
 }
 
 impl Default for Scratch {
@@ -57,24 +56,26 @@ impl Default for Scratch {
     }
 }
 
-/// A message: transfers whose pointers lead into `memory`, which is borrowed for as long.
+/// A message: transfers whose pointers lead into `memory`, the scratch, or the lead of the request's work,
+/// which are borrowed for as long.
 #[derive(Debug)]
 pub struct Message<'m> {
     scratch: &'m mut Scratch,
     memory: &'m Memory,
     /// What all transfers have in common.
     template: SpiIocTransfer,
-    total: u32,
 }
 
 impl<'m> Message<'m> {
-    /// An empty message of a request with this head, at a clock of `speed_hz`. The clock is never 0,
-    /// which to spidev means the device's own: another opener of the device can change that.
+    /// The start of a message of a request with this head, at a clock of `speed_hz`, and with its setup
+    /// delay in front if it `sets_up`. The clock is never 0, which to spidev means the device's own:
+    /// another opener of the device can change that.
     pub fn new(
         scratch: &'m mut Scratch,
         memory: &'m Memory,
         head: &TransferHead,
         speed_hz: u32,
+        sets_up: bool,
     ) -> Self {
         scratch.transfers.clear();
         scratch.rx_cuts.clear();
@@ -86,33 +87,26 @@ impl<'m> Message<'m> {
             word_delay_usecs: u8::try_from(usecs(head.word_delay_ns)).unwrap_or(u8::MAX),
             ..SpiIocTransfer::default()
         };
+        if sets_up {
+            // 0 bytes, which touch nothing but chip select.
+            scratch.transfers.push(SpiIocTransfer {
+                delay_usecs: usecs(head.cs_setup_ns),
+                ..template
+            });
+        }
         Self {
             scratch,
             memory,
             template,
-            total: 0,
         }
     }
 
-    /// Puts a setup delay in front of the first transfer: a transfer of 0 bytes, which touches nothing
-    /// but chip select.
-    pub fn set_up(&mut self, delay_ns: u32) {
-        self.scratch.transfers.push(SpiIocTransfer {
-            delay_usecs: usecs(delay_ns),
-            ..self.template
-        });
-    }
-
-    /// Appends the transfer of one piece of `work`.
-    ///
-    /// # Errors
-    /// A byte of it is not in guest memory any more, or the message is full, which a plan that keeps its
-    /// limits does not cause.
+    /// Appends the transfer of one piece of `work`. `None` if a byte of it is not in guest memory any more,
+    /// or the message is full, which a plan that keeps its limits does not cause.
     #[inline(always)]
-    pub fn push(&mut self, work: &Work<'_>, piece: &Piece) -> Result<(), TransferError> {
+    pub fn push(&mut self, work: &'m Work<'_>, piece: &Piece) -> Option<()> {
         let index = self.scratch.transfers.len();
-        let words = self.scratch.words.get_mut(index);
-        let [tx_word, rx_word] = words.ok_or(TransferError::Memory)?;
+        let [tx_word, rx_word] = self.scratch.words.get_mut(index)?;
         let (memory, len) = (self.memory, piece.len);
         let transfer = SpiIocTransfer {
             tx_buf: pointer(memory, work.tx, piece.tx, len, tx_word, &work.lead)?,
@@ -123,10 +117,9 @@ impl<'m> Message<'m> {
         // There are two words for each transfer, so neither list grows beyond its capacity.
         self.scratch.transfers.push(transfer);
         if let Place::Cut(position) = piece.rx {
-            self.scratch.rx_cuts.push((index, position));
+            self.scratch.rx_cuts.push((index, position, len));
         }
-        self.total = self.total.saturating_add(len);
-        Ok(())
+        Some(())
     }
 
     /// Sets what happens after the last transfer: a delay of `delay_ns`, and whether chip select stays
@@ -140,34 +133,19 @@ impl<'m> Message<'m> {
     }
 
     /// Writes the words that were received into the message's storage to where they belong in `work`.
-    ///
-    /// # Errors
-    /// That is not in guest memory any more.
-    pub fn scatter(&mut self, work: &Work<'_>) -> Result<(), TransferError> {
-        let Scratch {
-            transfers,
-            words,
-            rx_cuts,
-        } = &mut *self.scratch;
-        for (index, position) in rx_cuts {
-            let transfer = transfers.get(*index);
-            if let (Some([_, word]), Some(transfer)) = (words.get_mut(*index), transfer) {
-                each_part(work.rx, *position, transfer.len, word, |address, part| {
-                    self.memory.write(address, part)
-                })?;
-            }
+    /// `None` if that is not in guest memory any more.
+    pub fn scatter(&mut self, work: &Work<'_>) -> Option<()> {
+        let write = |address, byte: &mut [u8]| self.memory.write(address, byte);
+        for &(index, position, len) in &self.scratch.rx_cuts {
+            let [_, word] = self.scratch.words.get_mut(index)?;
+            position.each_byte(work.rx, word_part(word, len)?, write)?;
         }
-        Ok(())
+        Some(())
     }
 
     /// The transfers so far.
     pub fn transfers(&self) -> &[SpiIocTransfer] {
         &self.scratch.transfers
-    }
-
-    /// Length of all transfers together in bytes: what a successful ioctl returns.
-    pub fn total(&self) -> u32 {
-        self.total
     }
 }
 
@@ -177,11 +155,13 @@ fn usecs(ns: u32) -> u16 {
     u16::try_from(ns.div_ceil(1000)).unwrap_or(u16::MAX)
 }
 
-/// The pointer for spidev to one direction of a piece of `len` bytes; 0 for none. The bytes of a word
-/// that is cut, or of the lead, are copied to `word`, which the pointer then leads to.
-///
-/// # Errors
-/// A byte is not in guest memory any more.
+/// The first `len` bytes of a word's storage.
+fn word_part(word: &mut [u8; 4], len: u32) -> Option<&mut [u8]> {
+    word.get_mut(..usize::try_from(len).ok()?)
+}
+
+/// The pointer for spidev to one direction of a piece of `len` bytes; 0 for none. A word that is cut is
+/// copied to `word`, which the pointer then leads to. `None` if a byte is not in guest memory any more.
 #[inline(always)]
 fn pointer(
     memory: &Memory,
@@ -190,43 +170,20 @@ fn pointer(
     len: u32,
     word: &mut [u8; 4],
     lead: &Lead,
-) -> Result<u64, TransferError> {
+) -> Option<u64> {
     let pointer = match place {
-        Place::Absent => return Ok(0),
-        Place::Lead(from) => {
-            *word = lead.word_from(from);
-            word.as_mut_ptr()
-        }
-        Place::At(address) => {
-            let slice = memory.slice(address, len).ok_or(TransferError::Memory)?;
-            slice.ptr_guard_mut().as_ptr()
-        }
+        Place::Absent => return Some(0),
+        Place::At(address) => memory.slice(address, len)?.ptr_guard_mut().as_ptr(),
         Place::Cut(position) => {
-            each_part(segments, position, len, word, |address, part| {
-                memory.read(address, part)
-            })?;
+            let read = |address, byte: &mut [u8]| memory.read(address, byte);
+            position.each_byte(segments, word_part(word, len)?, read)?;
             word.as_mut_ptr()
+        }
+        // Only sent: spidev does not write there.
+        Place::Lead(from) => {
+            let to = from.checked_add(usize::try_from(len).ok()?)?;
+            lead.bytes().get(from..to)?.as_ptr().cast_mut()
         }
     };
-    u64::try_from(pointer.expose_provenance()).map_err(|_| TransferError::Memory)
-}
-
-/// Calls `each` with the guest address of each contiguous part of the `len` bytes at `position`, which
-/// are a word that is cut, and with the same part of `word`.
-fn each_part(
-    segments: &[Segment],
-    mut position: Position,
-    len: u32,
-    word: &mut [u8; 4],
-    mut each: impl FnMut(u64, &mut [u8]) -> Option<()>,
-) -> Result<(), TransferError> {
-    let mut tail = word.as_mut_slice();
-    let mut all = Some(());
-    position.walk(segments, len, |address, run| {
-        let at = usize::try_from(run).unwrap_or(usize::MAX).min(tail.len());
-        let (part, left) = std::mem::take(&mut tail).split_at_mut(at);
-        all = all.and_then(|()| each(address, part));
-        tail = left;
-    });
-    all.ok_or(TransferError::Memory)
+    u64::try_from(pointer.expose_provenance()).ok()
 }

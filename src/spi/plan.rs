@@ -13,6 +13,7 @@
 //! Invariant: the pieces of all messages, put together, are the request's bytes, each once, in
 //! order. Must not: touch memory or fds. Called by `transfer`.
 
+use crate::error::TransferError;
 use crate::spi::lead::Lead;
 
 /// Most transfers of one `SPI_IOC_MESSAGE`.
@@ -36,23 +37,21 @@ pub struct Position {
 
 impl Position {
     /// The guest address of this place and the bytes left in its segment; `None` after the last.
-    fn here(self, segments: &[Segment]) -> Option<(u64, u32)> {
+    pub fn here(self, segments: &[Segment]) -> Option<(u64, u32)> {
         let segment = segments.get(self.index)?;
         let left = segment.len.checked_sub(self.offset)?;
         let address = segment.address.checked_add(u64::from(self.offset))?;
         Some((address, left))
     }
 
-    /// Advances by `len` bytes and calls `run` with each run of contiguous bytes that it passes (guest
-    /// address, length).
+    /// Advances by `len` bytes.
     #[inline(always)]
-    pub fn walk(&mut self, segments: &[Segment], mut len: u32, mut run: impl FnMut(u64, u32)) {
+    pub fn advance(&mut self, segments: &[Segment], mut len: u32) {
         while len > 0 {
-            let Some((address, left)) = self.here(segments) else {
+            let Some((_, left)) = self.here(segments) else {
                 return;
             };
             let step = left.min(len);
-            run(address, step);
             len = len.saturating_sub(step);
             if step == left {
                 self.index = self.index.saturating_add(1);
@@ -61,6 +60,23 @@ impl Position {
                 self.offset = self.offset.saturating_add(step);
             }
         }
+    }
+
+    /// Calls `each` with the guest address of each byte from here on, and with the same one of `bytes`:
+    /// one at a time, since a segment can end after any of them. `None` as soon as `each` returns that, or
+    /// there are no more.
+    pub fn each_byte(
+        mut self,
+        segments: &[Segment],
+        bytes: &mut [u8],
+        each: impl Fn(u64, &mut [u8]) -> Option<()>,
+    ) -> Option<()> {
+        for byte in bytes {
+            let (address, _) = self.here(segments)?;
+            each(address, std::slice::from_mut(byte))?;
+            self.advance(segments, 1);
+        }
+        Some(())
     }
 }
 
@@ -108,6 +124,8 @@ pub struct Work<'a> {
     pub tx: &'a [Segment],
     /// Segments to receive into; empty for a request that only writes.
     pub rx: &'a [Segment],
+    /// Length in bytes, of each direction that there is.
+    pub len: u64,
     /// Bytes of a word: 1, 2 or 4.
     pub word_len: u32,
     /// The start of tx, where it was copied; then words are single bytes.
@@ -123,90 +141,77 @@ pub struct Progress {
     pub done: u64,
 }
 
-/// Plans the next message of a request of `len` bytes in all: calls `emit` with each piece, advances
-/// `progress` past it, and returns the message's length in bytes: 0 if there is no piece within the
-/// limits.
+/// Plans the next message of a request: calls `emit` with each piece, advances `progress` past it, and
+/// returns the message's length in bytes, which is never 0.
 ///
 /// # Errors
-/// The first error of `emit`; `progress` is then at the refused piece.
-pub fn plan_message<E>(
+/// The first error of `emit`; `progress` is then at the refused piece. There is no piece within the
+/// limits.
+pub fn plan_message(
     work: &Work<'_>,
-    len: u64,
     budget: &Budget,
     progress: &mut Progress,
-    mut emit: impl FnMut(Piece) -> Result<(), E>,
-) -> Result<u32, E> {
-    let mut room = budget.bufsiz;
-    let mut bytes = budget.bytes.min(len.saturating_sub(progress.done));
+    mut emit: impl FnMut(Piece) -> Result<(), TransferError>,
+) -> Result<u32, TransferError> {
+    // What is left of spidev's buffer, always a multiple of `align`, and of the message.
+    let mut room = round_down(budget.bufsiz, budget.align);
+    let bytes = budget.bytes.min(work.len.saturating_sub(progress.done));
+    let mut bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     let mut total = 0u32;
     for _ in 0..budget.pieces {
-        let Some(piece) = next_piece(work, progress, room, bytes, budget.align) else {
+        let Some(piece) = next_piece(work, progress, bytes.min(room)) else {
             break;
         };
         emit(piece)?;
-        progress.tx.walk(work.tx, piece.len, |_, _| ());
-        progress.rx.walk(work.rx, piece.len, |_, _| ());
-        progress.done = progress.done.saturating_add(u64::from(piece.len));
+        progress.tx.advance(work.tx, piece.len);
+        progress.rx.advance(work.rx, piece.len);
+        progress.done = progress.done.saturating_add(piece.len.into());
         total = total.saturating_add(piece.len);
-        bytes = bytes.saturating_sub(u64::from(piece.len));
+        bytes = bytes.saturating_sub(piece.len);
         room = room.saturating_sub(round_up(piece.len, budget.align));
     }
-    Ok(total)
+    let some = (total > 0).then_some(total);
+    some.ok_or(TransferError::NoMessage)
 }
 
-/// The longest piece at `progress`: at most `room` bytes of spidev's buffer and `bytes` of this
-/// message, and contiguous on both sides unless it is a single word. `None` if none fits.
+/// The longest piece at `progress`: at most `most` bytes, and contiguous on both sides unless it is a
+/// single word. `None` if none fits.
 #[inline(always)]
-fn next_piece(
-    work: &Work<'_>,
-    progress: &Progress,
-    room: u32,
-    bytes: u64,
-    align: u32,
-) -> Option<Piece> {
-    let run = u32::try_from(bytes)
-        .unwrap_or(u32::MAX)
-        .min(round_down(room, align));
-    let (tx_left, rx_left) = (left(work.tx, progress.tx)?, left(work.rx, progress.rx)?);
-    let contiguous = run.min(tx_left).min(rx_left);
+fn next_piece(work: &Work<'_>, progress: &Progress, most: u32) -> Option<Piece> {
+    let (tx, tx_left) = next_run(work.tx, progress.tx)?;
+    let (rx, rx_left) = next_run(work.rx, progress.rx)?;
+    let contiguous = most.min(tx_left).min(rx_left);
     let whole = round_down(contiguous, work.word_len);
     let lead_from = usize::try_from(progress.done).unwrap_or(usize::MAX);
     let lead_left = u32::try_from(work.lead.bytes().len().saturating_sub(lead_from)).unwrap_or(0);
     let len = match lead_left {
         0 if whole > 0 => whole,
         0 => work.word_len,
-        left => left.min(run).max(1),
+        left => left.min(most).max(1),
     };
-    if round_down(run, work.word_len) < len {
+    if round_down(most, work.word_len) < len {
         return None;
     }
+    let rx_cut = Place::Cut(progress.rx);
     Some(Piece {
         tx: match lead_left {
-            0 => place(work.tx, progress.tx, len),
+            0 if tx_left >= len => tx,
+            0 => Place::Cut(progress.tx),
             _ => Place::Lead(lead_from),
         },
-        rx: place(work.rx, progress.rx, len),
+        rx: if rx_left >= len { rx } else { rx_cut },
         len,
     })
 }
 
-/// Bytes of one direction that are contiguous at `position`. A direction that the request does not have
-/// sets no limit. `None` if the request is done.
-fn left(segments: &[Segment], position: Position) -> Option<u32> {
-    match segments {
-        [] => Some(u32::MAX),
-        _ => position.here(segments).map(|(_, left)| left),
+/// Where the next bytes of one direction lie, and how many of them are contiguous. A direction that the
+/// request does not have sets no limit. `None` if the request is done.
+fn next_run(segments: &[Segment], position: Position) -> Option<(Place, u32)> {
+    if segments.is_empty() {
+        return Some((Place::Absent, u32::MAX));
     }
-}
-
-/// Where `len` bytes of one direction lie that has bytes left, or is absent: cut if they go beyond the
-/// contiguous ones.
-fn place(segments: &[Segment], position: Position, len: u32) -> Place {
-    match position.here(segments) {
-        None => Place::Absent,
-        Some((address, left)) if left >= len => Place::At(address),
-        Some(_) => Place::Cut(position),
-    }
+    let (address, left) = position.here(segments)?;
+    Some((Place::At(address), left))
 }
 
 /// `len` rounded down to a multiple of `to`, a power of two.
@@ -222,7 +227,6 @@ fn round_up(len: u32, to: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::convert::Infallible;
 
     fn segments(lens: &[u32], start: u64) -> Vec<Segment> {
         // A gap of one page between segments, so that no two are contiguous by accident.
@@ -248,11 +252,12 @@ mod tests {
             Place::Absent => Vec::new(),
             Place::At(address) => (0..u64::from(len)).map(|i| address + i).collect(),
             Place::Cut(mut position) => {
-                let mut out = Vec::new();
-                position.walk(segments, len, |a, l| {
-                    out.extend((0..u64::from(l)).map(|i| a + i))
-                });
-                out
+                let mut next = || {
+                    let (address, _) = position.here(segments).unwrap();
+                    position.advance(segments, 1);
+                    address
+                };
+                (0..len).map(|_| next()).collect()
             }
             Place::Lead(from) => {
                 let all = addresses(segments);
@@ -267,6 +272,11 @@ mod tests {
         check_with_lead(0, tx, rx, word_len, budget)
     }
 
+    fn lead(len: usize) -> Lead {
+        let bytes = [0xa5; 2];
+        Lead { bytes, len }
+    }
+
     fn check_with_lead(
         lead_len: usize,
         tx: &[u32],
@@ -279,17 +289,19 @@ mod tests {
         let work = Work {
             tx: &tx,
             rx: &rx,
+            len,
             word_len,
-            lead: Lead::from_bytes([0xa5; 2]).cut(lead_len),
+            lead: lead(lead_len),
         };
         let mut progress = Progress::default();
         let mut messages = Vec::new();
         while progress.done < len {
             let mut pieces = Vec::new();
-            let Ok(total) = plan_message(&work, len, &budget, &mut progress, |piece| {
+            let planned = plan_message(&work, &budget, &mut progress, |piece| {
                 pieces.push(piece);
-                Ok::<(), Infallible>(())
+                Ok(())
             });
+            let total = planned.unwrap();
             assert!(total > 0, "no progress");
             assert_eq!(total, pieces.iter().map(|p| p.len).sum::<u32>());
             assert!(pieces.len() <= budget.pieces);
@@ -334,24 +346,24 @@ mod tests {
             let lead = pieces.take_while(|p| matches!(p.tx, Place::Lead(_)));
             lead.map(|p| (p.tx, p.len)).collect()
         };
-        let lead = |from, len| (Place::Lead(from), len);
+        let at = |from, len| (Place::Lead(from), len);
         for tx in [&[9][..], &[1, 8], &[1, 1, 7], &[2, 7]] {
             let messages = check_with_lead(2, tx, &[1, 8], 1, DEFAULT);
-            assert_eq!(leads(&messages), [lead(0, 2)]);
+            assert_eq!(leads(&messages), [at(0, 2)]);
             assert!(matches!(messages[0][0].rx, Place::Cut(_)));
             let messages = check_with_lead(1, tx, &[], 1, DEFAULT);
-            assert_eq!(leads(&messages), [lead(0, 1)]);
+            assert_eq!(leads(&messages), [at(0, 1)]);
         }
         assert_eq!(
             leads(&check_with_lead(1, &[1], &[], 1, DEFAULT)),
-            [lead(0, 1)]
+            [at(0, 1)]
         );
         let slow = Budget {
             bytes: 1,
             ..DEFAULT
         };
         let messages = check_with_lead(2, &[5], &[5], 1, slow);
-        assert_eq!(leads(&messages), [lead(0, 1), lead(1, 1)]);
+        assert_eq!(leads(&messages), [at(0, 1), at(1, 1)]);
         let no_room = Budget {
             bufsiz: 7,
             align: 8,
@@ -360,12 +372,12 @@ mod tests {
         let work = Work {
             tx: &segments(&[5], 0),
             rx: &[],
+            len: 5,
             word_len: 1,
-            lead: Lead::from_bytes([0xa5; 2]),
+            lead: lead(2),
         };
-        let emit = |_| Ok::<(), Infallible>(());
-        let planned = plan_message(&work, 5, &no_room, &mut Progress::default(), emit);
-        assert_eq!(planned, Ok(0));
+        let planned = plan_message(&work, &no_room, &mut Progress::default(), |_| Ok(()));
+        assert!(matches!(planned, Err(TransferError::NoMessage)));
     }
 
     #[test]
@@ -413,19 +425,18 @@ mod tests {
         // for how they are cut.
         let messages = |len: u32, count: usize, word_len, bufsiz| {
             let tx = segments(&vec![len; count], 0);
+            let all: u32 = tx.iter().map(|segment| segment.len).sum();
             let work = Work {
                 tx: &tx,
                 rx: &[],
+                len: all.into(),
                 word_len,
                 lead: Lead::default(),
             };
             let budget = Budget { bufsiz, ..DEFAULT };
-            let all: u32 = tx.iter().map(|segment| segment.len).sum();
             let (mut progress, mut messages) = (Progress::default(), 0);
             while progress.done < all.into() {
-                let emit = |_| Ok::<(), Infallible>(());
-                let planned = plan_message(&work, all.into(), &budget, &mut progress, emit);
-                assert_ne!(planned, Ok(0));
+                plan_message(&work, &budget, &mut progress, |_| Ok(())).unwrap();
                 messages += 1;
             }
             let (by_len, by_cuts) = (all.div_ceil(bufsiz), (256u32 << 10).div_ceil(bufsiz));

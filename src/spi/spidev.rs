@@ -58,7 +58,6 @@ pub const WR_MODE32: u32 = ioc(true, 5, 4);
 /// Request number of `SPI_IOC_MESSAGE(0)`; n transfers add `n * 32 << 16`.
 pub const MESSAGE_0: u32 = ioc(true, 0, 0);
 
-const TRANSFER_LEN: u32 = 32;
 const _: () = assert!(size_of::<SpiIocTransfer>() == 32);
 
 /// An open spidev.
@@ -167,21 +166,22 @@ impl Spidev {
         Ok(())
     }
 
-    /// Carries out `message`.
+    /// Carries out `message`, whose transfers have `len` bytes together.
     ///
     /// # Errors
     /// The ioctl failed, or reported another length than the message has: chip select may then be
     /// in any state.
-    pub fn transfer(&self, message: &Message<'_>) -> Result<(), TransferError> {
+    pub fn transfer(&self, message: &Message<'_>, len: u32) -> Result<(), TransferError> {
         let transfers = message.transfers();
-        let count = u32::try_from(transfers.len()).map_err(|_| TransferError::Memory)?;
-        let request = MESSAGE_0 | (count.saturating_mul(TRANSFER_LEN) << 16);
-        // SAFETY: the request number's size field covers `count` initialised transfers at
-        // `transfers`. Their buffers are 0, words in the scratch, or guest memory, both of which
-        // `message` borrows, each at least `len` long; the kernel copies from and to them and keeps none.
+        let size = u32::try_from(size_of_val(transfers)).map_err(|_| TransferError::Memory)?;
+        let request = MESSAGE_0 | (size << 16);
+        // SAFETY: the request number's size field covers the initialised transfers at
+        // `transfers`. Their buffers are 0, words in the scratch, a lead, or guest memory, all of which
+        // `message` borrows, each at least as long as its transfer; the kernel copies from and to them and
+        // keeps none. It does not write to a lead, which is tx.
         let result = unsafe { libc::ioctl(self.fd(), request_number(request), transfers.as_ptr()) };
         match u32::try_from(result) {
-            Ok(len) if len == message.total() => Ok(()),
+            Ok(carried_out) if carried_out == len => Ok(()),
             Ok(_) => Err(TransferError::Short(result)),
             Err(_) => Err(TransferError::Ioctl(io::Error::last_os_error())),
         }

@@ -20,7 +20,7 @@ use crate::spi::hold::{Claim, Direction};
 use crate::spi::lead::Lead;
 use crate::spi::loopback::{self, Loopback};
 use crate::spi::message::{Message, Scratch};
-use crate::spi::plan::{Budget, MAX_PIECES, Piece, Progress, Work, plan_message};
+use crate::spi::plan::{Budget, MAX_PIECES, Progress, Work, plan_message};
 use crate::spi::request::{Request, Store};
 use crate::spi::spidev::Spidev;
 use crate::spi::wire::{Timing, TransferHead};
@@ -68,7 +68,7 @@ pub struct Transfer {
     pub head: TransferHead,
     timing: Timing,
     len: u64,
-    word_len: u32,
+    /// Whether chip select stays asserted at its end.
     keep: Keep,
     /// Its first bytes, if `framing` decided on them: sent from here.
     lead: Lead,
@@ -88,7 +88,6 @@ impl Transfer {
             head,
             timing,
             len: request.tx_len.max(request.rx_len),
-            word_len: head.word_len(),
             keep,
             lead,
             progress: Progress::default(),
@@ -121,7 +120,7 @@ impl Transfer {
     /// front-end waits for its end.
     pub fn remaining(&self, now: Instant) -> Duration {
         let left = self.len.saturating_sub(self.progress.done);
-        let wire = self.timing.wire_ns(left, self.word_len);
+        let wire = self.timing.wire_ns(left, self.head.word_len());
         let wire = Duration::from_nanos(wire.saturating_add(self.head.cs_delay_hold_ns.into()));
         let busy_until = self.busy_until.unwrap_or(now);
         wire.saturating_add(busy_until.saturating_duration_since(now))
@@ -135,11 +134,9 @@ impl Transfer {
     /// Whether one message holds all of it. Only then is chip select not held between two ioctls, in
     /// which a device of the controller that is not this daemon's could be selected beside it.
     pub fn fits_one_message(&self, device: &Device, store: &Store) -> bool {
-        let mut progress = Progress::default();
-        let NextMessage { work, budget, .. } = self.next_message(device, store);
-        let emit = |_| Ok::<(), std::convert::Infallible>(());
-        let Ok(_) = plan_message(&work, self.len, &budget, &mut progress, emit);
-        progress.done == self.len
+        let (next, mut progress) = (self.next_message(device, store), Progress::default());
+        let planned = plan_message(&next.work, &next.budget, &mut progress, |_| Ok(()));
+        planned.is_ok_and(|len| u64::from(len) == self.len)
     }
 
     /// Sends the next message. `follows` says whether the guest has queued another request; `now`
@@ -160,10 +157,10 @@ impl Transfer {
             self.busy_until = Some(until).filter(|until| until > now);
             return self.after_message(device, follows);
         }
-        let mode = self.claim.mode;
         // Setting the mode calls spi_setup(), which releases chip select. So this fails before the line
         // is touched, and within one assertion the mode is the same: `Hold::is_continued_by`.
-        device.use_mode(mode).map_err(TransferError::Ioctl)?;
+        let used = device.use_mode(self.claim.mode);
+        used.map_err(TransferError::Ioctl)?;
         let before = device.line;
         let next = self.next_message(device, store);
         // Commit point: below this line the bus has been touched.
@@ -210,15 +207,16 @@ impl Transfer {
     /// and takes a transfer of its own.
     fn next_message<'s>(&self, device: &Device, store: &'s Store) -> NextMessage<'s> {
         let sets_up = self.head.cs_setup_ns > 0 && device.line != Line::Asserted;
-        let words = self.timing.words_budget_ns.checked_div(self.timing.word_ns);
-        let bytes = words.map(|words| words.saturating_mul(self.word_len.into()));
+        let (timing, word_len) = (&self.timing, self.head.word_len());
+        let words = timing.words_budget_ns.checked_div(timing.word_ns);
         NextMessage {
             work: Work {
                 tx: store.tx(),
                 rx: store.rx(),
+                len: self.len,
                 // Bytes are all the same to the loopback: no word needs to stay whole.
                 word_len: match device.port {
-                    Port::Spidev(_) => self.word_len,
+                    Port::Spidev(_) => word_len,
                     Port::Loopback(_) => 1,
                 },
                 lead: self.lead,
@@ -227,21 +225,9 @@ impl Transfer {
                 bufsiz: device.bufsiz,
                 align: device.align(),
                 pieces: MAX_PIECES.saturating_sub(usize::from(sets_up)),
-                bytes: bytes.unwrap_or(u64::MAX),
+                bytes: words.unwrap_or(0).saturating_mul(word_len.into()),
             },
             sets_up,
-        }
-    }
-
-    /// Plans the next message; its length in bytes, which is never 0: each step makes progress.
-    fn plan(
-        &mut self,
-        next: &NextMessage<'_>,
-        emit: impl FnMut(Piece) -> Result<(), TransferError>,
-    ) -> Result<u32, TransferError> {
-        match plan_message(&next.work, self.len, &next.budget, &mut self.progress, emit)? {
-            0 => Err(TransferError::NoMessage),
-            len => Ok(len),
         }
     }
 
@@ -255,17 +241,16 @@ impl Transfer {
         follows: bool,
     ) -> Result<(), TransferError> {
         let head = self.head;
-        let mut message = Message::new(scratch, memory, &head, self.timing.speed_hz);
-        if next.sets_up {
-            message.set_up(head.cs_setup_ns);
-        }
-        self.plan(next, |piece| message.push(&next.work, &piece))?;
+        let mut message = Message::new(scratch, memory, &head, self.timing.speed_hz, next.sets_up);
+        let (work, budget) = (&next.work, &next.budget);
+        let emit = |piece| message.push(work, &piece).ok_or(TransferError::Memory);
+        let len = plan_message(work, budget, &mut self.progress, emit)?;
         let keep = self.progress.done < self.len || self.keeps(follows);
         // The hold delay is between the last bit and the release of chip select (VIRTIO 1.4,
         // `cs_delay_hold_ns`); where chip select stays, the bus waits it out before it releases.
         message.finish(keep, if keep { 0 } else { head.cs_delay_hold_ns });
-        spidev.transfer(&message)?;
-        message.scatter(&next.work)
+        spidev.transfer(&message, len)?;
+        message.scatter(work).ok_or(TransferError::Memory)
     }
 
     /// Moves the bytes of the next message at once, then lets the time pass that it would take on the
@@ -286,8 +271,9 @@ impl Transfer {
             self.busy_until = now.checked_add(delay);
             return Ok(());
         }
-        let len = self.plan(next, |piece| loopback::transfer(memory, &piece))?;
-        let mut ns = self.timing.wire_ns(len.into(), self.word_len);
+        let emit = |piece| loopback::transfer(memory, &piece).ok_or(TransferError::Memory);
+        let len = plan_message(&next.work, &next.budget, &mut self.progress, emit)?;
+        let mut ns = self.timing.wire_ns(len.into(), self.head.word_len());
         if next.sets_up {
             ns = ns.saturating_add(self.head.cs_setup_ns.into());
         }

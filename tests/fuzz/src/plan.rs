@@ -2,6 +2,7 @@
 
 //! Plans of transfers against a reference that looks at one byte after the other.
 
+use vhost_device_spi::error::TransferError;
 use vhost_device_spi::spi::lead::Lead;
 use vhost_device_spi::spi::plan::{
     Budget, MAX_PIECES, Piece, Place, Progress, Segment, Work, plan_message,
@@ -45,7 +46,7 @@ pub fn run(bytes: &[u8]) {
         let (pieces, planned) = plan(&case, &mut progress, &mut refusal);
         let total: u32 = pieces.iter().map(|piece| piece.len).sum();
         let refused = refusal.is_now;
-        assert_eq!(planned, if refused { Err(()) } else { Ok(total) });
+        assert_eq!(planned, (!refused).then_some(total));
         assert!(refused || total > 0, "no progress at byte {at}");
         check_budget(&case, &pieces);
         let most = if refused {
@@ -74,26 +75,30 @@ fn plan(
     case: &Case,
     progress: &mut Progress,
     refusal: &mut Refusal,
-) -> (Vec<Piece>, Result<u32, ()>) {
+) -> (Vec<Piece>, Option<u32>) {
     let work = Work {
         tx: &case.tx,
         rx: &case.rx,
+        len: case.len.into(),
         word_len: case.word_len,
-        lead: Lead::from_bytes([0; 2]).cut(usize::try_from(case.lead_len).unwrap()),
+        lead: Lead {
+            bytes: [0; 2],
+            len: usize::try_from(case.lead_len).unwrap(),
+        },
     };
     let mut pieces = Vec::new();
-    let planned = plan_message(&work, case.len.into(), &case.budget, progress, |piece| {
+    let planned = plan_message(&work, &case.budget, progress, |piece| {
         refusal.count += 1;
         let is_due = case.refuse_each > 0 && refusal.count.is_multiple_of(case.refuse_each);
         // Not twice in a row, or there would be no end.
         refusal.is_now = !refusal.is_now && is_due;
         if refusal.is_now {
-            return Err(());
+            return Err(TransferError::Wanted);
         }
         pieces.push(piece);
         Ok(())
     });
-    (pieces, planned)
+    (pieces, planned.ok())
 }
 
 fn decode(input: &mut Input) -> Case {
@@ -229,9 +234,12 @@ fn addresses(place: Place, segments: &[Segment], len: u32) -> Vec<u64> {
             all.skip(from).take(usize::try_from(len).unwrap()).collect()
         }
         Place::Cut(mut position) => {
-            let mut all = Vec::new();
-            position.walk(segments, len, |start, len| all.extend(run(start, len)));
-            all
+            let mut next = || {
+                let (address, _) = position.here(segments).unwrap();
+                position.advance(segments, 1);
+                address
+            };
+            (0..len).map(|_| next()).collect()
         }
     }
 }
