@@ -14,7 +14,7 @@
 
 use crate::error::{ParamError, RingError};
 use crate::spi::plan::Segment;
-use crate::spi::wire::{HEAD_LEN, TransResult, TransferHead};
+use crate::spi::wire::{HEAD_LEN, TransResult, TransferHead, ensure};
 use crate::virtqueue::chain::{Chain, Descriptor};
 use crate::virtqueue::memory::Memory;
 use crate::virtqueue::vring::{Consumed, Vring};
@@ -53,12 +53,19 @@ impl Store {
         self.segments.get(self.tx_count..).unwrap_or_default()
     }
 
-    fn push(&mut self, segment: Segment) -> Result<(), ParamError> {
-        // Within the capacity: this never allocates.
-        if self.segments.len() >= MAX_SEGMENTS {
-            return Err(ParamError::TooManyPieces);
+    /// Appends a buffer as one segment for each region that it lies in.
+    fn push(&mut self, memory: &Memory, mut address: u64, mut len: u32) -> Result<(), ParamError> {
+        while len > 0 {
+            let here = memory.contiguous(address, len);
+            let here = here.ok_or(ParamError::Address(address))?;
+            // Within the capacity: this never allocates.
+            let has_room = self.segments.len() < MAX_SEGMENTS;
+            ensure(has_room, ParamError::TooManyPieces)?;
+            self.segments.push(Segment { address, len: here });
+            len = len.saturating_sub(here);
+            // No region holds the last address of all, so a buffer that would wrap is refused here.
+            address = address.saturating_add(u64::from(here));
         }
-        self.segments.push(segment);
         Ok(())
     }
 
@@ -153,14 +160,11 @@ pub fn parse(
     let walked = chain.walk(memory, |descriptor| parser.add(descriptor));
     let last = parser.last_writable.filter(|_| walked.is_ok());
     // Where no buffer was refused, the last one is in memory.
-    let is_in_memory =
-        |&address: &u64| parser.error.is_none() || memory.contiguous(address, 1).is_some();
-    let result = last.filter(is_in_memory);
+    let none_refused = parser.error.is_none();
+    let result = last.filter(|&last| none_refused || memory.contiguous(last, 1).is_some());
     let used_len = u32::try_from(parser.writable).unwrap_or(u32::MAX);
-    let request = match result {
-        Some(_) => parser.finish(),
-        None => Err(ParamError::Malformed),
-    };
+    let has_result = ensure(result.is_some(), ParamError::Malformed);
+    let request = has_result.and_then(|()| parser.finish());
     let answer = Answer {
         chain,
         result,
@@ -196,7 +200,7 @@ impl Parser<'_> {
             (true, Some(last)) => {
                 self.last_writable = address.checked_add(u64::from(last));
                 self.writable = self.writable.saturating_add(u64::from(len));
-                self.push_segments(address, len)
+                self.store.push(self.memory, address, len)
             }
             // VIRTIO 1.4, "Message Framing": device-readable buffers come first.
             (false, Some(_)) if self.writable > 0 => Err(ParamError::Malformed),
@@ -209,41 +213,24 @@ impl Parser<'_> {
 
     /// Adds a device-readable buffer: to the head until that is complete, then to tx.
     fn add_readable(&mut self, address: u64, len: u32) -> Result<(), ParamError> {
-        let part_len = self.add_to_head(address, len)?;
+        let missing = self.head.get_mut(self.head_len..).unwrap_or_default();
+        let mut part_len = 0;
+        if !missing.is_empty() {
+            let most = usize::try_from(len).unwrap_or(usize::MAX);
+            let (part, _) = missing.split_at_mut(most.min(missing.len()));
+            // The head is copied once, validated and used from the copy: the driver may still write to it.
+            let read = self.memory.read(address, part);
+            read.ok_or(ParamError::Address(address))?;
+            self.head_len = self.head_len.saturating_add(part.len());
+            part_len = u32::try_from(part.len()).unwrap_or(len);
+        }
         let tx_len = len.saturating_sub(part_len);
         self.tx_len = self.tx_len.saturating_add(u64::from(tx_len));
         // tx is not copied: a driver that changes it meanwhile changes what it sends, and nothing else.
-        let pushed = self.push_segments(address.saturating_add(part_len.into()), tx_len);
+        let tx = address.saturating_add(part_len.into());
+        let pushed = self.store.push(self.memory, tx, tx_len);
         self.store.tx_count = self.store.segments.len();
         pushed
-    }
-
-    /// Copies as many of the `len` bytes at `address` as the head still lacks. Returns how many.
-    fn add_to_head(&mut self, address: u64, len: u32) -> Result<u32, ParamError> {
-        let missing = self.head.get_mut(self.head_len..).unwrap_or_default();
-        if missing.is_empty() {
-            return Ok(0);
-        }
-        let part_len = usize::try_from(len).unwrap_or(usize::MAX);
-        let (part, _) = missing.split_at_mut(part_len.min(missing.len()));
-        self.head_len = self.head_len.saturating_add(part.len());
-        // The head is copied once, validated and used from the copy: the driver may still write to it.
-        let read = self.memory.read(address, part);
-        read.ok_or(ParamError::Address(address))?;
-        Ok(u32::try_from(part.len()).unwrap_or(len))
-    }
-
-    /// Stores a buffer as one segment for each region that it lies in.
-    fn push_segments(&mut self, mut address: u64, mut len: u32) -> Result<(), ParamError> {
-        while len > 0 {
-            let here = self.memory.contiguous(address, len);
-            let here = here.ok_or(ParamError::Address(address))?;
-            self.store.push(Segment { address, len: here })?;
-            len = len.saturating_sub(here);
-            // No region holds the last address of all, so a buffer that would wrap is refused here.
-            address = address.saturating_add(u64::from(here));
-        }
-        Ok(())
     }
 
     /// The request, after the last buffer: its last device-writable byte is the result.
@@ -251,9 +238,7 @@ impl Parser<'_> {
         if let Some(error) = self.error {
             return Err(error);
         }
-        if self.head_len < HEAD_LEN {
-            return Err(ParamError::Malformed);
-        }
+        ensure(self.head_len == HEAD_LEN, ParamError::Malformed)?;
         self.store.drop_last_byte();
         Ok(Request {
             head: TransferHead::parse(&self.head),
@@ -266,16 +251,16 @@ impl Parser<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtqueue::memory::tests::flat_memory;
 
     #[test]
     fn push_beyond_the_capacity_is_refused_and_allocates_nothing() {
-        let mut store = Store::default();
+        let (mut store, memory) = (Store::default(), flat_memory());
         let capacity = store.segments.capacity();
         for _ in 0..MAX_SEGMENTS {
-            let segment = Segment { address: 0, len: 1 };
-            store.push(segment).unwrap();
+            store.push(&memory, 0, 1).unwrap();
         }
-        let error = store.push(Segment { address: 0, len: 1 }).unwrap_err();
+        let error = store.push(&memory, 0, 1).unwrap_err();
         assert!(matches!(error, ParamError::TooManyPieces), "{error}");
         assert_eq!(store.segments.capacity(), capacity);
     }
