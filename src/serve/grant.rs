@@ -15,7 +15,7 @@ use crate::os::mounts::Mounts;
 use crate::spi::bus::Bus;
 use crate::spi::device::Device;
 use crate::spi::framing::{Chip, Framed, Phase};
-use crate::spi::hold::{Claim, Direction, HoldTerms};
+use crate::spi::hold::Claim;
 use crate::spi::lead::Lead;
 use crate::spi::message::Scratch;
 use crate::spi::request::{Request, Store};
@@ -109,7 +109,7 @@ impl Grant {
         let device = bus.devices.get(device_index).ok_or(unknown)?;
         let timing = wire::validate(head, request.tx_len, request.rx_len, &device.limits)?;
         let mut claim = self.claim(request, (number, device_index), device);
-        let mut keep = self.keep(head.cs_change, claim.direction);
+        let mut keep = self.keep(head.cs_change, claim.receives);
         let mut lead = Lead::default();
         if let Some(chip) = &device.chip {
             let copied = Lead::copy(memory, shared.store.tx(), request.tx_len);
@@ -120,8 +120,8 @@ impl Grant {
                 Some(_) => Keep::Always,
                 None => Keep::Never,
             };
-            claim.terms.timeout = chip.config.timeout;
-            claim.terms.for_read = false;
+            claim.timeout = chip.config.timeout;
+            claim.for_read = false;
             claim.framed = Some(framed);
         }
         let mut transfer = Transfer::new(request, timing, claim, keep, lead);
@@ -129,7 +129,7 @@ impl Grant {
             if transfer.keeps(follows) || !transfer.fits_one_message(device, &shared.store) {
                 return Err(ParamError::SharedBus(neighbour));
             }
-            transfer.never_keep();
+            transfer.keep = Keep::Never;
         }
         Ok((bus_index, transfer))
     }
@@ -141,31 +141,25 @@ impl Grant {
         (guest, index): (GuestNumber, usize),
         device: &Device,
     ) -> Claim {
-        let direction = match (request.tx_len, request.rx_len) {
-            (_, 0) => Direction::Write,
-            (0, _) => Direction::Read,
-            _ => Direction::Both,
-        };
         Claim {
             guest,
             device: index,
             mode: device.mode_for(&request.head),
-            direction,
-            terms: HoldTerms {
-                timeout: self.hold_timeout,
-                max_total: Duration::from_nanos(device.limits.max_transfer_ns),
-                for_read: self.policy == HoldPolicy::WriteRead,
-            },
+            sends: request.tx_len > 0,
+            receives: request.rx_len > 0,
+            timeout: self.hold_timeout,
+            max_total: Duration::from_nanos(device.limits.max_transfer_ns),
+            for_read: self.policy == HoldPolicy::WriteRead,
             framed: None,
         }
     }
 
     /// When a request keeps chip select asserted after it.
-    fn keep(&self, cs_change: u8, direction: Direction) -> Keep {
+    fn keep(&self, cs_change: u8, receives: bool) -> Keep {
         match (cs_change, self.policy) {
             (0, HoldPolicy::Queued) => Keep::IfFollowed,
             (0, HoldPolicy::Spec) => Keep::Always,
-            (0, HoldPolicy::WriteRead) if direction == Direction::Write => Keep::Always,
+            (0, HoldPolicy::WriteRead) if !receives => Keep::Always,
             _ => Keep::Never,
         }
     }

@@ -70,8 +70,8 @@ pub struct Bus {
     state: State,
     /// The segments of the transfer in progress.
     store: Box<Store>,
-    /// For each guest whose hold ran out or was cut: the device and mode, until its next request.
-    cuts: Vec<Option<(usize, u32)>>,
+    /// For each guest whose hold ran out or was cut: what its last request had claimed, until its next.
+    cuts: Vec<Option<Claim>>,
     waiters: VecDeque<GuestNumber>,
     /// A long message is over, and none begins until all sessions that were queued at its end have had a
     /// turn. So a guest that uses another bus waits for a single message of this one, however many
@@ -96,106 +96,85 @@ impl Bus {
     /// Whether a request with this claim may begin; releases the guest's own hold if it does not
     /// continue it.
     pub fn access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
-        let phase = self.phase(claim);
-        let access = self.find_access(claim, now);
-        // What `framing` made of the request by its phase is what the chip will see.
-        debug_assert!(match (&access, phase) {
-            (Access::Free, Phase::Within(_)) => matches!(self.state, State::Held(_)),
-            (Access::Free, Phase::Cut) => false,
-            _ => true,
-        });
-        access
-    }
-
-    fn find_access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
-        match &self.state {
-            State::Running { .. } => return Access::Busy,
-            State::Reserved(guest) if *guest != claim.guest => return Access::Busy,
-            State::Held(hold) if hold.claim.guest != claim.guest || hold.ending => {
+        let is_taken = match &self.state {
+            State::Free => false,
+            State::Reserved(guest) => *guest != claim.guest,
+            State::Running { .. } => true,
+            State::Held(hold) => hold.claim.guest != claim.guest || hold.ending,
+        };
+        if is_taken {
+            return Access::Busy;
+        }
+        if let Some(hold) = self.hold() {
+            let continues = hold.is_continued_by(claim);
+            let overdue = !self.waiters.is_empty() && hold.cap_at <= *now;
+            if continues && !overdue {
+                return Access::Free;
+            }
+            // A driver that relies on the assertion must hear of its end.
+            let is_cut = continues && !hold.claim.for_read;
+            let released = self.end_hold(now);
+            if is_cut {
+                return Access::Failed(TransferError::HoldCut);
+            }
+            if overdue || !released {
                 return Access::Busy;
             }
-            State::Held(hold) => {
-                let continues = hold.is_continued_by(claim);
-                let overdue = hold.is_overdue(!self.waiters.is_empty(), *now);
-                if continues && !overdue {
-                    return Access::Free;
-                }
-                // A driver that relies on the assertion must hear of its end.
-                let is_cut = continues && !hold.claim.terms.for_read;
-                let released = self.end_hold(now);
-                if is_cut {
-                    return Access::Failed(TransferError::HoldCut);
-                }
-                if overdue || !released {
-                    return Access::Busy;
-                }
-            }
-            State::Free | State::Reserved(_) => (),
         }
         self.access_free(claim, now)
     }
 
     /// The same, of a bus on which nothing is selected or held.
     fn access_free(&mut self, claim: &Claim, now: &mut Instant) -> Access {
-        if self.take_cut(claim.guest) == Some((claim.device, claim.mode)) {
+        let cut = self.take_cut(claim.guest);
+        if cut.is_some_and(|cut| cut.is_like(claim)) {
             return Access::Failed(TransferError::HoldCut);
         }
         if !self.release_all(now) {
             return Access::Failed(TransferError::Stuck);
         }
-        let device = self.devices.get_mut(claim.device);
-        match device.and_then(|device| device.inactive_until(*now)) {
-            Some(at) => Access::NotBefore(at),
-            None => Access::Free,
-        }
+        let device = self.devices.get(claim.device);
+        let until = device.and_then(|device| device.inactive_until(*now));
+        until.map_or(Access::Free, Access::NotBefore)
     }
 
-    /// In which phase a request with this claim finds its chip. Must agree with [`Bus::access`], which
-    /// debug builds check: `Within` only if that lets the request continue the hold or refuses it, `Cut`
-    /// only if that refuses it.
+    /// In which phase a request with this claim finds its chip. It agrees with [`Bus::access`], which lets
+    /// the request continue the hold or refuses it if it is `Within`, and refuses it if it is `Cut`.
     pub fn phase(&self, claim: &Claim) -> Phase {
         let hold = self.hold().filter(|hold| hold.is_continued_by(claim));
-        if let Some(hold) = hold {
-            let remaining = hold.claim.framed.and_then(|framed| framed.remaining);
-            return remaining.map_or(Phase::Opcode, Phase::Within);
-        }
-        let cut = self.cuts.get(claim.guest.index()).copied().flatten();
-        if cut == Some((claim.device, claim.mode)) {
-            Phase::Cut
-        } else {
-            Phase::Opcode
+        let cut = self.cut(claim.guest).filter(|cut| cut.is_like(claim));
+        match hold.and_then(|hold| hold.claim.framed?.remaining) {
+            Some(begun) => Phase::Within(begun),
+            None if cut.is_some() => Phase::Cut,
+            None => Phase::Opcode,
         }
     }
 
     /// Whether `guest` is in the middle of a chip's command here, or was until its hold ran out.
     pub fn is_in_command(&self, guest: GuestNumber) -> bool {
-        let cut = self.cuts.get(guest.index()).copied().flatten();
-        let device = cut.and_then(|(device, _)| self.devices.get(device));
-        device.is_some_and(|device| device.chip.is_some())
-            || matches!(&self.state, State::Held(hold)
-                if hold.claim.guest == guest && hold.claim.framed.is_some())
+        let last = self.held_by(guest).or(self.cut(guest));
+        last.is_some_and(|last| last.framed.is_some())
     }
 
     /// Releases all lines that can be; whether all are released then. Lines of a bus that is free are
     /// asserted only if they could not be released before.
     pub fn release_all(&mut self, now: &mut Instant) -> bool {
-        let mut released = true;
-        for device in &mut self.devices {
-            if device.line != Line::Released {
-                released &= device.release(now).is_ok();
-            }
-        }
-        released
+        let devices = self.devices.iter_mut();
+        devices.fold(true, |all, device| all & device.release(now).is_ok())
+    }
+
+    /// Nobody has the bus any more. Of its lines only that of the last transfer can be asserted. If its
+    /// release fails, `access_free` tries it again before the next transfer.
+    fn free(&mut self, now: &mut Instant) {
+        self.state = State::Free;
+        self.release_all(now);
     }
 
     /// Gives the bus to the transfer that [`Bus::access`] found it free for, whose segments are in
     /// `store`, which is exchanged for another.
     pub fn begin(&mut self, claim: &Claim, store: &mut Box<Store>, now: Instant) {
         std::mem::swap(&mut self.store, store);
-        let asserted_at = match &self.state {
-            State::Held(hold) => hold.asserted_at,
-            State::Free | State::Reserved(_) | State::Running { .. } => now,
-        };
+        let asserted_at = self.hold().map_or(now, |hold| hold.asserted_at);
         debug_assert!(!matches!(self.state, State::Running { .. }));
         self.state = State::Running {
             guest: claim.guest,
@@ -233,13 +212,13 @@ impl Bus {
             Ok(Step::Done { kept }) => {
                 device.set_down(false);
                 device.note_outcome(transfer.claim.framed.as_ref(), true);
-                let head = &transfer.head;
+                let (claim, head) = (transfer.claim, &transfer.head);
                 self.state = if let (true, State::Running { asserted_at, .. }) = (kept, &self.state)
                 {
-                    State::Held(Hold::new(transfer.claim, head, *asserted_at, *now))
+                    State::Held(Hold::new(claim, head, *asserted_at, *now))
                 } else {
-                    // Released by the last message itself.
-                    device.start_inactive_delay(head.cs_change_delay_inactive_ns, *now);
+                    // By the last message itself.
+                    device.note_release(*now);
                     State::Free
                 };
             }
@@ -252,22 +231,10 @@ impl Bus {
     /// asserted.
     pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
         debug_assert!(matches!(self.state, State::Running { .. }));
-        self.state = State::Free;
         if let Some(device) = self.devices.get_mut(transfer.claim.device) {
             device.note_outcome(transfer.claim.framed.as_ref(), false);
         }
-        let inactive_ns = transfer.head.cs_change_delay_inactive_ns;
-        self.release(transfer.claim.device, inactive_ns, now);
-    }
-
-    /// Releases a device, whose inactive delay begins if it was not released already.
-    fn release(&mut self, device: usize, inactive_ns: u32, now: &mut Instant) {
-        let device = self.devices.get_mut(device);
-        if let Some(device) = device.filter(|device| device.line != Line::Released) {
-            // If it fails, `access_free` tries it again before the next transfer.
-            let _ = device.release(now);
-            device.start_inactive_delay(inactive_ns, *now);
-        }
+        self.free(now);
     }
 
     /// `guest` is gone, or its ring stopped: it neither waits nor holds any more, and the devices
@@ -277,8 +244,8 @@ impl Bus {
         self.waiters.retain(|&waiter| waiter != guest);
         self.clear_reservation(guest);
         self.take_cut(guest);
-        if self.is_held_by(guest) {
-            self.release_hold(now);
+        if self.held_by(guest).is_some() {
+            self.free(now);
         }
         for device in &mut self.devices {
             device.forget_user(guest);
@@ -289,9 +256,8 @@ impl Bus {
     /// Puts devices whose guests have left back into their mode, unless chip select of any device
     /// is asserted: writing a mode may touch the lines of all.
     fn restore_idle_modes(&mut self) {
-        let mut devices = self.devices.iter_mut();
         let is_free = matches!(self.state, State::Free | State::Reserved(_));
-        if is_free && devices.all(|device| device.line == Line::Released) {
+        if is_free && self.devices.iter().all(|d| d.line == Line::Released) {
             self.devices.iter_mut().for_each(Device::restore_idle_mode);
         }
     }
@@ -304,9 +270,13 @@ impl Bus {
         (!known).then_some(&device.name)
     }
 
-    /// The device and mode of the guest's hold that ran out. The next request to them would have
-    /// continued it, and must hear that chip select was released.
-    fn take_cut(&mut self, guest: GuestNumber) -> Option<(usize, u32)> {
+    /// The claim of the guest's hold that ran out. A next request like it would have continued the hold,
+    /// and must hear that chip select was released.
+    fn cut(&self, guest: GuestNumber) -> Option<&Claim> {
+        self.cuts.get(guest.index())?.as_ref()
+    }
+
+    fn take_cut(&mut self, guest: GuestNumber) -> Option<Claim> {
         self.cuts.get_mut(guest.index())?.take()
     }
 
@@ -314,7 +284,7 @@ impl Bus {
     /// `false` if the hold delay is not over; the hold then ends at [`Bus::deadline`].
     pub fn release_for(&mut self, guest: GuestNumber, now: &mut Instant) -> bool {
         self.take_cut(guest);
-        !self.is_held_by(guest) || self.end_hold(now)
+        self.held_by(guest).is_none() || self.end_hold(now)
     }
 
     fn hold(&self) -> Option<&Hold> {
@@ -324,8 +294,10 @@ impl Bus {
         }
     }
 
-    fn is_held_by(&self, guest: GuestNumber) -> bool {
-        self.hold().is_some_and(|hold| hold.claim.guest == guest)
+    /// What `guest` claimed with its last request, if it holds the bus since then.
+    fn held_by(&self, guest: GuestNumber) -> Option<&Claim> {
+        let claim = self.hold().map(|hold| &hold.claim);
+        claim.filter(|claim| claim.guest == guest)
     }
 
     /// Ends the hold; `false` if its hold delay is not over: it then ends at [`Bus::deadline`].
@@ -336,14 +308,8 @@ impl Bus {
                 return false;
             }
         }
-        self.release_hold(now);
+        self.free(now);
         true
-    }
-
-    fn release_hold(&mut self, now: &mut Instant) {
-        if let State::Held(hold) = std::mem::replace(&mut self.state, State::Free) {
-            self.release(hold.claim.device, hold.inactive_ns, now);
-        }
     }
 
     /// Puts `guest` at the end of the queue for the bus.
@@ -403,9 +369,7 @@ impl Bus {
 
     /// When a hold runs out: [`Bus::expire`] is to be called then.
     pub fn deadline(&self) -> Option<Instant> {
-        let State::Held(hold) = &self.state else {
-            return None;
-        };
+        let hold = self.hold()?;
         Some(hold.ends_at(!self.waiters.is_empty()))
     }
 
@@ -422,12 +386,12 @@ impl Bus {
         }
         if let Some(hold) = self.hold().filter(|hold| !hold.ending) {
             let claim = hold.claim;
-            let overdue = hold.is_overdue(!self.waiters.is_empty(), *now);
+            let overdue = !self.waiters.is_empty() && hold.cap_at <= *now;
             if !overdue && has_request(claim.guest) {
                 return Some(claim.guest);
             }
             if let Some(cut) = self.cuts.get_mut(claim.guest.index()) {
-                *cut = (!claim.terms.for_read).then_some((claim.device, claim.mode));
+                *cut = (!claim.for_read).then_some(claim);
             }
         }
         self.end_hold(now);
@@ -439,23 +403,19 @@ impl Bus {
 mod tests {
     use super::*;
     use crate::config::{DeviceConfig, DevicePath, TransferConfig};
-    use crate::spi::hold::{Direction, HoldTerms};
     use crate::spi::wire::TransferHead;
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn claim(guest: u8, device: usize, direction: Direction) -> Claim {
+    /// A claim of a request that only writes.
+    fn claim(guest: u8, device: usize) -> Claim {
         Claim {
             guest: GuestNumber::new(guest.into()).unwrap(),
             device,
-            mode: 0,
-            direction,
-            terms: HoldTerms {
-                timeout: 100 * MS,
-                max_total: 10 * MS,
-                for_read: false,
-            },
-            framed: None,
+            sends: true,
+            timeout: 100 * MS,
+            max_total: 10 * MS,
+            ..Claim::default()
         }
     }
 
@@ -470,8 +430,8 @@ mod tests {
         let device = || Device::open(&config, &transfers, 0, &[]).unwrap();
         let mut bus = Bus::new(vec![device(), device()], None, 2);
         bus.devices[0].line = Line::Asserted;
-        let mut holder = claim(0, 0, Direction::Write);
-        holder.terms.for_read = for_read;
+        let mut holder = claim(0, 0);
+        holder.for_read = for_read;
         let mut hold = Hold::new(holder, &TransferHead::default(), now, now);
         hold.releasable_at += hold_delay;
         bus.state = State::Held(hold);
@@ -485,7 +445,8 @@ mod tests {
         for (for_read, fails) in [(false, true), (true, false)] {
             let mut now = Instant::now();
             let mut bus = held(for_read, Duration::ZERO, now);
-            let read = claim(0, 0, Direction::Read);
+            let mut read = claim(0, 0);
+            (read.sends, read.receives) = (false, true);
             now += 10 * MS - Duration::from_nanos(1);
             assert!(matches!(bus.access(&read, &mut now), Access::Free));
             now += Duration::from_nanos(1);
@@ -506,7 +467,7 @@ mod tests {
         let mut now = Instant::now();
         let mut bus = held(false, Duration::ZERO, now);
         now += 10 * MS;
-        let other = claim(0, 1, Direction::Write);
+        let other = claim(0, 1);
         assert!(matches!(bus.access(&other, &mut now), Access::Busy));
         assert_eq!(bus.devices[0].line, Line::Released);
         assert_eq!(bus.next_waiter(), GuestNumber::new(1));
@@ -516,10 +477,10 @@ mod tests {
     fn access_of_the_holder_waits_for_a_hold_that_ends_when_its_delay_is_over() {
         let mut now = Instant::now();
         let mut bus = held(false, MS, now);
-        let other = claim(0, 1, Direction::Write);
+        let other = claim(0, 1);
         assert!(matches!(bus.access(&other, &mut now), Access::Busy));
         // From now on nobody continues it, not even who could have.
-        let same = claim(0, 0, Direction::Write);
+        let same = claim(0, 0);
         assert!(matches!(bus.access(&same, &mut now), Access::Busy));
         assert_eq!(bus.devices[0].line, Line::Asserted);
         assert_eq!(bus.deadline(), Some(now + MS));

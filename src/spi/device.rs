@@ -64,6 +64,8 @@ pub struct Device {
     fixed_mode: u32,
     /// The mode that it is in between guests.
     idle_mode: u32,
+    /// Nanoseconds of the last request's inactive delay.
+    pub inactive_ns: u32,
     /// The earliest start of the next transfer, for the sake of an inactive delay.
     not_before: Option<Instant>,
     /// It failed with `ESHUTDOWN` last time, and the log says so already.
@@ -136,6 +138,7 @@ impl Device {
             chip: config.chip.clone().map(Chip::new),
             fixed_mode: fixed_mode(config, &found),
             idle_mode: found.mode | found.lanes,
+            inactive_ns: 0,
             not_before: None,
             down: false,
             line: Line::Released,
@@ -177,21 +180,29 @@ impl Device {
         }
     }
 
-    /// Releases the chip select; `now` moves on by the time that this takes.
+    /// Releases the chip select if it may be asserted; `now` moves on by the time that this takes.
     ///
     /// # Errors
     /// The kernel's; the line is then as it was.
     pub fn release(&mut self, now: &mut Instant) -> io::Result<()> {
+        if self.line == Line::Released {
+            return Ok(());
+        }
         if let Port::Spidev(spidev) = &mut self.port {
-            let mode = spidev.mode();
-            let released = spidev.set_mode(mode);
+            let released = spidev.set_mode(spidev.mode());
             *now = Instant::now();
             if self.line == Line::Asserted {
                 released?;
             }
         }
-        self.line = Line::Released;
+        self.note_release(*now);
         Ok(())
+    }
+
+    /// Chip select was released: it stays so for the inactive delay.
+    pub fn note_release(&mut self, now: Instant) {
+        self.line = Line::Released;
+        self.not_before = now.checked_add(Duration::from_nanos(self.inactive_ns.into()));
     }
 
     /// A transfer of `guest` begins.
@@ -228,18 +239,9 @@ impl Device {
         std::mem::replace(&mut self.down, down) && down
     }
 
-    /// Keeps chip select released for `inactive_ns` after `now`.
-    pub fn start_inactive_delay(&mut self, inactive_ns: u32, now: Instant) {
-        if inactive_ns > 0 {
-            let delay = Duration::from_nanos(inactive_ns.into());
-            self.not_before = now.checked_add(delay);
-        }
-    }
-
     /// When the inactive delay is over, if it is not.
-    pub fn inactive_until(&mut self, now: Instant) -> Option<Instant> {
-        self.not_before = self.not_before.filter(|&at| at > now);
-        self.not_before
+    pub fn inactive_until(&self, now: Instant) -> Option<Instant> {
+        self.not_before.filter(|&at| at > now)
     }
 }
 
@@ -364,6 +366,7 @@ mod tests {
             bufsiz: 4096,
             chip: None,
             idle_mode: 0,
+            inactive_ns: 0,
             not_before: None,
             down: false,
             line: Line::Released,

@@ -8,19 +8,8 @@ use crate::config::GuestNumber;
 use crate::spi::framing::Framed;
 use crate::spi::wire::TransferHead;
 
-/// Which way the bytes of a request go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// There is tx alone.
-    Write,
-    /// There is rx alone.
-    Read,
-    /// Full duplex.
-    Both,
-}
-
 /// What a request wants of the bus.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Claim {
     /// Number of the guest.
     pub guest: GuestNumber,
@@ -28,24 +17,26 @@ pub struct Claim {
     pub device: usize,
     /// spidev's mode for it.
     pub mode: u32,
-    /// Which way its bytes go.
-    pub direction: Direction,
-    /// For how long and how it may hold chip select.
-    pub terms: HoldTerms,
-    /// Its part of a chip's command, where the device has `chip=`: that alone then decides whether it
-    /// holds.
-    pub framed: Option<Framed>,
-}
-
-/// For how long and how a guest may hold chip select.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HoldTerms {
-    /// Longest time after the end of its last transfer.
+    /// It has tx.
+    pub sends: bool,
+    /// It has rx.
+    pub receives: bool,
+    /// Longest hold after its end.
     pub timeout: Duration,
     /// While others wait, no request continues an assertion that is older than this.
     pub max_total: Duration,
     /// The hold is a guess that a read follows: anything else releases, and losing it is no error.
     pub for_read: bool,
+    /// Its part of a chip's command, where the device has `chip=`: that alone then decides whether it
+    /// holds.
+    pub framed: Option<Framed>,
+}
+
+impl Claim {
+    /// Whether it is of the same guest, device and mode: it may be a part of one assertion with `other`.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.guest, self.device, self.mode) == (other.guest, other.device, other.mode)
+    }
 }
 
 /// Chip select that stays asserted between two requests.
@@ -59,8 +50,8 @@ pub struct Hold {
     pub releasable_at: Instant,
     /// When its time-out is over.
     pub expires_at: Instant,
-    /// Nanoseconds of the inactive delay that follows the release.
-    pub inactive_ns: u32,
+    /// When it has lasted as long as it may while others wait.
+    pub cap_at: Instant,
     /// No request may continue it any more: it is released when the hold delay is over.
     pub ending: bool,
 }
@@ -74,36 +65,24 @@ impl Hold {
             claim,
             asserted_at,
             releasable_at: after(now, hold_delay),
-            expires_at: after(now, claim.terms.timeout),
-            inactive_ns: head.cs_change_delay_inactive_ns,
+            expires_at: after(now, claim.timeout),
+            cap_at: after(asserted_at, claim.max_total),
             ending: false,
         }
     }
 
     /// Whether a request with this claim continues the assertion.
     pub fn is_continued_by(&self, claim: &Claim) -> bool {
-        self.claim.guest == claim.guest
-            && self.claim.device == claim.device
-            && self.claim.mode == claim.mode
-            && (claim.direction == Direction::Read || !self.claim.terms.for_read)
+        self.claim.is_like(claim) && (!claim.sends || !self.claim.for_read)
     }
 
     /// When it ends by itself.
     pub fn ends_at(&self, others_wait: bool) -> Instant {
         match (self.ending, others_wait) {
             (true, _) => self.releasable_at,
-            (false, true) => self.expires_at.min(self.cap_total()),
+            (false, true) => self.expires_at.min(self.cap_at),
             (false, false) => self.expires_at,
         }
-    }
-
-    /// Whether it has lasted as long as it may while others wait.
-    pub fn is_overdue(&self, others_wait: bool, now: Instant) -> bool {
-        others_wait && self.cap_total() <= now
-    }
-
-    fn cap_total(&self) -> Instant {
-        after(self.asserted_at, self.claim.terms.max_total)
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::TransferError;
 use crate::spi::device::{Device, Line, Port};
-use crate::spi::hold::{Claim, Direction};
+use crate::spi::hold::Claim;
 use crate::spi::lead::Lead;
 use crate::spi::loopback::{self, Loopback};
 use crate::spi::message::{Message, Scratch};
@@ -69,7 +69,7 @@ pub struct Transfer {
     timing: Timing,
     len: u64,
     /// Whether chip select stays asserted at its end.
-    keep: Keep,
+    pub keep: Keep,
     /// Its first bytes, if `framing` decided on them: sent from here.
     lead: Lead,
     progress: Progress,
@@ -98,17 +98,12 @@ impl Transfer {
 
     /// Whether it only writes, and keeps chip select only for a request that is queued.
     pub fn may_begin_a_pair(&self) -> bool {
-        self.keeps_if_followed() && self.claim.direction == Direction::Write
+        self.keeps_if_followed() && !self.claim.receives
     }
 
     /// Whether its guest's next request decides if chip select stays asserted.
     pub fn keeps_if_followed(&self) -> bool {
         self.keep == Keep::IfFollowed
-    }
-
-    /// Releases chip select at its end, whatever the request says.
-    pub fn never_keep(&mut self) {
-        self.keep = Keep::Never;
     }
 
     /// The whole transfer on the wire: bytes in one direction, and nanoseconds with its delays.
@@ -155,7 +150,7 @@ impl Transfer {
     ) -> Result<Step, TransferError> {
         if let Some(until) = self.busy_until {
             self.busy_until = Some(until).filter(|until| until > now);
-            return self.after_message(device, follows);
+            return self.after_message(follows);
         }
         // Setting the mode calls spi_setup(), which releases chip select. So this fails before the line
         // is touched, and within one assertion the mode is the same: `Hold::is_continued_by`.
@@ -165,6 +160,7 @@ impl Transfer {
         let next = self.next_message(device, store);
         // Commit point: below this line the bus has been touched.
         device.line = Line::Asserted;
+        device.inactive_ns = self.head.cs_change_delay_inactive_ns;
         let sent = match &mut device.port {
             Port::Spidev(spidev) => {
                 let sent = self.send(spidev, &next, memory, scratch, follows);
@@ -178,10 +174,10 @@ impl Transfer {
             // before the line is touched (`spidev_sync()`, `__spi_sync()`).
             device.line = Line::Untouched;
         }
-        sent.and_then(|()| self.after_message(device, follows))
+        sent.and_then(|()| self.after_message(follows))
     }
 
-    fn after_message(&self, device: &mut Device, follows: bool) -> Result<Step, TransferError> {
+    fn after_message(&self, follows: bool) -> Result<Step, TransferError> {
         if let Some(until) = self.busy_until {
             return Ok(Step::Until(until));
         }
@@ -192,9 +188,6 @@ impl Transfer {
             return Ok(Step::More);
         }
         let kept = self.keeps(follows);
-        if !kept {
-            device.line = Line::Released;
-        }
         Ok(Step::Done { kept })
     }
 

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::spi::hold::{Claim, Direction};
+use crate::spi::hold::Claim;
 
 /// The longest pause between two requests of one message.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -39,7 +39,7 @@ impl CutPairs {
             return false;
         };
         let bit = 1u16.checked_shl(number.into()).unwrap_or(0);
-        let shows = claim.direction == Direction::Read
+        let shows = !claim.sends
             && chip_select == Some(number)
             && now.saturating_duration_since(ended_at) <= PAUSE
             && self.logged & bit == 0;
@@ -53,34 +53,25 @@ impl CutPairs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::GuestNumber;
-    use crate::spi::hold::HoldTerms;
 
-    fn claim(direction: Direction) -> Claim {
+    fn claim(sends: bool) -> Claim {
         Claim {
-            guest: GuestNumber::default(),
-            device: 0,
-            mode: 0,
-            direction,
-            terms: HoldTerms {
-                timeout: Duration::ZERO,
-                max_total: Duration::ZERO,
-                for_read: false,
-            },
-            framed: None,
+            sends,
+            receives: !sends,
+            ..Claim::default()
         }
     }
 
     #[test]
     fn cut_pair_is_shown_once_by_a_read_of_the_same_chip_select_in_time() {
-        let (start, read) = (Instant::now(), claim(Direction::Read));
+        let (start, read) = (Instant::now(), claim(false));
         let mut pairs = CutPairs::default();
         assert!(!pairs.are_shown_by(&read, Some(0), start), "nothing before");
         pairs.note_end(Some(0), true, start);
         assert!(!pairs.are_shown_by(&read, Some(1), start), "another chip");
         assert!(!pairs.are_shown_by(&read, Some(0), start), "not the next");
         pairs.note_end(Some(0), true, start);
-        assert!(!pairs.are_shown_by(&claim(Direction::Write), Some(0), start));
+        assert!(!pairs.are_shown_by(&claim(true), Some(0), start));
         pairs.note_end(Some(0), false, start);
         assert!(!pairs.are_shown_by(&read, Some(0), start), "not cut");
         pairs.note_end(Some(0), true, start);
