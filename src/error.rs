@@ -17,6 +17,19 @@ use std::io;
 
 use crate::config::LogLevel;
 
+/// What an error says, for each of its variants.
+macro_rules! texts {
+    ($error:ident { $($variant:pat => $text:literal,)* }) => {
+        impl fmt::Display for $error {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $($variant => write!(f, $text),)*
+                }
+            }
+        }
+    };
+}
+
 /// Why a request was refused before it touched the bus: answered `PARAM_ERR`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParamError {
@@ -74,62 +87,38 @@ pub enum ParamError {
     OpcodeNbits(u8),
 }
 
-impl fmt::Display for ParamError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Malformed => write!(
-                f,
-                "no whole head at the start, or no result byte at the end"
-            ),
-            Self::TooManyPieces => write!(f, "cut into too many pieces"),
-            Self::Address(address) => write!(f, "buffer at {address:#x} is outside guest memory"),
-            Self::ChipSelect(id) => write!(f, "this guest has no chip select {id}"),
-            Self::BitsPerWord(bits) => write!(f, "bits_per_word {bits} is not supported"),
-            Self::Nbits(nbits) => write!(f, "tx_nbits or rx_nbits {nbits} is not supported"),
-            Self::Mode(bits) => {
-                let option = match bits {
-                    0x4 => ": CS_HIGH, see the device option cs-high=",
-                    0x10 => ": LOOP, see the device option loop=",
-                    _ => "",
-                };
-                write!(
-                    f,
-                    "mode bits {bits:#x} are not supported or not allowed{option}"
-                )
-            }
-            Self::Frequency { asked, min, max } => {
-                write!(
-                    f,
-                    "freq {asked} Hz is not allowed: 0 or {min} to {max} Hz are"
-                )
-            }
-            Self::Delay(ns) => write!(f, "a delay of {ns} ns is longer than the device offers"),
-            Self::CsChange(value) => write!(f, "cs_change {value} is neither 0 nor 1"),
-            Self::Duplex(tx, rx) => write!(f, "tx of {tx} bytes and rx of {rx} differ in length"),
-            Self::HalfDuplex => write!(f, "tx and rx at once on a half-duplex device"),
-            Self::NoPayload => write!(f, "neither tx nor rx"),
-            Self::PartialWord(len) => write!(f, "{len} bytes are not whole words"),
-            Self::TooLong(len) => write!(f, "{len} bytes are above --max-transfer-len"),
-            Self::TooSlow => write!(f, "takes longer on the wire than --max-transfer-ms allows"),
-            Self::SlowWord => write!(
-                f,
-                "one word and the delays take longer on the wire than --max-message-ms allows"
-            ),
-            Self::SharedBus(name) => write!(
-                f,
-                "needs chip select held, but {name} on its controller is not ours: give this daemon \
-                 that one too, raise spidev.bufsiz or --max-message-ms, or set exclusive-bus=on"
-            ),
-            Self::Opcode(opcode, why) => write!(f, "opcode {opcode:#04x} {why}"),
-            Self::NoOpcode => write!(
-                f,
-                "nothing is sent where read-only= or deny= needs an opcode"
-            ),
-            Self::OpcodeNbits(nbits) => write!(
-                f,
-                "tx_nbits or rx_nbits {nbits} with an opcode, which read-only= and deny= need on one lane"
-            ),
-        }
+texts! {
+    ParamError {
+        Self::Malformed => "no whole head at the start, or no result byte at the end",
+        Self::TooManyPieces => "cut into too many pieces",
+        Self::Address(address) => "buffer at {address:#x} is outside guest memory",
+        Self::ChipSelect(id) => "this guest has no chip select {id}",
+        Self::BitsPerWord(bits) => "bits_per_word {bits} is not supported",
+        Self::Nbits(nbits) => "tx_nbits or rx_nbits {nbits} is not supported",
+        Self::Mode(0x4) => "mode bits 0x4 are not supported or not allowed: CS_HIGH, see the device \
+                            option cs-high=",
+        Self::Mode(0x10) => "mode bits 0x10 are not supported or not allowed: LOOP, see the device \
+                             option loop=",
+        Self::Mode(bits) => "mode bits {bits:#x} are not supported or not allowed",
+        Self::Frequency { asked, min, max } =>
+            "freq {asked} Hz is not allowed: 0 or {min} to {max} Hz are",
+        Self::Delay(ns) => "a delay of {ns} ns is longer than the device offers",
+        Self::CsChange(value) => "cs_change {value} is neither 0 nor 1",
+        Self::Duplex(tx, rx) => "tx of {tx} bytes and rx of {rx} differ in length",
+        Self::HalfDuplex => "tx and rx at once on a half-duplex device",
+        Self::NoPayload => "neither tx nor rx",
+        Self::PartialWord(len) => "{len} bytes are not whole words",
+        Self::TooLong(len) => "{len} bytes are above --max-transfer-len",
+        Self::TooSlow => "takes longer on the wire than --max-transfer-ms allows",
+        Self::SlowWord =>
+            "one word and the delays take longer on the wire than --max-message-ms allows",
+        Self::SharedBus(name) =>
+            "needs chip select held, but {name} on its controller is not ours: give this daemon that \
+             one too, raise spidev.bufsiz or --max-message-ms, or set exclusive-bus=on",
+        Self::Opcode(opcode, why) => "opcode {opcode:#04x} {why}",
+        Self::NoOpcode => "nothing is sent where read-only= or deny= needs an opcode",
+        Self::OpcodeNbits(nbits) =>
+            "tx_nbits or rx_nbits {nbits} with an opcode, which read-only= and deny= need on one lane",
     }
 }
 
@@ -170,25 +159,18 @@ impl TransferError {
     }
 }
 
-impl fmt::Display for TransferError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ioctl(error) => write!(f, "{error}"),
-            Self::Short(len) => write!(f, "the kernel reports {len} bytes, which is not all"),
-            Self::Aborted => write!(f, "its ring or connection ended or changed"),
-            Self::HoldCut => write!(
-                f,
-                "chip select, which it would have found asserted, was released before: \
-                 --cs-hold-timeout-ms was over, or others waited for --max-transfer-ms"
-            ),
-            Self::Stuck => write!(
-                f,
-                "a device of its controller is selected and cannot be released"
-            ),
-            Self::Memory => write!(f, "its buffers are no longer in guest memory"),
-            Self::Wanted => write!(f, "failed on purpose: device option fail="),
-            Self::NoMessage => write!(f, "spidev.bufsiz holds not even one word of it"),
-        }
+texts! {
+    TransferError {
+        Self::Ioctl(error) => "{error}",
+        Self::Short(len) => "the kernel reports {len} bytes, which is not all",
+        Self::Aborted => "its ring or connection ended or changed",
+        Self::HoldCut =>
+            "chip select, which it would have found asserted, was released before: \
+             --cs-hold-timeout-ms was over, or others waited for --max-transfer-ms",
+        Self::Stuck => "a device of its controller is selected and cannot be released",
+        Self::Memory => "its buffers are no longer in guest memory",
+        Self::NoMessage => "spidev.bufsiz holds not even one word of it",
+        Self::Wanted => "failed on purpose: device option fail=",
     }
 }
 
@@ -203,16 +185,11 @@ pub enum RingError {
     Memory,
 }
 
-impl fmt::Display for RingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::AvailIndex(index) => write!(
-                f,
-                "avail index jumped to {index}, by more than the ring holds"
-            ),
-            Self::Head(head) => write!(f, "chain head {head} is beyond the descriptor table"),
-            Self::Memory => write!(f, "part of the ring is outside guest memory"),
-        }
+texts! {
+    RingError {
+        Self::AvailIndex(index) => "avail index jumped to {index}, by more than the ring holds",
+        Self::Head(head) => "chain head {head} is beyond the descriptor table",
+        Self::Memory => "part of the ring is outside guest memory",
     }
 }
 
@@ -265,26 +242,22 @@ impl SessionError {
     }
 }
 
-impl fmt::Display for SessionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Disconnected => write!(f, "front-end left"),
-            Self::Shutdown => write!(f, "the daemon ends"),
-            Self::Message(code, why) => write!(f, "message {code} {why}"),
-            Self::Fds(why) => write!(f, "fds {why}"),
-            Self::LeftOpen(_) => write!(
-                f,
-                "fd of a file whose close may wait (FUSE, a network or unknown file system): left open; \
-                 guest memory must be a memfd or a file on tmpfs or hugetlbfs, see --guest-memory"
-            ),
-            Self::Uncollected => write!(f, "too many files of the daemon's user are in flight"),
-            Self::Silent => write!(f, "front-end was silent in the middle of a message"),
-            Self::CallBlocked => write!(f, "call or err eventfd is full and blocking"),
-            Self::NotNotified(error) => write!(f, "call or err cannot be written to: {error}"),
-            Self::Truncated => write!(f, "guest memory was truncated"),
-            Self::Vhost(error) => write!(f, "message refused: {error}"),
-            Self::Host(error) => write!(f, "{error}"),
-        }
+texts! {
+    SessionError {
+        Self::Disconnected => "front-end left",
+        Self::Shutdown => "the daemon ends",
+        Self::Message(code, why) => "message {code} {why}",
+        Self::Fds(why) => "fds {why}",
+        Self::LeftOpen(_) =>
+            "fd of a file whose close may wait (FUSE, a network or unknown file system): left open; \
+             guest memory must be a memfd or a file on tmpfs or hugetlbfs, see --guest-memory",
+        Self::Uncollected => "too many files of the daemon's user are in flight",
+        Self::Silent => "front-end was silent in the middle of a message",
+        Self::CallBlocked => "call or err eventfd is full and blocking",
+        Self::NotNotified(error) => "call or err cannot be written to: {error}",
+        Self::Truncated => "guest memory was truncated",
+        Self::Vhost(error) => "message refused: {error}",
+        Self::Host(error) => "{error}",
     }
 }
 
