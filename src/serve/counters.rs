@@ -42,9 +42,7 @@ struct Times {
 impl Counters {
     /// How many requests were answered.
     fn requests(&self) -> u64 {
-        self.ok
-            .wrapping_add(self.param_err)
-            .wrapping_add(self.trans_err)
+        [self.ok, self.param_err, self.trans_err].iter().sum()
     }
 }
 
@@ -65,56 +63,53 @@ impl fmt::Display for Counters {
 
 impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { waited, served } = self;
-        write!(
-            f,
-            "longest_wait_us={} {} {} longest_service_us={}",
-            waited.longest_us(),
-            waited.percentiles("wait"),
-            served.percentiles("service"),
-            served.longest_us(),
-        )
+        write!(f, "longest_wait_us={}", self.waited.longest_us())?;
+        for (name, times) in [("wait", &self.waited), ("service", &self.served)] {
+            let [p50, p99, p999] = times.percentiles_us();
+            write!(
+                f,
+                " {name}_p50_us={p50} {name}_p99_us={p99} {name}_p999_us={p999}"
+            )?;
+        }
+        write!(f, " longest_service_us={}", self.served.longest_us())
     }
 }
 
 /// The requests of one guest.
 #[derive(Debug)]
 pub struct Tally {
-    /// Those that name none of its chip selects, then those to each.
-    counters: Box<[Counters]>,
-    /// Those to each; no others go on the wire.
-    times: Box<[Times]>,
+    /// Those to each of its chip selects.
+    known: Box<[(Counters, Times)]>,
+    /// Those that name none of them, and never go on the wire.
+    unknown: Counters,
 }
 
 impl Tally {
     /// Nothing counted yet, of `chip_selects` chip selects.
     pub fn new(chip_selects: usize) -> Self {
-        let count = chip_selects.saturating_add(1);
         Self {
-            counters: vec![Counters::default(); count].into(),
-            times: vec![Times::default(); chip_selects].into(),
+            known: vec![(Counters::default(), Times::default()); chip_selects].into(),
+            unknown: Counters::default(),
         }
     }
 
     /// Counts a request to `chip_select`, of the guest's own or none, that was answered; one without
     /// a result byte counts as `PARAM_ERR`.
     pub fn count(&mut self, chip_select: Option<u8>, result: TransResult) {
-        if let Some(counters) = self.of(chip_select) {
-            let counter = match result {
-                TransResult::TransOk => &mut counters.ok,
-                TransResult::ParamErr => &mut counters.param_err,
-                TransResult::TransErr => &mut counters.trans_err,
-            };
-            *counter = counter.wrapping_add(1);
-        }
+        let counters = self.of(chip_select);
+        let counter = match result {
+            TransResult::TransOk => &mut counters.ok,
+            TransResult::ParamErr => &mut counters.param_err,
+            TransResult::TransErr => &mut counters.trans_err,
+        };
+        *counter = counter.wrapping_add(1);
     }
 
     /// Counts the bytes in one direction and the nanoseconds on the wire of a request that succeeded.
     pub fn count_wire(&mut self, chip_select: Option<u8>, (len, wire_ns): (u64, u64)) {
-        if let Some(counters) = self.of(chip_select) {
-            counters.bytes = counters.bytes.wrapping_add(len);
-            counters.wire_ns = counters.wire_ns.wrapping_add(wire_ns);
-        }
+        let counters = self.of(chip_select);
+        counters.bytes = counters.bytes.wrapping_add(len);
+        counters.wire_ns = counters.wire_ns.wrapping_add(wire_ns);
     }
 
     /// Counts how long a request waited that now goes on the wire.
@@ -131,13 +126,14 @@ impl Tally {
         }
     }
 
-    fn of(&mut self, chip_select: Option<u8>) -> Option<&mut Counters> {
-        let index = chip_select.map_or(0, |number| usize::from(number).saturating_add(1));
-        self.counters.get_mut(index)
+    fn of(&mut self, chip_select: Option<u8>) -> &mut Counters {
+        let known = chip_select.and_then(|number| self.known.get_mut(usize::from(number)));
+        known.map_or(&mut self.unknown, |(counters, _)| counters)
     }
 
     fn times_of(&mut self, chip_select: Option<u8>) -> Option<&mut Times> {
-        self.times.get_mut(usize::from(chip_select?))
+        let known = self.known.get_mut(usize::from(chip_select?));
+        known.map(|(_, times)| times)
     }
 }
 
@@ -169,31 +165,24 @@ impl Counted<'_> {
     /// were none. `None` after the last one; `false` if the line could not be written.
     fn write(&self, number: usize, write: impl FnOnce(fmt::Arguments<'_>) -> bool) -> Option<bool> {
         let guest = self.guest;
-        let Connections { begun, faults } = self.connections;
-        let dropped = self.lines_dropped;
+        let Tally { known, unknown } = self.tally;
         let Some(chip_select) = number.checked_sub(1) else {
+            let Connections { begun, faults } = self.connections;
+            let dropped = self.lines_dropped;
             return Some(write(format_args!(
                 "guest={guest} connections={begun} faults={faults} lines_dropped={dropped}"
             )));
         };
-        let (unknown, known) = self.tally.counters.split_first()?;
-        if let (Some(counters), Some(times)) =
-            (known.get(chip_select), self.tally.times.get(chip_select))
-        {
-            return Some(write(format_args!(
+        match known.get(chip_select) {
+            Some((counters, times)) => Some(write(format_args!(
                 "guest={guest} cs={chip_select} {counters} {times}"
-            )));
+            ))),
+            None if chip_select > known.len() => None,
+            None if unknown.requests() == 0 => Some(true),
+            None => Some(write(format_args!(
+                "guest={guest} cs=- {unknown} longest_wait_us=0"
+            ))),
         }
-        if chip_select > known.len() {
-            return None;
-        }
-        let is_empty = unknown.requests() == 0;
-        Some(
-            is_empty
-                || write(format_args!(
-                    "guest={guest} cs=- {unknown} longest_wait_us=0"
-                )),
-        )
     }
 }
 
@@ -216,14 +205,8 @@ impl fmt::Display for ChipSelect {
 pub struct Report {
     /// When the daemon began to serve.
     started: Instant,
-    running: Option<Running>,
-}
-
-/// A report that was asked for.
-#[derive(Debug, Default)]
-struct Running {
-    /// Guest and number of the next line.
-    next: (usize, usize),
+    /// Guest and number of the next line, while a report is under way.
+    next: Option<(usize, usize)>,
     /// Asked for once more meanwhile: lines that are written already may be out of date.
     again: bool,
     /// How often stderr had no room for this line, and when it is tried again.
@@ -234,27 +217,29 @@ struct Running {
 impl Report {
     /// None is asked for yet. The daemon began to serve at `started`.
     pub fn new(started: Instant) -> Self {
-        let running = None;
-        Self { started, running }
+        Self {
+            started,
+            next: None,
+            again: false,
+            tries: 0,
+            retry_at: None,
+        }
     }
 
     /// Begins, or has another one follow that which is under way.
     pub fn begin(&mut self) {
-        match &mut self.running {
-            Some(running) => running.again = true,
-            None => self.running = Some(Running::default()),
-        }
+        self.again = self.next.is_some();
+        self.next.get_or_insert((0, 0));
     }
 
     /// Whether the next line can be tried at once.
     pub fn is_due(&self) -> bool {
-        let running = self.running.as_ref();
-        running.is_some_and(|running| running.retry_at.is_none())
+        self.next.is_some() && self.retry_at.is_none()
     }
 
     /// When the next line is to be tried again, if it could not be written.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.running.as_ref()?.retry_at
+        self.retry_at
     }
 
     /// Gives `write` the next line, with the counters that `of` has of its guest, unless it is to be
@@ -265,11 +250,12 @@ impl Report {
         of: impl FnOnce(usize) -> Option<Counted<'t>>,
         write: impl FnOnce(fmt::Arguments<'_>) -> bool,
     ) {
-        let due = |running: &&mut Running| running.retry_at.is_none_or(|at| at <= now);
-        let Some(running) = self.running.as_mut().filter(due) else {
+        let Some((guest, number)) = self.next else {
             return;
         };
-        let (guest, number) = running.next;
+        if self.retry_at.is_some_and(|at| at > now) {
+            return;
+        }
         let (written, next) = match of(guest) {
             None => {
                 let uptime_s = now.saturating_duration_since(self.started).as_secs();
@@ -280,27 +266,15 @@ impl Report {
                 None => (true, Some((guest.saturating_add(1), 0))),
             },
         };
-        match next {
-            _ if !written => self.retry(now),
-            None => self.running = running.again.then(Running::default),
-            Some(next) => {
-                let again = running.again;
-                *running = Running {
-                    next,
-                    again,
-                    ..Running::default()
-                };
-            }
+        let tries = self.tries.saturating_add(1);
+        if written {
+            (self.tries, self.retry_at) = (0, None);
+            self.next = next.or_else(|| std::mem::take(&mut self.again).then_some((0, 0)));
+        } else if tries > TRIES {
+            *self = Self::new(self.started);
+        } else {
+            (self.tries, self.retry_at) = (tries, now.checked_add(RETRY));
         }
-    }
-
-    /// There was no room for a line.
-    fn retry(&mut self, now: Instant) {
-        if let Some(running) = &mut self.running {
-            running.tries = running.tries.saturating_add(1);
-            running.retry_at = now.checked_add(RETRY);
-        }
-        self.running.take_if(|running| running.tries > TRIES);
     }
 }
 
@@ -327,7 +301,7 @@ mod tests {
         mut has_room: impl FnMut() -> bool,
     ) -> (Vec<String>, u32) {
         let (mut now, mut lines, mut waits) = (report.started, Vec::new(), 0);
-        while report.running.is_some() {
+        while report.next.is_some() {
             let write = |text: fmt::Arguments<'_>| {
                 let room = has_room();
                 lines.extend(room.then(|| text.to_string()));
@@ -414,7 +388,7 @@ mod tests {
         let mut tally = Tally::new(1);
         for (waited, longest) in [(5, 5), (3, 5), (7, 7), (0, 7)] {
             tally.count_wait(Some(0), Duration::from_micros(waited));
-            let line = tally.times[0].to_string();
+            let line = tally.known[0].1.to_string();
             let field = format!("longest_wait_us={longest} ");
             assert!(line.starts_with(&field), "{line}");
         }

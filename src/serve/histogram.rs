@@ -5,7 +5,6 @@
 //! Counting is a shift and an addition. A percentile is known as well as a power of two: what is
 //! printed is never less than the true one. Above all powers it is the longest.
 
-use std::fmt;
 use std::time::Duration;
 
 /// The last of them has all that took four seconds or longer.
@@ -54,30 +53,15 @@ impl Histogram {
         self.longest_us()
     }
 
-    /// The percentiles as fields whose names begin with `name`.
-    pub fn percentiles<'n>(&'n self, name: &'n str) -> Percentiles<'n> {
-        Percentiles(name, self)
+    /// p50, p99 and p99.9, in microseconds.
+    pub fn percentiles_us(&self) -> [u64; 3] {
+        [500, 990, 999].map(|share| self.percentile_us(share))
     }
 }
 
 fn micros(duration: Duration) -> u64 {
     let seconds = duration.as_secs().saturating_mul(1_000_000);
     seconds.saturating_add(duration.subsec_micros().into())
-}
-
-/// p50, p99 and p99.9 as fields.
-#[derive(Debug)]
-pub struct Percentiles<'n>(&'n str, &'n Histogram);
-
-impl fmt::Display for Percentiles<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(name, histogram) = self;
-        let [p50, p99, p999] = [500, 990, 999].map(|share| histogram.percentile_us(share));
-        write!(
-            f,
-            "{name}_p50_us={p50} {name}_p99_us={p99} {name}_p999_us={p999}"
-        )
-    }
 }
 
 #[cfg(test)]
@@ -90,7 +74,8 @@ mod tests {
             (0..*times).for_each(|_| histogram.count(Duration::from_micros(*us)));
         }
         let longest = histogram.longest_us();
-        format!("{} {longest}", histogram.percentiles("x"))
+        let [p50, p99, p999] = histogram.percentiles_us();
+        format!("x_p50_us={p50} x_p99_us={p99} x_p999_us={p999} {longest}")
     }
 
     #[test]
