@@ -137,16 +137,6 @@
     )
 )]
 
-#[cfg(not(any(
-    target_arch = "x86_64",
-    target_arch = "aarch64",
-    target_arch = "riscv64"
-)))]
-compile_error!(
-    "vhost-device-spi is for x86_64, aarch64 and riscv64: the seccomp filter needs the \
-     architecture's number and names of system calls, and takes arguments for 64 bits, little-endian"
-);
-
 pub mod config;
 /// Confinement before a front-end's first byte is read: stages, Landlock, seccomp, emergency cleanup.
 pub mod confine {
@@ -162,10 +152,7 @@ pub mod os {
     pub mod deadline_timer;
     pub mod deferred_close;
     pub mod epoll;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: system calls that have no safe name elsewhere"
-    )]
+    #[allow(unsafe_code, reason = "UNSAFETY: system calls without a safe name")]
     pub mod ffi;
     pub mod file_kind;
     pub mod handed_in;
@@ -175,10 +162,7 @@ pub mod os {
     pub mod sd_notify;
     pub mod signals;
     pub mod socket;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: a function that is called before the standard library's start"
-    )]
+    #[allow(unsafe_code, reason = "UNSAFETY: a function that runs before `main`")]
     pub mod stdout;
     pub mod write_timeout;
 }
@@ -205,10 +189,7 @@ pub mod spi {
     pub mod plan;
     pub mod probe;
     pub mod request;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: the SPI ioctls, whose transfers point into guest memory"
-    )]
+    #[allow(unsafe_code, reason = "UNSAFETY: ioctls that point into guest memory")]
     pub mod spidev;
     pub mod transfer;
     pub mod wire;
@@ -234,10 +215,7 @@ pub mod vhost_user {
 pub mod virtqueue {
     pub mod chain;
     pub mod memory;
-    #[allow(
-        unsafe_code,
-        reason = "UNSAFETY: a signal handler that maps memory in place of guest memory"
-    )]
+    #[allow(unsafe_code, reason = "UNSAFETY: a signal handler that maps memory")]
     pub mod sigbus;
     pub mod vring;
 }

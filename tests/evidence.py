@@ -194,8 +194,8 @@ def system_calls():
             yield {"call": call, "arguments": tests, "by": by, "for": group, "target": target, "unseen by strace": unseen, "shown by": shown}
         group, target = comment or group, cfg
     group = ""
-    for comment, cfg, call in re.findall(r'// (.*)|#\[cfg\((.*)\)\]|"(\w+)"', startup):
-        if call:
+    for comment, cfg, calls in re.findall(r'// (.*)|#\[cfg\((.*)\)\]|"([\w ]+)"', startup):
+        for call in calls.split():
             yield {"call": call, "arguments": "", "by": "start", "for": group, "target": target, "unseen by strace": "", "shown by": ""}
         group, target = comment or group, cfg
 

@@ -30,6 +30,8 @@ pub struct Allowed {
     pub conditions: Vec<Condition>,
 }
 
+// Another architecture needs its number here, and its names of system calls in `seccomp`; the arguments
+// are taken for 64 bits, little-endian.
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
@@ -53,12 +55,7 @@ const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
 const fn statement(code: u16, k: u32) -> sock_filter {
-    sock_filter {
-        code,
-        jt: 0,
-        jf: 0,
-        k,
-    }
+    jump(code, k, 0, 0)
 }
 
 const fn jump(code: u16, k: u32, if_true: u8, if_false: u8) -> sock_filter {
@@ -93,8 +90,7 @@ fn push(program: &mut Vec<sock_filter>, call: &Allowed) {
     // For each condition its argument, the mask, and a jump for each value, the last of which fails.
     let len = |condition: &Condition| condition.values.len().saturating_add(2);
     let mut left: usize = call.conditions.iter().map(len).sum();
-    let reload = usize::from(left > 0);
-    let next_call = left.saturating_add(1).saturating_add(reload);
+    let next_call = left.saturating_add(2);
     program.push(jump(JUMP_EQUAL, call.number, 0, distance(next_call)));
     for condition in &call.conditions {
         left = left.saturating_sub(len(condition));
@@ -111,9 +107,7 @@ fn push(program: &mut Vec<sock_filter>, call: &Allowed) {
         }
     }
     program.push(statement(RETURN, libc::SECCOMP_RET_ALLOW));
-    if reload > 0 {
-        program.push(statement(LOAD, DATA_NUMBER));
-    }
+    program.push(statement(LOAD, DATA_NUMBER));
 }
 
 fn distance(instructions: usize) -> u8 {

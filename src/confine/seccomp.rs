@@ -19,7 +19,6 @@ use libc::{
     SO_DOMAIN, SO_OOBINLINE, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, c_int, c_long,
 };
 
-use crate::config::SeccompMode;
 use crate::confine::bpf::{Allowed, Condition, program};
 use crate::os::ffi;
 use crate::spi::spidev::{MESSAGE_0, WR_MODE32};
@@ -70,38 +69,30 @@ pub struct Pins {
 }
 
 const fn is(argument: u32, value: c_int) -> Test {
-    masked(argument, u32::MAX, bits(value))
+    test(argument, u32::MAX, Value::Is(bits(value)))
 }
 
 const fn bits(value: c_int) -> u32 {
     u32::from_ne_bytes(value.to_ne_bytes())
 }
 
-const fn masked(argument: u32, mask: u32, value: u32) -> Test {
+const fn test(argument: u32, mask: u32, value: Value) -> Test {
     Test {
         argument,
         mask,
-        value: Value::Is(value),
-    }
-}
-
-const fn first(value: Value) -> Test {
-    Test {
-        argument: 0,
-        mask: u32::MAX,
         value,
     }
 }
 
-const DEVICE: Test = first(Value::Device);
-const DIRECTORY: Test = first(Value::Directory);
-const OWN_PID: Test = first(Value::Process);
+const DEVICE: Test = test(0, u32::MAX, Value::Device);
+const DIRECTORY: Test = test(0, u32::MAX, Value::Directory);
+const OWN_PID: Test = test(0, u32::MAX, Value::Process);
 /// Bits of an ioctl's number that hold the size of its argument.
 const SIZE_BITS: u32 = 0x3fff << 16;
-const MESSAGE: Test = masked(1, !SIZE_BITS, MESSAGE_0);
-const WRITE_MODE: Test = masked(1, u32::MAX, WR_MODE32);
-const NOT_EXECUTABLE: Test = masked(2, bits(PROT_EXEC), 0);
-const EMPTY_PATH: Test = masked(2, bits(AT_EMPTY_PATH), bits(AT_EMPTY_PATH));
+const MESSAGE: Test = test(1, !SIZE_BITS, Value::Is(MESSAGE_0));
+const WRITE_MODE: Test = test(1, u32::MAX, Value::Is(WR_MODE32));
+const NOT_EXECUTABLE: Test = test(2, bits(PROT_EXEC), Value::Is(0));
+const EMPTY_PATH: Test = test(2, bits(AT_EMPTY_PATH), Value::Is(bits(AT_EMPTY_PATH)));
 /// musl and glibc do not agree on its type.
 const ITIMER_REAL: c_int = 0;
 const SIGINFO_LEN: c_int = 128;
@@ -215,68 +206,37 @@ rules! {
         unseen "not in what ships", "debug_build_serves_under_its_filter";
 }
 
-/// The further calls of the daemon and of the C library's loader before the filter is there.
+/// The further calls of the daemon and of the C library's loader before the filter is there; a line for
+/// each part of the start that needs them.
 const STARTUP: &[&str] = &[
     // The loader and the start of the two C libraries, in the versions that are around.
+    "execve fstat futex getrandom mprotect newfstatat openat pread64 prlimit64 rseq",
+    "set_robust_list set_tid_address",
     #[cfg(target_arch = "x86_64")]
-    "access",
-    #[cfg(target_arch = "x86_64")]
-    "arch_prctl",
-    "execve",
+    "access arch_prctl open",
     #[cfg(not(target_arch = "x86_64"))]
     "faccessat",
-    "fstat",
-    "futex",
-    "getrandom",
-    "mprotect",
-    "newfstatat",
-    #[cfg(target_arch = "x86_64")]
-    "open",
-    "openat",
-    "pread64",
-    "prlimit64",
-    "rseq",
-    "set_robust_list",
-    "set_tid_address",
     // The start of Rust's standard library: stdio that is closed is opened.
-    "dup",
+    "dup sched_getaffinity",
     #[cfg(target_arch = "x86_64")]
     "poll",
-    "sched_getaffinity",
     // handed_in::adopt
     "getsockname",
     // assemble::prepare, assemble::open and assemble::assemble
-    "epoll_create1",
-    "flock",
-    "getcwd",
-    "getdents64",
+    "epoll_create1 flock getcwd getdents64 signalfd4 timerfd_create",
     #[cfg(target_arch = "x86_64")]
     "readlink",
     #[cfg(not(target_arch = "x86_64"))]
     "readlinkat",
-    "signalfd4",
-    "timerfd_create",
     // listener::create; the kernel goes on with a sleep by restart_syscall
-    "bind",
-    "clock_nanosleep",
-    "connect",
-    "fchownat",
-    "listen",
-    "restart_syscall",
-    "socket",
-    "umask",
+    "bind clock_nanosleep connect fchownat listen restart_syscall socket umask",
     #[cfg(target_arch = "x86_64")]
     "unlink",
     // locked_memory::lock
     "mlockall",
     // stages::leave_inherited and stages::restrict
-    "capset",
-    "close_range",
-    "landlock_add_rule",
-    "landlock_create_ruleset",
-    "landlock_restrict_self",
-    "prctl",
-    "seccomp",
+    "capset close_range prctl seccomp",
+    "landlock_add_rule landlock_create_ruleset landlock_restrict_self",
 ];
 
 /// Every system call that the daemon may make from its first instruction on, by name, each
@@ -286,7 +246,8 @@ pub fn names() -> Vec<&'static str> {
         .iter()
         .map(|rule| rule.name.strip_prefix("SYS_").unwrap_or(rule.name));
     let mut names = Vec::new();
-    for name in rules.chain(STARTUP.iter().copied()) {
+    let startup = STARTUP.iter().flat_map(|names| names.split(' '));
+    for name in rules.chain(startup) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -325,16 +286,12 @@ impl Pins {
     }
 }
 
-/// Puts the process under the filter; `no_new_privs` must be set. There is no way back.
+/// Puts the process under the filter, which does `otherwise` on every call that no rule allows;
+/// `no_new_privs` must be set. There is no way back.
 ///
 /// # Errors
 /// The kernel has no seccomp, or refused the filter.
-pub fn install(mode: SeccompMode, pins: &Pins) -> io::Result<()> {
-    let otherwise = match mode {
-        SeccompMode::Kill => libc::SECCOMP_RET_KILL_PROCESS,
-        SeccompMode::Log => libc::SECCOMP_RET_LOG,
-        SeccompMode::None => return Ok(()),
-    };
+pub fn install(otherwise: u32, pins: &Pins) -> io::Result<()> {
     ffi::seccomp(&mut program(&pins.apply(RULES), otherwise))
 }
 

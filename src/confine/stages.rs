@@ -64,18 +64,15 @@ pub fn leave_inherited(adopted: &[RawFd]) {
 }
 
 fn close_all_but(adopted: &[RawFd]) {
-    let close_range = |first, last| {
-        // Only those in `adopted` are ours.
-        let _ = ffi::close_range(first, last);
-    };
     let mut first = libc::STDERR_FILENO.saturating_add(1);
-    while let Some(&fd) = adopted.iter().filter(|&&fd| fd >= first).min() {
-        if fd > first {
-            close_range(first, fd.saturating_sub(1));
-        }
+    loop {
+        let next = adopted.iter().filter(|&&fd| fd >= first).min();
+        let last = next.map_or(RawFd::MAX, |fd| fd.saturating_sub(1));
+        // Only those in `adopted` are ours. The kernel refuses a range that ends before it begins.
+        let _ = ffi::close_range(first, last);
+        let Some(fd) = next else { return };
         first = fd.saturating_add(1);
     }
-    close_range(first, RawFd::MAX);
 }
 
 /// Takes all rights from the process that it no longer needs.
@@ -96,23 +93,27 @@ pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
     for (stage, result) in stages {
         result.map_err(|error| failed(stage, &error))?;
     }
-    if mode == SeccompMode::None {
-        log::warning(format_args!(
-            "warning: --seccomp=none: there is neither a filter nor Landlock"
-        ));
-        return Ok(());
-    }
-    if mode == SeccompMode::Log {
-        log::warning(format_args!(
-            "warning: --seccomp=log: what is not allowed is only logged by the kernel"
-        ));
-    }
+    let otherwise = match mode {
+        SeccompMode::Kill => libc::SECCOMP_RET_KILL_PROCESS,
+        SeccompMode::Log => {
+            log::warning(format_args!(
+                "warning: --seccomp=log: what is not allowed is only logged by the kernel"
+            ));
+            libc::SECCOMP_RET_LOG
+        }
+        SeccompMode::None => {
+            log::warning(format_args!(
+                "warning: --seccomp=none: there is neither a filter nor Landlock"
+            ));
+            return Ok(());
+        }
+    };
     if !landlock::restrict(&pins.directories).map_err(|error| failed("Landlock", &error))? {
         log::warning(format_args!(
             "warning: this kernel has no Landlock, only seccomp keeps the daemon from files"
         ));
     }
-    seccomp::install(mode, pins).map_err(|error| failed("seccomp", &error))
+    seccomp::install(otherwise, pins).map_err(|error| failed("seccomp", &error))
 }
 
 /// Empties all five sets of capabilities.
@@ -136,7 +137,7 @@ const CLEAR_AMBIENT: u32 = 4; // PR_CAP_AMBIENT_CLEAR_ALL
 /// They are too few for a single guest.
 pub fn allow_fds(guests: usize, devices: usize) -> Result<(), Fatal> {
     let failed = |error| Fatal::os(ExitCode::OsError, "cannot set RLIMIT_NOFILE", &error);
-    let limits = ffi::limits(libc::RLIMIT_NOFILE, None).map_err(failed)?;
+    let mut limits = ffi::limits(libc::RLIMIT_NOFILE, None).map_err(failed)?;
     let most = limits.rlim_max;
     let (least, wanted) = fds_needed(guests, devices);
     if most < least {
@@ -150,11 +151,8 @@ pub fn allow_fds(guests: usize, devices: usize) -> Result<(), Fatal> {
             "warning: at most {most} open files are allowed, the guests may need {wanted}"
         ));
     }
-    let all = libc::rlimit {
-        rlim_cur: most,
-        ..limits
-    };
-    ffi::limits(libc::RLIMIT_NOFILE, Some(&all))
+    limits.rlim_cur = most;
+    ffi::limits(libc::RLIMIT_NOFILE, Some(&limits))
         .map(drop)
         .map_err(failed)
 }

@@ -53,7 +53,7 @@ fn child(work: impl FnOnce()) -> libc::c_int {
             // SAFETY: no pointers.
             unsafe { libc::dup2(0, fd) };
         }
-        let ready = install(SeccompMode::Kill, &pins()).is_ok();
+        let ready = install(libc::SECCOMP_RET_KILL_PROCESS, &pins()).is_ok();
         if ready {
             work();
         }
