@@ -24,8 +24,10 @@ pub struct Config {
     pub guests: Vec<Source>,
     /// Who may connect to the sockets that are made.
     pub access: AccessConfig,
-    /// The service manager.
-    pub service: ServiceConfig,
+    /// The socket where a service manager is told how things go: a path, or `@` and an abstract name.
+    pub notify_socket: Option<OsString>,
+    /// How often it is told that the daemon lives.
+    pub alive_every: Option<Duration>,
     /// The devices, in order.
     pub devices: Vec<DeviceConfig>,
     /// Each guest's chip-select policy.
@@ -73,15 +75,6 @@ pub enum Group {
     Name(OsString),
 }
 
-/// The settings of a service manager.
-#[derive(Debug, Clone, Default)]
-pub struct ServiceConfig {
-    /// The socket where it is told how things go: a path, or `@` and an abstract name.
-    pub notify_socket: Option<OsString>,
-    /// How often it is told that the daemon lives.
-    pub alive_every: Option<Duration>,
-}
-
 /// Bounds of a transfer.
 #[derive(Debug, Clone, Copy)]
 pub struct TransferConfig {
@@ -117,21 +110,18 @@ pub enum SeccompMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
     /// The daemon, a socket or a request fails.
-    Error,
+    Error = 3,
     /// A refused request or message, or less protection than there could be.
-    Warning,
+    Warning = 4,
     /// All else.
-    Info,
+    Info = 6,
 }
 
 impl LogLevel {
     /// syslog's number, as in `LOG_ERR`, `LOG_WARNING` and `LOG_INFO`.
+    #[allow(clippy::as_conversions, reason = "the numbers are below 8")]
     pub const fn priority(self) -> u8 {
-        match self {
-            Self::Error => 3,
-            Self::Warning => 4,
-            Self::Info => 6,
-        }
+        self as u8
     }
 }
 
@@ -185,7 +175,7 @@ impl fmt::Display for GuestNumber {
 }
 
 /// A device and its options.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct DeviceConfig {
     /// As on the command line.
     pub name: String,
@@ -266,25 +256,18 @@ impl DeviceConfig {
             name: path.to_string(),
             path,
             guests,
-            max_speed_hz: None,
-            min_speed_hz: 0,
-            cs_high: None,
-            loop_mode: None,
-            word_delay: false,
-            cs_setup: false,
-            exclusive_bus: false,
-            chip: None,
-            faults: Faults::default(),
+            ..Self::default()
         }
     }
 }
 
 /// Which device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum DevicePath {
     /// A spidev.
     Spidev(PathBuf),
     /// The built-in one.
+    #[default]
     Loopback,
 }
 

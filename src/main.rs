@@ -17,7 +17,6 @@ use vhost_device_spi::os::log;
 use vhost_device_spi::os::stdout;
 use vhost_device_spi::start::assemble;
 use vhost_device_spi::start::cli::Command;
-use vhost_device_spi::start::environment::Environment;
 use vhost_device_spi::start::locked_memory;
 
 #[cfg(panic = "abort")]
@@ -39,7 +38,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Fatal> {
     // These say which fds stay. Their errors are reported after `prepare`.
-    let command = Command::parse(std::env::args_os().skip(1), &Environment::read());
+    let command = Command::parse(std::env::args_os().skip(1), &|name| std::env::var_os(name));
     let mut guests: &[Source] = &[];
     if let Ok(Command::Run(config)) = &command {
         guests = &config.guests;

@@ -17,7 +17,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-use crate::config::ServiceConfig;
 use crate::os::log;
 
 /// The way to the service manager, if there is one.
@@ -33,15 +32,16 @@ pub struct SdNotify {
 }
 
 impl SdNotify {
-    /// Connects to the service manager. One that cannot be reached costs a line of warning.
-    pub fn connect(config: &ServiceConfig) -> Self {
-        let Some(address) = &config.notify_socket else {
+    /// Connects to the service manager at `address`, which is told `every` so often that the daemon
+    /// lives. One that cannot be reached costs a line of warning.
+    pub fn connect(address: Option<&OsStr>, every: Option<Duration>) -> Self {
+        let Some(address) = address else {
             return Self::default();
         };
         match connect(address) {
             Ok(socket) => Self {
                 socket: Some(socket),
-                every: config.alive_every,
+                every,
                 next: None,
                 connected: None,
             },

@@ -235,12 +235,8 @@ pub fn assemble(
         sessions.push(Session::new(number, socket, grant, &poller, &deferred).map_err(refused)?);
     }
     let shared = Shared::new(hardware.buses, poller, Mounts::read(), deferred);
-    EventLoop::new(
-        sessions,
-        shared,
-        signals,
-        SdNotify::connect(&config.service),
-    )
+    let sd_notify = SdNotify::connect(config.notify_socket.as_deref(), config.alive_every);
+    EventLoop::new(sessions, shared, signals, sd_notify)
 }
 
 fn refused(error: SessionError) -> Fatal {

@@ -11,14 +11,13 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use self::device::{check_devices, device, hold};
 use crate::config::{
     AccessConfig, Config, GuestMemory, HoldPolicy, LogLevel, MAX_MESSAGE_MS, SeccompMode,
-    ServiceConfig, Source, TransferConfig, digits,
+    TransferConfig, digits,
 };
 use crate::confine::seccomp;
 use crate::error::{ExitCode, Fatal};
-use crate::start::environment::Environment;
+use crate::start::environment::{self, Variables};
 
 mod chip;
 mod device;
@@ -84,14 +83,14 @@ impl Command {
     /// One line that names the option or variable, the value and what is wrong with it.
     pub fn parse(
         arguments: impl Iterator<Item = OsString>,
-        environment: &Environment,
+        variables: Variables<'_>,
     ) -> Result<Self, Fatal> {
         let arguments: Vec<OsString> = arguments.collect();
         // QEMU's conventions: everything else is ignored.
         if arguments.iter().any(|a| a == "--print-capabilities") {
             return Ok(Self::Print(CAPABILITIES.to_owned()));
         }
-        let mut options = Options::default();
+        let mut options = Options(Vec::new());
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let (given, form) = split(&argument, &mut arguments)?;
@@ -99,10 +98,13 @@ impl Command {
                 "help" => return Ok(Self::Print(HELP.to_owned())),
                 "version" => return Ok(Self::Print(VERSION.to_owned())),
                 "print-syscalls" => return Ok(Self::Print(seccomp::names().join(" ") + "\n")),
-                _ => options.set(given, form)?,
+                option if form == Once && options.get(option).is_some() => {
+                    return Err(usage(format!("option '--{option}' given twice")));
+                }
+                _ => options.0.push(given),
             }
         }
-        options.finish(environment).map(Self::Run)
+        options.config(variables).map(Self::Run)
     }
 }
 
@@ -115,7 +117,7 @@ pub(crate) fn parse_config<T: Into<OsString>>(
     arguments: impl IntoIterator<Item = T>,
 ) -> Result<Config, Fatal> {
     let arguments = arguments.into_iter().map(Into::into);
-    match Command::parse(arguments, &Environment::default())? {
+    match Command::parse(arguments, &|_| None)? {
         Command::Run(config) => Ok(config),
         Command::Print(_) => Err(usage("serves nobody")),
     }
@@ -129,8 +131,10 @@ fn split(
     let bytes = argument.as_bytes();
     let shown = argument.to_string_lossy();
     let (option, attached) = if let Some(long) = bytes.strip_prefix(b"--") {
-        let (name, value) = cut(long, b'=');
-        (OPTIONS.iter().find(|o| o.0.as_bytes() == name), value)
+        let mut parts = long.splitn(2, |&b| b == b'=');
+        let name = parts.next().unwrap_or_default();
+        let option = OPTIONS.iter().find(|o| o.0.as_bytes() == name);
+        (option, parts.next())
     } else if let Some([short, value @ ..]) = bytes.strip_prefix(b"-") {
         let option = OPTIONS.iter().find(|o| o.1 == Some(*short));
         // `-s=PATH` is `-sPATH`, as the sibling daemons' parser has it.
@@ -151,12 +155,6 @@ fn split(
     Ok((Given { option, value }, form))
 }
 
-/// The bytes before and after the first `separator`, if there is one.
-fn cut(bytes: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
-    let mut parts = bytes.splitn(2, |&b| b == separator);
-    (parts.next().unwrap_or_default(), parts.next())
-}
-
 /// The error of an unknown option. It names the option that was meant: the shortest of those that
 /// begin with most of the same letters, at least three.
 #[cold]
@@ -175,105 +173,57 @@ fn unknown(argument: &OsStr) -> Fatal {
     })
 }
 
-/// The options that were given so far.
-struct Options {
-    /// Long forms of the options that were given.
-    seen: Vec<&'static str>,
-    /// The start of the paths of numbered sockets.
-    base: Option<OsString>,
-    count: u64,
-    devices: Vec<Given>,
-    holds: Vec<Given>,
-    /// All else, with the defaults of what was not given.
-    config: Config,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            seen: Vec::new(),
-            base: None,
-            count: 1,
-            devices: Vec::new(),
-            holds: Vec::new(),
-            config: Config {
-                guests: Vec::new(),
-                access: AccessConfig {
-                    mode: 0o600,
-                    group: None,
-                },
-                service: ServiceConfig::default(),
-                devices: Vec::new(),
-                hold_policies: Vec::new(),
-                hold_timeout_ms: None,
-                transfers: TransferConfig {
-                    max_len: 4 << 20,
-                    max_ms: 10_000,
-                    max_message_ms: MAX_MESSAGE_MS,
-                },
-                poll: Duration::ZERO,
-                guest_memory: GuestMemory::Sealed,
-                lock_memory: false,
-                seccomp: SeccompMode::Kill,
-                log_level: Some(LogLevel::Info),
-            },
-        }
-    }
-}
+/// The options that were given, in their order.
+struct Options(Vec<Given>);
 
 impl Options {
-    fn set(&mut self, given: Given, form: Form) -> Result<(), Fatal> {
-        let config = &mut self.config;
-        match given.option {
-            "socket-path" => self.base = Some(given.path()?),
-            "socket-count" => self.count = given.number(1, 64)?,
-            "socket" => self.add_socket(&given, Source::Path(given.path()?.into()))?,
-            "fd" => self.add_socket(&given, Source::Fd(given.fd()?, "option '--fd'"))?,
-            "socket-fd" => {
-                self.add_socket(&given, Source::Fd(given.fd()?, "option '--socket-fd'"))?
-            }
-            "socket-mode" => config.access.mode = given.mode()?,
-            "socket-group" => config.access.group = Some(given.group()?),
-            "device" => self.devices.push(given.clone()),
-            "cs-hold" => self.holds.push(given.clone()),
-            "cs-hold-timeout-ms" => config.hold_timeout_ms = Some(given.number(1, 60_000)?),
-            "max-transfer-len" => config.transfers.max_len = given.number(1, u32::MAX.into())?,
-            "max-transfer-ms" => config.transfers.max_ms = given.number(1, 86_400_000)?,
-            "max-message-ms" => {
-                config.transfers.max_message_ms = given.number(1, MAX_MESSAGE_MS)?
-            }
-            "poll-us" => config.poll = Duration::from_micros(given.number(0, 100_000)?),
-            "guest-memory" => config.guest_memory = given.guest_memory()?,
-            "lock-memory" => config.lock_memory = true,
-            "seccomp" => config.seccomp = given.seccomp()?,
-            "log-level" => config.log_level = given.log_level()?,
-            _ => return Err(unknown(given.option.as_ref())),
-        }
-        if form == Once && self.seen.contains(&given.option) {
-            return Err(usage(format!("option '--{}' given twice", given.option)));
-        }
-        self.seen.push(given.option);
-        Ok(())
+    /// The option with this long form, if it was given.
+    fn get(&self, option: &str) -> Option<&Given> {
+        self.0.iter().find(|given| given.option == option)
     }
 
-    fn finish(mut self, environment: &Environment) -> Result<Config, Fatal> {
-        self.finish_sockets(environment.listen_fds()?)?;
-        let mut config = self.config;
-        let count = config.guests.len();
-        config.service = environment.service()?;
-        for given in &self.devices {
-            config.devices.push(device(given, count)?);
-        }
-        // As with the policies that do not guess.
+    /// The same, with the value that it has by default if it was not given.
+    fn get_or(&self, option: &'static str, default: &str) -> Given {
+        let value = default.into();
+        let given = self.get(option).cloned();
+        given.unwrap_or(Given { option, value })
+    }
+
+    /// All options with this long form.
+    fn all(&self, option: &str) -> impl Iterator<Item = &Given> {
+        self.0.iter().filter(move |given| given.option == option)
+    }
+
+    fn config(&self, variables: Variables<'_>) -> Result<Config, Fatal> {
+        let number = |option, default, min, max| self.get_or(option, default).number(min, max);
+        let timeout = |given: &Given| given.number(1, 60_000);
+        let mut config = Config {
+            access: AccessConfig {
+                mode: self.get_or("socket-mode", "600").mode()?,
+                group: self.get("socket-group").map(Given::group).transpose()?,
+            },
+            hold_timeout_ms: self.get("cs-hold-timeout-ms").map(timeout).transpose()?,
+            transfers: TransferConfig {
+                max_len: number("max-transfer-len", "4194304", 1, u32::MAX.into())?,
+                max_ms: number("max-transfer-ms", "10000", 1, 86_400_000)?,
+                max_message_ms: number("max-message-ms", "100", 1, MAX_MESSAGE_MS)?,
+            },
+            poll: Duration::from_micros(number("poll-us", "0", 0, 100_000)?),
+            guest_memory: self.get_or("guest-memory", "sealed").guest_memory()?,
+            lock_memory: self.get("lock-memory").is_some(),
+            seccomp: self.get_or("seccomp", "kill").seccomp()?,
+            log_level: self.get_or("log-level", "info").log_level()?,
+            guests: self.sources(environment::listen_fds(variables)?)?,
+            notify_socket: variables("NOTIFY_SOCKET"),
+            alive_every: environment::alive_every(variables)?,
+            devices: Vec::new(),
+            hold_policies: Vec::new(),
+        };
+        let guests = config.guests.len();
+        // In the middle of a chip's command, as with the policies that do not guess.
         let timeout = config.hold_timeout(HoldPolicy::Spec);
-        for chip in config.devices.iter_mut().filter_map(|d| d.chip.as_mut()) {
-            chip.timeout = timeout;
-        }
-        check_devices(&config.devices, count)?;
-        config.hold_policies = vec![HoldPolicy::Queued; count];
-        for given in &self.holds {
-            hold(given, &mut config.hold_policies)?;
-        }
+        config.devices = self.devices(guests, timeout)?;
+        config.hold_policies = self.hold_policies(guests)?;
         Ok(config)
     }
 }
@@ -281,6 +231,12 @@ impl Options {
 #[cold]
 fn usage(message: impl Into<String>) -> Fatal {
     Fatal::new(ExitCode::Usage, message)
+}
+
+/// The number that `value` is in plain digits, if it is one from `min` to `max`.
+fn number_in<T: TryFrom<u64>>(value: &OsStr, min: u64, max: u64) -> Option<T> {
+    let number = digits(value).filter(|number| (min..=max).contains(number))?;
+    number.try_into().ok()
 }
 
 /// An option with its value.
@@ -298,10 +254,9 @@ impl Given {
         usage(format!("option '--{option}': '{value}' {why}"))
     }
 
-    fn number(&self, min: u64, max: u64) -> Result<u64, Fatal> {
-        digits(&self.value)
-            .filter(|n| (min..=max).contains(n))
-            .ok_or_else(|| self.bad(&format!("is not a number from {min} to {max}")))
+    fn number<T: TryFrom<u64>>(&self, min: u64, max: u64) -> Result<T, Fatal> {
+        let number = number_in(&self.value, min, max);
+        number.ok_or_else(|| self.bad(&format!("is not a number from {min} to {max}")))
     }
 
     fn guest_memory(&self) -> Result<GuestMemory, Fatal> {
@@ -336,7 +291,7 @@ impl Given {
 mod tests {
     use super::device::guests;
     use super::*;
-    use crate::config::DevicePath;
+    use crate::config::{DevicePath, Source};
 
     fn parse(line: &[&str]) -> Result<Config, String> {
         parse_config(line).map_err(|fatal| {
@@ -564,12 +519,12 @@ mod tests {
 
     #[test]
     fn guests_lists_and_ranges() {
-        assert_eq!(guests(b"0"), Some(1));
-        assert_eq!(guests(b"0-2"), Some(0b111));
-        assert_eq!(guests(b"0+3-5"), Some(0b11_1001));
-        assert_eq!(guests(b"63"), Some(1 << 63));
-        assert_eq!(guests(b"0-63"), Some(u64::MAX));
-        for wrong in [&b""[..], b"64", b"2-1", b"1-", b"-1", b"a", b"1-2-3", b"1+"] {
+        assert_eq!(guests("0"), Some(1));
+        assert_eq!(guests("0-2"), Some(0b111));
+        assert_eq!(guests("0+3-5"), Some(0b11_1001));
+        assert_eq!(guests("63"), Some(1 << 63));
+        assert_eq!(guests("0-63"), Some(u64::MAX));
+        for wrong in ["", "64", "2-1", "1-", "-1", "a", "1-2-3", "1+"] {
             assert_eq!(guests(wrong), None);
         }
     }

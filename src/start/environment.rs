@@ -6,102 +6,69 @@
 //! They are validated when it is known that the process is to serve. Those with the number of another
 //! process are ignored.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::config::{MAX_GUESTS, ServiceConfig, digits};
+use crate::config::digits;
 use crate::error::{ExitCode, Fatal};
 
 /// Shortest time between two signs of life, whatever is asked for.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The variables that matter; the sockets' names do not, which are told apart by their order.
-const NAMES: [&str; 5] = [
-    "LISTEN_PID",
-    "LISTEN_FDS",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-];
+/// The value of a variable, if there is one: `std::env::var_os()`, but for tests.
+pub type Variables<'v> = &'v dyn Fn(&str) -> Option<OsString>;
 
-/// The variables, as they were.
-#[derive(Debug, Default)]
-pub struct Environment(Vec<(&'static str, OsString)>);
-
-impl Environment {
-    /// Those of this process.
-    pub fn read() -> Self {
-        let found = NAMES
-            .into_iter()
-            .filter_map(|name| Some((name, std::env::var_os(name)?)));
-        Self(found.collect())
+/// How many sockets were handed in, from fd 3 on. Their names do not matter: they are told apart by
+/// their order.
+///
+/// # Errors
+/// One line that names the variable, its value and what is wrong with it.
+pub fn listen_fds(variables: Variables<'_>) -> Result<usize, Fatal> {
+    let name = "LISTEN_FDS";
+    if variables(name).is_none() || is_meant(variables, "LISTEN_PID")? != Some(true) {
+        return Ok(0);
     }
-
-    fn get(&self, name: &str) -> Option<&OsStr> {
-        let found = self.0.iter().find(|(other, _)| *other == name);
-        found.map(|(_, value)| &**value)
-    }
-
-    /// How many sockets were handed in, from fd 3 on.
-    ///
-    /// # Errors
-    /// One line that names the variable, its value and what is wrong with it.
-    pub fn listen_fds(&self) -> Result<usize, Fatal> {
-        let Some(count) = self.get("LISTEN_FDS") else {
-            return Ok(0);
-        };
-        if self.is_meant("LISTEN_PID")? != Some(true) {
-            return Ok(0);
-        }
-        let why = format!("is not a number from 1 to {MAX_GUESTS}");
-        digits(count)
-            .and_then(|count| usize::try_from(count).ok())
-            .filter(|count| (1..=MAX_GUESTS).contains(count))
-            .ok_or_else(|| bad("LISTEN_FDS", count, &why))
-    }
-
-    /// Where and how often the service manager is to be notified.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn service(&self) -> Result<ServiceConfig, Fatal> {
-        Ok(ServiceConfig {
-            notify_socket: self.get("NOTIFY_SOCKET").map(ToOwned::to_owned),
-            alive_every: self.alive_every()?,
-        })
-    }
-
-    /// Half of the time that the service manager waits for a sign of life.
-    fn alive_every(&self) -> Result<Option<Duration>, Fatal> {
-        let Some(usec) = self.get("WATCHDOG_USEC") else {
-            return Ok(None);
-        };
-        if self.is_meant("WATCHDOG_PID")? == Some(false) {
-            return Ok(None);
-        }
-        let half = digits(usec)
-            .filter(|&usec| usec > 0)
-            .ok_or_else(|| bad("WATCHDOG_USEC", usec, "is not a number of microseconds"))?
-            / 2;
-        Ok(Some(Duration::from_micros(half).max(MIN_INTERVAL)))
-    }
-
-    /// Whether the variable `name`, if there is one, has the number of this process.
-    fn is_meant(&self, name: &str) -> Result<Option<bool>, Fatal> {
-        let own = u64::from(std::process::id());
-        let is_own = |value| {
-            let pid = digits(value).map(|pid| pid == own);
-            pid.ok_or_else(|| bad(name, value, "is not the number of a process"))
-        };
-        self.get(name).map(is_own).transpose()
-    }
+    let count = number(variables, name, 1..=64, "a number from 1 to 64")?;
+    Ok(count.and_then(|count| count.try_into().ok()).unwrap_or(0))
 }
 
-#[cold]
-fn bad(name: &str, value: &OsStr, why: &str) -> Fatal {
-    let value = value.to_string_lossy();
-    let message = format!("environment variable {name}: '{value}' {why}");
-    Fatal::new(ExitCode::Usage, message)
+/// Half of the time that the service manager waits for a sign of life.
+///
+/// # Errors
+/// As above.
+pub fn alive_every(variables: Variables<'_>) -> Result<Option<Duration>, Fatal> {
+    let name = "WATCHDOG_USEC";
+    if variables(name).is_none() || is_meant(variables, "WATCHDOG_PID")? == Some(false) {
+        return Ok(None);
+    }
+    let usec = number(variables, name, 1..=u64::MAX, "a number of microseconds")?;
+    Ok(usec.map(|usec| Duration::from_micros(usec / 2).max(MIN_INTERVAL)))
+}
+
+/// Whether the variable `name`, if there is one, has the number of this process.
+fn is_meant(variables: Variables<'_>, name: &str) -> Result<Option<bool>, Fatal> {
+    let pid = number(variables, name, 0..=u64::MAX, "the number of a process")?;
+    Ok(pid.map(|pid| pid == u64::from(std::process::id())))
+}
+
+/// The number in the variable `name`, if there is one.
+fn number(
+    variables: Variables<'_>,
+    name: &str,
+    allowed: RangeInclusive<u64>,
+    what: &str,
+) -> Result<Option<u64>, Fatal> {
+    let Some(value) = variables(name) else {
+        return Ok(None);
+    };
+    let number = digits(&value).filter(|number| allowed.contains(number));
+    if number.is_none() {
+        let value = value.to_string_lossy();
+        let message = format!("environment variable {name}: '{value}' is not {what}");
+        return Err(Fatal::new(ExitCode::Usage, message));
+    }
+    Ok(number)
 }
 
 #[cfg(test)]
@@ -117,9 +84,12 @@ mod tests {
     }
 
     fn sockets(pid: Option<OsString>, fds: &str) -> Result<usize, String> {
-        let mut environment = Environment(vec![("LISTEN_FDS", fds.into())]);
-        environment.0.extend(pid.map(|pid| ("LISTEN_PID", pid)));
-        environment.listen_fds().map_err(|fatal| fatal.message)
+        let found = listen_fds(&|name| match name {
+            "LISTEN_FDS" => Some(fds.into()),
+            "LISTEN_PID" => pid.clone(),
+            _ => None,
+        });
+        found.map_err(|fatal| fatal.message)
     }
 
     #[test]
@@ -139,10 +109,12 @@ mod tests {
     }
 
     fn interval(pid: Option<OsString>, usec: &str) -> Result<Option<Duration>, String> {
-        let mut environment = Environment(vec![("WATCHDOG_USEC", usec.into())]);
-        environment.0.extend(pid.map(|pid| ("WATCHDOG_PID", pid)));
-        let service = environment.service().map_err(|fatal| fatal.message)?;
-        Ok(service.alive_every)
+        let found = alive_every(&|name| match name {
+            "WATCHDOG_USEC" => Some(usec.into()),
+            "WATCHDOG_PID" => pid.clone(),
+            _ => None,
+        });
+        found.map_err(|fatal| fatal.message)
     }
 
     #[test]

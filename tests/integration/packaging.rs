@@ -145,7 +145,7 @@ fn in_parser() -> BTreeSet<String> {
     let set = device.split("\nfn set(").nth(1).unwrap();
     let set = set.split("\n}\n").next().unwrap();
     let arms = set.split("=> ").filter_map(|arm| {
-        let literal = arm.rsplit_once("b\"")?.1.strip_suffix("\" ")?;
+        let literal = arm.strip_suffix("\" ")?.rsplit_once('"')?.1;
         is_option_of_a_device(&format!("{literal}=")).then(|| literal.to_owned())
     });
     let values = ["on", "off"].map(str::to_owned);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 use super::*;
-use crate::config::{GuestMemory, HoldPolicy, ServiceConfig};
+use crate::config::{GuestMemory, HoldPolicy};
 use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::handed_in::Socket;
@@ -36,7 +36,7 @@ fn connected() -> (EventLoop, UnixStream) {
     .unwrap();
     let (signals, _) = UnixStream::pair().unwrap();
     let shared = Shared::new(Vec::new(), poller, Mounts::default(), deferred);
-    let sd_notify = SdNotify::connect(&ServiceConfig::default());
+    let sd_notify = SdNotify::default();
     let signals = OwnedFd::from(signals).into();
     let event_loop = EventLoop::new(vec![session], shared, signals, sd_notify).unwrap();
     (event_loop, front_end)

@@ -2,105 +2,77 @@
 
 //! `chip=` and the options of a device that need it.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use super::device::check_guests;
-use super::usage;
-use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, GuestNumber, digits};
-use crate::error::Fatal;
+use super::number_in;
+use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, GuestNumber};
 
 /// What was given of them.
 #[derive(Debug, Default)]
 pub(super) struct ChipOptions {
     pub(super) kind: Option<ChipKind>,
     pub(super) address_bytes: Option<u8>,
-    pub(super) read_only: Option<u64>,
-    pub(super) deny: Option<Vec<u8>>,
+    pub(super) read_only: u64,
+    pub(super) deny: Vec<u8>,
+}
+
+/// The kind, or what the value is instead.
+pub(super) fn kind(value: &str) -> Result<ChipKind, &'static str> {
+    match value {
+        "nor" => Ok(ChipKind::Nor),
+        "sram" => Ok(ChipKind::Sram),
+        "eeprom" => Ok(ChipKind::Eeprom),
+        _ => Err("none of nor, sram and eeprom"),
+    }
+}
+
+/// A number of bytes, or what the value is instead.
+pub(super) fn count(value: &str) -> Result<u8, &'static str> {
+    number_in(value.as_ref(), 0, 255).ok_or("not a number of bytes, in plain digits")
+}
+
+/// The opcodes of `c7` or `c7+60`, or what the value is instead.
+pub(super) fn opcodes(value: &str) -> Result<Vec<u8>, &'static str> {
+    let opcode = |text: &str| {
+        let opcode = u8::from_str_radix(text, 16).ok();
+        opcode.filter(|_| text.len() <= 2)
+    };
+    let all: Option<_> = value.split('+').map(opcode).collect();
+    all.ok_or("not a list of opcodes in hexadecimal, such as c7 or c7+60")
 }
 
 impl ChipOptions {
-    /// The kind, or what the value is instead.
-    pub(super) fn kind(value: &OsStr) -> Result<ChipKind, &'static str> {
-        match value.as_bytes() {
-            b"nor" => Ok(ChipKind::Nor),
-            b"sram" => Ok(ChipKind::Sram),
-            b"eeprom" => Ok(ChipKind::Eeprom),
-            _ => Err("none of nor, sram and eeprom"),
-        }
-    }
-
-    /// A number of bytes, or what the value is instead.
-    pub(super) fn count(value: &OsStr) -> Result<u8, &'static str> {
-        let count = digits(value).and_then(|count| u8::try_from(count).ok());
-        count.ok_or("not a number of bytes, in plain digits")
-    }
-
-    /// The opcodes of `c7` or `c7+60`, or what the value is instead.
-    pub(super) fn opcodes(value: &OsStr) -> Result<Vec<u8>, &'static str> {
-        let opcode = |text: &[u8]| {
-            let plain = matches!(text.len(), 1 | 2) && text.iter().all(u8::is_ascii_hexdigit);
-            let text = std::str::from_utf8(text).ok().filter(|_| plain)?;
-            u8::from_str_radix(text, 16).ok()
-        };
-        let all: Option<_> = value.as_bytes().split(|&b| b == b'+').map(opcode).collect();
-        all.ok_or("not a list of opcodes in hexadecimal, such as c7 or c7+60")
-    }
-
-    /// The chip of `device`, where there are `count` guests, if `chip=` was given.
+    /// The chip of `device`, if `chip=` was given, or why it cannot be that; chip select is held for
+    /// `timeout` in the middle of a command.
     pub(super) fn finish(
         self,
         device: &DeviceConfig,
-        count: usize,
-    ) -> Result<Option<ChipConfig>, Fatal> {
-        let what = format!("option '--device': '{}'", device.path);
-        let wrong = |why: &str| usage(format!("{what} {why}"));
+        timeout: Duration,
+    ) -> Result<Option<ChipConfig>, String> {
         let Some(kind) = self.kind else {
-            return match self.needs_chip() {
-                None => Ok(None),
-                Some(name) => Err(wrong(&format!(
-                    "has '{name}', which needs to know the chip's commands; add chip=nor, sram or \
-                     eeprom"
-                ))),
-            };
+            return Ok(None);
         };
         if device.path == DevicePath::Loopback {
-            return Err(wrong("is no chip; chip= needs /dev/spidevX.Y"));
+            return Err("is no chip; chip= needs /dev/spidevX.Y".to_owned());
         }
         if device.cs_high == Some(true) || device.loop_mode == Some(true) {
-            return Err(wrong(
-                "has chip=, for which guests may choose neither polarity nor loop; leave out \
-                 cs-high=on and loop=on",
-            ));
+            let why = "has chip=, for which guests may choose neither polarity nor loop; leave out \
+                       cs-high=on and loop=on";
+            return Err(why.to_owned());
         }
-        let read_only = self.read_only.unwrap_or(0);
-        check_guests(read_only, count, &format!("{what} with read-only="))?;
-        let beside = read_only & !device.guests;
+        let beside = self.read_only & !device.guests;
         if let Some(guest) = GuestNumber::all().find(|guest| guest.is_in(beside)) {
-            let why = format!("is read-only for guest {guest}, but not given to it by guests=");
-            return Err(wrong(&why));
+            return Err(format!(
+                "is read-only for guest {guest}, but not given to it by guests="
+            ));
         }
         Ok(Some(ChipConfig {
             kind,
-            address_bytes: address_bytes(kind, self.address_bytes).map_err(|why| wrong(&why))?,
-            read_only,
-            deny: self.deny.unwrap_or_default(),
-            timeout: Duration::ZERO,
+            address_bytes: address_bytes(kind, self.address_bytes)?,
+            read_only: self.read_only,
+            deny: self.deny,
+            timeout,
         }))
-    }
-
-    /// An option that was given and needs `chip=`.
-    fn needs_chip(&self) -> Option<&'static str> {
-        let given = [
-            (self.address_bytes.is_some(), "address-bytes"),
-            (self.read_only.is_some(), "read-only"),
-            (self.deny.is_some(), "deny"),
-        ];
-        given
-            .iter()
-            .find(|(given, _)| *given)
-            .map(|(_, name)| *name)
     }
 }
 

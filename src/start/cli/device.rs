@@ -6,79 +6,128 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use super::chip::ChipOptions;
-use super::{Given, cut, usage};
-use crate::config::{DeviceConfig, DevicePath, GuestNumber, HoldPolicy, MAX_GUESTS, digits};
+use super::chip::{self, ChipOptions};
+use super::{Given, Options, number_in, usage};
+use crate::config::{DeviceConfig, DevicePath, GuestNumber, HoldPolicy};
 use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
 const COMMA: &str = "has a list of guests with a comma; write '+', as in 0+3-5";
+const NOT_A_CLOCK: &str = "not a clock in Hz from 1 to 4294967295, in plain digits";
 const NOT_A_COUNT: &str = "not a number from 1 to 4294967295, in plain digits";
-/// The longest that the loopback answers later.
-const MAX_DELAY_MS: u32 = 60_000;
 const NOT_A_DELAY: &str = "not a number from 1 to 60000, in plain digits";
 const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
 
-/// A device and its options, where there are `count` guests.
-pub(super) fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal> {
-    let mut parts = given.value.as_bytes().split(|&b| b == b',');
-    let path = match parts.next().unwrap_or_default() {
+impl Options {
+    /// The devices, where there are `count` guests; chip select is held for `timeout` in the middle of
+    /// a chip's command.
+    pub(super) fn devices(
+        &self,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<Vec<DeviceConfig>, Fatal> {
+        let mut devices: Vec<DeviceConfig> = Vec::new();
+        for given in self.all("device") {
+            let device = device(given, count, timeout)?;
+            let path = &device.path;
+            if *path != DevicePath::Loopback && devices.iter().any(|other| other.path == *path) {
+                return Err(usage(format!("option '--device': '{path}' given twice")));
+            }
+            devices.push(device);
+        }
+        if devices.is_empty() {
+            return Err(usage("option '--device' is missing"));
+        }
+        let times = devices.len();
+        if times > MAX_CHIP_SELECTS {
+            let why = format!("option '--device' given {times} times, at most {MAX_CHIP_SELECTS}");
+            return Err(usage(why));
+        }
+        let has_device = |guest: &GuestNumber| devices.iter().any(|d| guest.is_in(d.guests));
+        match GuestNumber::all().take(count).find(|g| !has_device(g)) {
+            None => Ok(devices),
+            Some(guest) => Err(usage(format!(
+                "option '--device': no device for guest {guest}"
+            ))),
+        }
+    }
+
+    /// The policy of each of `count` guests.
+    pub(super) fn hold_policies(&self, count: usize) -> Result<Vec<HoldPolicy>, Fatal> {
+        let mut policies = vec![HoldPolicy::Queued; count];
+        for given in self.all("cs-hold") {
+            let (guests, policy) = hold(given, count)?;
+            for (guest, slot) in GuestNumber::all().zip(&mut policies) {
+                if guest.is_in(guests) {
+                    *slot = policy;
+                }
+            }
+        }
+        Ok(policies)
+    }
+}
+
+/// A device and its options.
+fn device(given: &Given, count: usize, timeout: Duration) -> Result<DeviceConfig, Fatal> {
+    let path = given.value.as_bytes().split(|&b| b == b',').next();
+    let path = match path.unwrap_or_default() {
         b"" => return Err(given.bad("names no device")),
         b"loopback" => DevicePath::Loopback,
         path => DevicePath::Spidev(OsStr::from_bytes(path).into()),
     };
     let mut device = DeviceConfig::new(path, guests_below(count));
     let mut chip = ChipOptions::default();
+    let text = given.value.to_string_lossy();
     let mut seen = Vec::new();
-    for part in parts {
-        let (name, value) = cut(part, b'=');
-        let value = OsStr::from_bytes(value.unwrap_or_default());
-        check_name(name, &seen)
-            .and_then(|()| {
-                let not =
-                    |what| format!("has '{}', which is {what}", String::from_utf8_lossy(part));
-                set(&mut device, &mut chip, name, value).map_err(not)
-            })
-            .map_err(|why| given.bad(&why))?;
+    for option in text.split(',').skip(1) {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        check_name(name, &seen).map_err(|why| given.bad(&why))?;
+        set(&mut device, &mut chip, name, value)
+            .map_err(|what| given.bad(&format!("has '{option}', which is {what}")))?;
         seen.push(name);
     }
     let what = format!("option '--device': '{}'", device.path);
+    let wrong = |why: String| usage(format!("{what} {why}"));
     check_guests(device.guests, count, &what)?;
-    device.chip = chip.finish(&device, count)?;
-    check_faults(&device).map_err(|why| usage(format!("{what} {why}")))?;
+    check_needs(&device.path, chip.kind.is_some(), &seen).map_err(wrong)?;
+    check_guests(chip.read_only, count, &format!("{what} with read-only="))?;
+    device.chip = chip.finish(&device, timeout).map_err(wrong)?;
     Ok(device)
 }
 
-/// Why a device cannot have its faults.
-fn check_faults(device: &DeviceConfig) -> Result<(), String> {
-    let given = match (device.faults.fail_every, device.faults.delay) {
-        (Some(_), _) => "fail",
-        (None, Some(_)) => "delay-ms",
-        (None, None) => return Ok(()),
-    };
-    if device.path == DevicePath::Loopback {
-        return Ok(());
-    }
-    Err(format!(
-        "has '{given}', which only loopback has; leave it out for a real device"
-    ))
-}
-
 /// Why an option of a device cannot come after those `seen`.
-fn check_name(name: &[u8], seen: &[&[u8]]) -> Result<(), String> {
+fn check_name(name: &str, seen: &[&str]) -> Result<(), String> {
     if seen.contains(&name) {
-        let name = String::from_utf8_lossy(name);
         return Err(format!("has '{name}' twice"));
     }
-    if name == b"loopback" || name.starts_with(b"/") {
+    if name == "loopback" || name.starts_with('/') {
         return Err("names two devices; repeat the option for each".to_owned());
     }
     // A list of guests with a comma was cut there.
-    let has_list = seen
-        .iter()
-        .any(|name| matches!(*name, b"guests" | b"read-only"));
-    if has_list && name.first().is_some_and(u8::is_ascii_digit) {
+    let has_list = seen.contains(&"guests") || seen.contains(&"read-only");
+    if has_list && name.starts_with(|c: char| c.is_ascii_digit()) {
         return Err(COMMA.to_owned());
+    }
+    Ok(())
+}
+
+/// Why the device at `path` cannot have one of the options `seen`, which others or itself would need.
+fn check_needs(path: &DevicePath, has_chip: bool, seen: &[&str]) -> Result<(), String> {
+    for name in seen {
+        match *name {
+            "address-bytes" | "read-only" | "deny" if !has_chip => {
+                return Err(format!(
+                    "has '{name}', which needs to know the chip's commands; add chip=nor, sram or \
+                     eeprom"
+                ));
+            }
+            "fail" | "delay-ms" if *path != DevicePath::Loopback => {
+                return Err(format!(
+                    "has '{name}', which only loopback has; leave it out for a real device"
+                ));
+            }
+            _ => (),
+        }
     }
     Ok(())
 }
@@ -87,39 +136,32 @@ fn check_name(name: &[u8], seen: &[&[u8]]) -> Result<(), String> {
 fn set(
     device: &mut DeviceConfig,
     chip: &mut ChipOptions,
-    name: &[u8],
-    value: &OsStr,
+    name: &str,
+    value: &str,
 ) -> Result<(), &'static str> {
-    let switch = || match value.as_bytes() {
-        b"on" => Ok(true),
-        b"off" => Ok(false),
+    let switch = || match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
         _ => Err("neither on nor off"),
     };
-    let hz = || {
-        let hz = digits(value).and_then(|hz| u32::try_from(hz).ok());
-        hz.filter(|&hz| hz > 0)
-            .ok_or("not a clock in Hz from 1 to 4294967295, in plain digits")
-    };
-    let number = |max: u32, what| {
-        let number = digits(value).and_then(|number| u32::try_from(number).ok());
-        number.filter(|n| (1..=max).contains(n)).ok_or(what)
-    };
+    let number = |min, max: u32, what| number_in(value.as_ref(), min, max.into()).ok_or(what);
+    let guests = || guests(value).ok_or(NOT_A_LIST);
     match name {
-        b"guests" => device.guests = guests(value.as_bytes()).ok_or(NOT_A_LIST)?,
-        b"max-speed-hz" => device.max_speed_hz = Some(hz()?),
-        b"min-speed-hz" => device.min_speed_hz = if value == "0" { 0 } else { hz()? },
-        b"cs-high" => device.cs_high = Some(switch()?),
-        b"loop" => device.loop_mode = Some(switch()?),
-        b"word-delay" => device.word_delay = switch()?,
-        b"cs-setup" => device.cs_setup = switch()?,
-        b"exclusive-bus" => device.exclusive_bus = switch()?,
-        b"chip" => chip.kind = Some(ChipOptions::kind(value)?),
-        b"address-bytes" => chip.address_bytes = Some(ChipOptions::count(value)?),
-        b"read-only" => chip.read_only = Some(guests(value.as_bytes()).ok_or(NOT_A_LIST)?),
-        b"deny" => chip.deny = Some(ChipOptions::opcodes(value)?),
-        b"fail" => device.faults.fail_every = Some(number(u32::MAX, NOT_A_COUNT)?),
-        b"delay-ms" => {
-            let ms = number(MAX_DELAY_MS, NOT_A_DELAY)?;
+        "guests" => device.guests = guests()?,
+        "max-speed-hz" => device.max_speed_hz = Some(number(1, u32::MAX, NOT_A_CLOCK)?),
+        "min-speed-hz" => device.min_speed_hz = number(0, u32::MAX, NOT_A_CLOCK)?,
+        "cs-high" => device.cs_high = Some(switch()?),
+        "loop" => device.loop_mode = Some(switch()?),
+        "word-delay" => device.word_delay = switch()?,
+        "cs-setup" => device.cs_setup = switch()?,
+        "exclusive-bus" => device.exclusive_bus = switch()?,
+        "chip" => chip.kind = Some(chip::kind(value)?),
+        "address-bytes" => chip.address_bytes = Some(chip::count(value)?),
+        "read-only" => chip.read_only = guests()?,
+        "deny" => chip.deny = chip::opcodes(value)?,
+        "fail" => device.faults.fail_every = Some(number(1, u32::MAX, NOT_A_COUNT)?),
+        "delay-ms" => {
+            let ms: u32 = number(1, 60_000, NOT_A_DELAY)?;
             device.faults.delay = Some(Duration::from_millis(ms.into()));
         }
         _ => {
@@ -133,49 +175,39 @@ fn set(
     Ok(())
 }
 
-/// Sets the policy of some guests, or of all.
-pub(super) fn hold(given: &Given, policies: &mut [HoldPolicy]) -> Result<(), Fatal> {
-    let bytes = given.value.as_bytes();
-    let (list, policy) = match cut(bytes, b':') {
-        (policy, None) => (None, policy),
-        (list, Some(policy)) => (Some(list), policy),
+/// A policy, and the guests that it is for.
+fn hold(given: &Given, count: usize) -> Result<(u64, HoldPolicy), Fatal> {
+    let text = given.value.to_string_lossy();
+    let (list, policy) = match text.split_once(':') {
+        Some((list, policy)) => (Some(list), policy),
+        None => (None, &*text),
     };
     let policy = match policy {
-        b"queued" => HoldPolicy::Queued,
-        b"spec" => HoldPolicy::Spec,
-        b"write-read" => HoldPolicy::WriteRead,
+        "queued" => HoldPolicy::Queued,
+        "spec" => HoldPolicy::Spec,
+        "write-read" => HoldPolicy::WriteRead,
         _ => return Err(given.bad("is none of queued, spec and write-read")),
     };
-    let guests = match list {
-        None => guests_below(policies.len()),
-        Some(list) => guests(list).ok_or_else(|| not_a_list(given, list))?,
+    let Some(list) = list else {
+        return Ok((guests_below(count), policy));
     };
-    let what = format!("option '--cs-hold': '{}'", given.value.to_string_lossy());
-    check_guests(guests, policies.len(), &what)?;
-    for (guest, slot) in GuestNumber::all().zip(policies) {
-        if guest.is_in(guests) {
-            *slot = policy;
-        }
+    if list.contains(',') {
+        return Err(given.bad(COMMA));
     }
-    Ok(())
-}
-
-fn not_a_list(given: &Given, list: &[u8]) -> Fatal {
-    if list.contains(&b',') {
-        return given.bad(COMMA);
-    }
-    let list = String::from_utf8_lossy(list);
-    given.bad(&format!("has '{list}', which is {NOT_A_LIST}"))
+    let not_a_list = || given.bad(&format!("has '{list}', which is {NOT_A_LIST}"));
+    let guests = guests(list).ok_or_else(not_a_list)?;
+    check_guests(guests, count, &format!("option '--cs-hold': '{text}'"))?;
+    Ok((guests, policy))
 }
 
 /// `0`, `0-2` or `0+3-5`, as a bit for each guest.
-pub(super) fn guests(list: &[u8]) -> Option<u64> {
-    let number = |text| usize::try_from(digits(OsStr::from_bytes(text))?).ok();
+pub(super) fn guests(list: &str) -> Option<u64> {
+    let guest = |text: &str| number_in::<usize>(text.as_ref(), 0, 63);
     let mut all = 0u64;
-    for range in list.split(|&b| b == b'+') {
-        let (first, last) = cut(range, b'-');
-        let (first, last) = (number(first)?, number(last.unwrap_or(first))?);
-        if first > last || last >= MAX_GUESTS {
+    for range in list.split('+') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (guest(first)?, guest(last)?);
+        if first > last {
             return None;
         }
         all |= guests_below(last.saturating_add(1)) & !guests_below(first);
@@ -191,7 +223,7 @@ fn guests_below(count: usize) -> u64 {
 }
 
 /// That there are all `guests` that `what` is for, where there are `count`.
-pub(super) fn check_guests(guests: u64, count: usize, what: &str) -> Result<(), Fatal> {
+fn check_guests(guests: u64, count: usize, what: &str) -> Result<(), Fatal> {
     if guests & !guests_below(count) == 0 {
         return Ok(());
     }
@@ -204,30 +236,4 @@ pub(super) fn check_guests(guests: u64, count: usize, what: &str) -> Result<(), 
     Err(usage(format!(
         "{what} is for guest {highest}, but {there_are}; {remedy}"
     )))
-}
-
-pub(super) fn check_devices(devices: &[DeviceConfig], count: usize) -> Result<(), Fatal> {
-    if devices.is_empty() {
-        return Err(usage("option '--device' is missing"));
-    }
-    let times = devices.len();
-    if times > MAX_CHIP_SELECTS {
-        let why = format!("option '--device' given {times} times, at most {MAX_CHIP_SELECTS}");
-        return Err(usage(why));
-    }
-    for guest in GuestNumber::all().take(count) {
-        if !devices.iter().any(|device| guest.is_in(device.guests)) {
-            return Err(usage(format!(
-                "option '--device': no device for guest {guest}"
-            )));
-        }
-    }
-    let mut paths = devices.iter().filter(|d| d.path != DevicePath::Loopback);
-    while let Some(device) = paths.next() {
-        if paths.clone().any(|other| other.path == device.path) {
-            let path = &device.path;
-            return Err(usage(format!("option '--device': '{path}' given twice")));
-        }
-    }
-    Ok(())
 }

@@ -19,6 +19,8 @@ const MAX_MODE: u32 = 0o777;
 /// The next one stands for none.
 const MAX_GROUP: u64 = 0xffff_fffe;
 const LISTEN_FDS: &str = "environment variable LISTEN_FDS";
+const NO_SOCKET: &str = "no socket: one of the options '--socket-path', '--socket', '--fd' and \
+                         '--socket-fd' is missing";
 
 impl Given {
     pub(super) fn path(&self) -> Result<OsString, Fatal> {
@@ -26,11 +28,6 @@ impl Given {
             return Err(self.bad("is empty"));
         }
         Ok(self.value.clone())
-    }
-
-    pub(super) fn fd(&self) -> Result<RawFd, Fatal> {
-        let fd = self.number(3, MAX_FD)?;
-        Ok(fd.try_into().unwrap_or(RawFd::MAX))
     }
 
     pub(super) fn mode(&self) -> Result<u32, Fatal> {
@@ -46,36 +43,19 @@ impl Given {
         if !self.value.as_bytes().iter().all(u8::is_ascii_digit) {
             return Ok(Group::Name(self.value.clone()));
         }
-        let number = self.number(0, MAX_GROUP)?;
-        Ok(Group::Number(number.try_into().unwrap_or(u32::MAX)))
+        self.number(0, MAX_GROUP).map(Group::Number)
     }
 }
 
 impl Options {
-    pub(super) fn add_socket(&mut self, given: &Given, source: Source) -> Result<(), Fatal> {
-        let sources = &mut self.config.guests;
-        let same = |other: &Source| match (other, &source) {
-            (Source::Path(other), Source::Path(path)) => other == path,
-            (Source::Fd(other, _), Source::Fd(fd, _)) => other == fd,
-            (Source::Path(_), Source::Fd(..)) | (Source::Fd(..), Source::Path(_)) => false,
-        };
-        if sources.iter().any(same) {
-            return Err(given.bad("is given twice"));
-        }
-        if sources.len() >= MAX_GUESTS {
-            let why = format!("is one socket more than {MAX_GUESTS} guests have");
-            return Err(given.bad(&why));
-        }
-        sources.push(source);
-        Ok(())
-    }
-
-    /// Completes the guests' sources, where a service manager handed in `passed` sockets.
-    pub(super) fn finish_sockets(&mut self, passed: usize) -> Result<(), Fatal> {
-        self.check_place(passed)?;
-        let sources = &mut self.config.guests;
-        if let Some(base) = &self.base {
-            sources.extend((0..self.count).map(|number| {
+    /// The guests' sources, where a service manager handed in `passed` sockets.
+    pub(super) fn sources(&self, passed: usize) -> Result<Vec<Source>, Fatal> {
+        let mut sources = self.listed()?;
+        self.check_place(sources.first(), passed)?;
+        if let Some(base) = self.get("socket-path") {
+            let base = base.path()?;
+            let count: u64 = self.get_or("socket-count", "1").number(1, 64)?;
+            sources.extend((0..count).map(|number| {
                 let mut path = base.clone();
                 path.push(number.to_string());
                 Source::Path(path.into())
@@ -85,34 +65,56 @@ impl Options {
         sources.extend(fds.take(passed));
         let made = sources.iter().any(|s| matches!(s, Source::Path(_)));
         let mut access = ["socket-mode", "socket-group"].iter();
-        match access.find(|name| !made && self.seen.contains(name)) {
-            None => Ok(()),
+        match access.find(|name| !made && self.get(name).is_some()) {
+            None => Ok(sources),
             Some(name) => Err(usage(format!(
                 "option '--{name}' is for sockets that are made: there are none"
             ))),
         }
     }
 
-    /// That the sockets are named in one place, where `passed` of them were handed in by a service
-    /// manager.
-    fn check_place(&self, passed: usize) -> Result<(), Fatal> {
-        let base = self.base.as_ref().map(|_| "option '--socket-path'");
-        let named = self.config.guests.first().map(|source| match source {
+    /// The sources that have an option each.
+    fn listed(&self) -> Result<Vec<Source>, Fatal> {
+        let mut sources = Vec::new();
+        for given in &self.0 {
+            let source = match given.option {
+                "socket" => Source::Path(given.path()?.into()),
+                "fd" => Source::Fd(given.number(3, MAX_FD)?, "option '--fd'"),
+                "socket-fd" => Source::Fd(given.number(3, MAX_FD)?, "option '--socket-fd'"),
+                _ => continue,
+            };
+            let is_same = |other: &Source| match (other, &source) {
+                (Source::Fd(other, _), Source::Fd(fd, _)) => other == fd,
+                _ => *other == source,
+            };
+            if sources.iter().any(is_same) {
+                return Err(given.bad("is given twice"));
+            }
+            if sources.len() >= MAX_GUESTS {
+                let why = format!("is one socket more than {MAX_GUESTS} guests have");
+                return Err(given.bad(&why));
+            }
+            sources.push(source);
+        }
+        Ok(sources)
+    }
+
+    /// That the sockets are named in one place, where the command line lists `first` and `passed` of
+    /// them were handed in by a service manager.
+    fn check_place(&self, first: Option<&Source>, passed: usize) -> Result<(), Fatal> {
+        let base = self.get("socket-path").map(|_| "option '--socket-path'");
+        let listed = first.map(|source| match source {
             Source::Path(_) => "option '--socket'",
             Source::Fd(_, by) => by,
         });
-        let why = match (base, named, passed) {
-            (Some(base), Some(named), _) => format!("{base} excludes {named}"),
-            (Some(option), None, 1..) | (None, Some(option), 1..) => {
-                format!("{LISTEN_FDS}: '{passed}' excludes {option}")
-            }
-            (None, None, 0) => "no socket: one of the options '--socket-path', '--socket', '--fd' \
-                                and '--socket-fd' is missing"
-                .to_owned(),
-            (None, _, _) if self.seen.contains(&"socket-count") => {
+        let why = match (base.or(listed), listed, passed) {
+            (None, _, 0) => NO_SOCKET.to_owned(),
+            (Some(base), Some(listed), _) if base != listed => format!("{base} excludes {listed}"),
+            (Some(option), _, 1..) => format!("{LISTEN_FDS}: '{passed}' excludes {option}"),
+            _ if base.is_none() && self.get("socket-count").is_some() => {
                 "option '--socket-count' needs '--socket-path'".to_owned()
             }
-            (Some(_), None, 0) | (None, Some(_), 0) | (None, None, 1..) => return Ok(()),
+            _ => return Ok(()),
         };
         Err(usage(why))
     }
@@ -122,7 +124,6 @@ impl Options {
 mod tests {
     use super::*;
     use crate::start::cli::{CAPABILITIES, Command, parse_config};
-    use crate::start::environment::Environment;
 
     fn parse(line: &[&str]) -> Result<Vec<Source>, String> {
         let line = line.iter().chain(&["--device=loopback"]);
@@ -214,7 +215,7 @@ mod tests {
     #[test]
     fn capabilities_are_printed_whatever_else_is_given() {
         let line = ["--nonsense", "--print-capabilities", "-c"].map(OsString::from);
-        let command = Command::parse(line.into_iter(), &Environment::default());
+        let command = Command::parse(line.into_iter(), &|_| None);
         assert!(matches!(command, Ok(Command::Print(text)) if text == CAPABILITIES));
     }
 
