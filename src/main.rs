@@ -9,25 +9,21 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::process::ExitCode;
 
 use vhost_device_spi::config::{Config, Source};
-use vhost_device_spi::confine::emergency_cleanup;
-use vhost_device_spi::confine::stages;
+use vhost_device_spi::confine::{emergency_cleanup, stages};
 use vhost_device_spi::error::{self, Fatal};
 use vhost_device_spi::os::handed_in::{self, Socket};
-use vhost_device_spi::os::log;
-use vhost_device_spi::os::stdout;
-use vhost_device_spi::start::assemble;
+use vhost_device_spi::os::{log, stdout};
 use vhost_device_spi::start::cli::Command;
-use vhost_device_spi::start::locked_memory;
+use vhost_device_spi::start::{assemble, locked_memory};
 
 #[cfg(panic = "abort")]
-#[allow(
-    unsafe_code,
-    reason = "UNSAFETY: names that the standard library calls, and nothing else in the program has"
-)]
+#[allow(unsafe_code, reason = "UNSAFETY: names that std calls")]
 mod no_unwinder;
 
 fn main() -> ExitCode {
-    match run() {
+    let ended = run();
+    emergency_cleanup::remove_sockets();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => {
             log::error(format_args!("{}", fatal.message));
@@ -62,13 +58,10 @@ fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), F
         locked_memory::lock(0)?;
     }
     let sockets = assemble::bind(config, handed_in)?;
-    let served = assemble::assemble(config, hardware, sockets, signals).and_then(|event_loop| {
-        if config.lock_memory {
-            locked_memory::lock(config.guests.len())?;
-        }
-        stages::restrict(config.seccomp, &emergency_cleanup::pins())?;
-        event_loop.run()
-    });
-    emergency_cleanup::remove_sockets();
-    served
+    let event_loop = assemble::assemble(config, hardware, sockets, signals)?;
+    if config.lock_memory {
+        locked_memory::lock(config.guests.len())?;
+    }
+    stages::restrict(config.seccomp, &emergency_cleanup::pins())?;
+    event_loop.run()
 }

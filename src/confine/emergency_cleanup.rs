@@ -53,14 +53,9 @@ pub fn pins() -> Pins {
     }
 }
 
-/// Removes the sockets that this process made.
+/// Removes the sockets that this process made, and says which of them stay.
 pub fn remove_sockets() {
-    remove(SOCKETS.get().into_iter().flatten());
-}
-
-/// Removes `sockets`, and says which of them stay.
-pub fn remove<'s>(sockets: impl IntoIterator<Item = &'s SocketFile>) {
-    for socket in sockets {
+    for socket in SOCKETS.get().into_iter().flatten() {
         if let Err(error) = socket.remove() {
             let path = socket.path().display();
             log::warning(format_args!("socket '{path}' stays: {error}"));

@@ -8,27 +8,23 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use crate::config::{
-    Config, DeviceConfig, DevicePath, GuestMemory, GuestNumber, HoldPolicy, Source,
-};
+use crate::config::{Config, GuestMemory, GuestNumber, HoldPolicy, Source};
 use crate::confine::emergency_cleanup;
 use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::handed_in::Socket;
-use crate::os::listener::{Access, Listener, SocketFile};
-use crate::os::log;
+use crate::os::listener::{Access, Listener};
 use crate::os::mounts::Mounts;
 use crate::os::sd_notify::SdNotify;
-use crate::os::signals;
-use crate::os::write_timeout;
+use crate::os::{log, signals, write_timeout};
 use crate::serve::event_loop::EventLoop;
 use crate::serve::grant::{Grant, Shared};
 use crate::serve::session::Session;
 use crate::spi::bus::Bus;
 use crate::spi::device::{Device, Port};
 use crate::spi::wire;
-use crate::start::device_node;
+use crate::start::device_node::Node;
 use crate::virtqueue::{memory, sigbus};
 
 const BUFSIZ_PATH: &str = "/sys/module/spidev/parameters/bufsiz";
@@ -45,17 +41,6 @@ pub struct Hardware {
     places: Vec<(usize, usize)>,
     /// What was found of devices that are named by something else than their node.
     findings: Vec<String>,
-}
-
-/// Which controller a device is on.
-#[derive(Debug, PartialEq, Eq)]
-enum Controller {
-    /// The host's, by its number.
-    Host(u32),
-    /// One that the host's names do not tell: all such devices count as on one controller.
-    Unknown,
-    /// Each loopback is alone.
-    Loopback(usize),
 }
 
 fn failed(error: io::Error) -> Fatal {
@@ -81,76 +66,58 @@ pub fn prepare() -> Result<File, Fatal> {
 /// The first device that cannot be served.
 pub fn open(config: &Config) -> Result<Hardware, Fatal> {
     let bufsiz = bufsiz()?;
-    let mut groups: Vec<(Controller, Vec<Device>, Vec<&DeviceConfig>)> = Vec::new();
+    let nodes = config.devices.iter().map(Node::find);
+    let nodes: Vec<Node> = nodes.collect::<Result<_, _>>()?;
+    let mut controllers: Vec<(Vec<&Node>, Vec<Device>)> = Vec::new();
     let mut places = Vec::new();
-    let devices = config.devices.iter().map(device_node::resolve);
-    let devices: Vec<DeviceConfig> = devices.collect::<Result<_, _>>()?;
-    let paths = devices.iter().map(|device| &device.path);
-    let controllers: Vec<Controller> = (0..).zip(paths).map(controller).collect();
-    for (device_config, controller) in devices.iter().zip(controllers) {
-        let opened: Vec<&Device> = groups.iter().flat_map(|group| &group.1).collect();
-        let device = Device::open(device_config, &config.transfers, bufsiz, &opened)?;
-        let known = groups.iter().position(|group| group.0 == controller);
-        let bus = known.unwrap_or(groups.len());
+    for node in &nodes {
+        let opened: Vec<&Device> = controllers.iter().flat_map(|group| &group.1).collect();
+        let device = Device::open(&node.config, &config.transfers, bufsiz, &opened)?;
+        let has_it = |nodes: &[&Node]| nodes.iter().any(|other| node.is_beside(other));
+        let known = controllers.iter().position(|(nodes, _)| has_it(nodes));
+        let bus = known.unwrap_or(controllers.len());
         if known.is_none() {
-            groups.push((controller, Vec::new(), Vec::new()));
+            controllers.push((Vec::new(), Vec::new()));
         }
-        if let Some((_, devices, configs)) = groups.get_mut(bus) {
+        if let Some((nodes, devices)) = controllers.get_mut(bus) {
             places.push((bus, devices.len()));
+            nodes.push(node);
             devices.push(device);
-            configs.push(device_config);
         }
     }
     let guests = config.guests.len();
-    let buses = groups
+    let buses = controllers
         .into_iter()
-        .map(|(controller, devices, configs)| {
-            Bus::new(devices, neighbour(&controller, &configs), guests)
-        })
-        .collect();
+        .map(|(nodes, devices)| Bus::new(devices, neighbour(&nodes), guests));
     let hardware = Hardware {
-        buses,
+        buses: buses.collect(),
         places,
-        findings: devices.iter().filter_map(device_node::finding).collect(),
+        findings: nodes.iter().filter_map(Node::finding).collect(),
     };
     emergency_cleanup::set_modes(modes(&hardware));
     Ok(hardware)
 }
 
-/// The controller of the device with this number and path.
-fn controller((number, path): (usize, &DevicePath)) -> Controller {
-    match device_node::numbers(path) {
-        Some((bus, _)) => Controller::Host(bus),
-        None if *path == DevicePath::Loopback => Controller::Loopback(number),
-        None => Controller::Unknown,
-    }
-}
-
-/// A device of the controller that this daemon was not given, unless the administrator says that
-/// nobody uses it. Without a list of the host's SPI devices none is assumed.
-fn neighbour(controller: &Controller, configs: &[&DeviceConfig]) -> Option<&'static str> {
-    let Controller::Host(bus) = *controller else {
-        return None;
-    };
-    if configs.iter().any(|config| config.exclusive_bus) {
+/// A device of the controller of `nodes` that this daemon was not given, unless the administrator
+/// says that nobody uses it. Without a list of the host's SPI devices none is assumed.
+fn neighbour(nodes: &[&Node]) -> Option<&'static str> {
+    let (bus, _) = nodes.first()?.numbers?;
+    if nodes.iter().any(|node| node.config.exclusive_bus) {
         return None;
     }
-    let numbers = configs
-        .iter()
-        .filter_map(|config| device_node::numbers(&config.path));
-    let ours: Vec<String> = numbers.map(|(bus, device)| own_name(bus, device)).collect();
-    let entries = fs::read_dir(SPI_DEVICES).ok()?;
-    let names = entries.filter_map(|entry| {
+    let numbers = nodes.iter().filter_map(|node| node.numbers);
+    let ours: Vec<String> = numbers.map(own_name).collect();
+    let mut names = fs::read_dir(SPI_DEVICES).ok()?.filter_map(|entry| {
         let entry = entry.ok()?;
         let name = entry.file_name().into_string().ok()?;
         is_on_bus(bus, &name, &entry.path()).then_some(name)
     });
-    let mut others = names.filter(|name| !ours.contains(name));
-    others.next().map(|name| &*name.leak())
+    let other = names.find(|name| !ours.contains(name))?;
+    Some(&*other.leak())
 }
 
 /// The name of the SPI device behind `/dev/spidevX.Y`: `spiX.Y`, or the name that ACPI gives it.
-fn own_name(bus: u32, device: u32) -> String {
+fn own_name((bus, device): (u32, u32)) -> String {
     let link = format!("/sys/class/spidev/spidev{bus}.{device}/device");
     let real = fs::canonicalize(link).ok();
     let name = real.as_ref().and_then(|path| path.file_name()?.to_str());
@@ -178,33 +145,25 @@ fn bufsiz() -> Result<u32, Fatal> {
     Ok(bufsiz)
 }
 
-/// The guests' sockets: those that were `handed_in`, in their order, and the others made. If one
-/// cannot be made, those before it are removed again.
+/// The guests' sockets: those that were `handed_in`, in their order, and the others made. Those that
+/// were made are removed at the end of the process, also where that is here.
 ///
 /// # Errors
 /// The first socket that cannot be made.
 pub fn bind(config: &Config, handed_in: Vec<Socket>) -> Result<Vec<Socket>, Fatal> {
     let access = Access::new(&config.access)?;
     let mut handed_in = handed_in.into_iter();
-    let (mut sockets, mut files): (Vec<Socket>, Vec<SocketFile>) = (Vec::new(), Vec::new());
-    for source in &config.guests {
-        let Source::Path(path) = source else {
-            sockets.extend(handed_in.next());
-            continue;
-        };
-        match Listener::create(path, &access) {
-            Ok((listener, file)) => {
-                sockets.push(Socket::Listening(listener));
-                files.push(file);
-            }
-            Err(error) => {
-                emergency_cleanup::remove(&files);
-                return Err(error);
-            }
-        }
-    }
+    let mut files = Vec::new();
+    let sockets = config.guests.iter().filter_map(|source| match source {
+        Source::Fd(..) => handed_in.next().map(Ok),
+        Source::Path(path) => Some(Listener::create(path, &access).map(|(listener, file)| {
+            files.push(file);
+            Socket::Listening(listener)
+        })),
+    });
+    let sockets = sockets.collect();
     emergency_cleanup::set_sockets(files);
-    Ok(sockets)
+    sockets
 }
 
 /// Puts everything together.
@@ -230,8 +189,8 @@ pub fn assemble(
     let deferred = DeferredClose::new(config.guests.len());
     let mut sessions = Vec::new();
     for (number, socket) in GuestNumber::all().zip(sockets) {
+        announce(config, number, &socket);
         let grant = grant(config, &hardware, number);
-        announce(number, &socket, &grant, &hardware);
         sessions.push(Session::new(number, socket, grant, &poller, &deferred).map_err(refused)?);
     }
     let shared = Shared::new(hardware.buses, poller, Mounts::read(), deferred);
@@ -253,10 +212,6 @@ fn modes(hardware: &Hardware) -> Vec<(std::os::fd::RawFd, u32)> {
         .collect()
 }
 
-fn device_at(hardware: &Hardware, place: (usize, usize)) -> Option<&Device> {
-    hardware.buses.get(place.0)?.devices.get(place.1)
-}
-
 /// The grant of guest `number`: the devices that are for it, numbered in order.
 fn grant(config: &Config, hardware: &Hardware, number: GuestNumber) -> Grant {
     let chip_selects: Vec<(usize, usize)> = config
@@ -266,13 +221,13 @@ fn grant(config: &Config, hardware: &Hardware, number: GuestNumber) -> Grant {
         .filter(|(device, _)| number.is_in(device.guests))
         .map(|(_, place)| *place)
         .collect();
-    let limits = chip_selects
+    let devices = chip_selects
         .iter()
-        .filter_map(|&place| device_at(hardware, place).map(|device| &device.limits));
+        .filter_map(|&(bus, device)| hardware.buses.get(bus)?.devices.get(device));
     let policy = config.hold_policies.get(number.index()).copied();
     let policy = policy.unwrap_or(HoldPolicy::Queued);
     Grant {
-        config: wire::Config::new(limits),
+        config: wire::Config::new(devices.map(|device| &device.limits)),
         guest_memory: config.guest_memory,
         max_memory_len: memory::max_len(config.guests.len()),
         chip_selects,
@@ -282,13 +237,13 @@ fn grant(config: &Config, hardware: &Hardware, number: GuestNumber) -> Grant {
     }
 }
 
-fn announce(number: GuestNumber, socket: &Socket, grant: &Grant, hardware: &Hardware) {
-    let mut names = String::new();
-    for (chip_select, &place) in grant.chip_selects.iter().enumerate() {
-        if let Some(device) = device_at(hardware, place) {
-            names.push_str(&format!(" {chip_select}={}", device.name));
-        }
-    }
+fn announce(config: &Config, number: GuestNumber, socket: &Socket) {
+    let devices = config.devices.iter();
+    let devices = devices.filter(|device| number.is_in(device.guests));
+    let names = devices
+        .enumerate()
+        .map(|(chip_select, device)| format!(" {chip_select}={}", device.name));
+    let names: String = names.collect();
     match socket {
         Socket::Listening(listener) => log::info(format_args!(
             "guest={number} listening on {}, chip selects{names}",

@@ -24,17 +24,44 @@ use crate::error::{ExitCode, Fatal};
 
 const SYSFS: &str = "/sys";
 
-/// `config` with the path of its node in place of a directory of sysfs.
-///
-/// # Errors
-/// There is no such directory, or no spidev is bound to its device.
-pub fn resolve(config: &DeviceConfig) -> Result<DeviceConfig, Fatal> {
-    let mut config = config.clone();
-    match &mut config.path {
-        DevicePath::Spidev(path) if path.starts_with(SYSFS) => *path = bound_to(path)?,
-        DevicePath::Spidev(_) | DevicePath::Loopback => (),
+/// A device of the command line, found on the host.
+#[derive(Debug)]
+pub struct Node {
+    /// Its settings, with the path of its node in place of a directory of sysfs.
+    pub config: DeviceConfig,
+    /// X and Y of `/dev/spidevX.Y`, whatever the node is called here.
+    pub numbers: Option<(u32, u32)>,
+}
+
+impl Node {
+    /// Finds the device of `config`.
+    ///
+    /// # Errors
+    /// There is no such directory of sysfs, or no spidev is bound to its device.
+    pub fn find(config: &DeviceConfig) -> Result<Self, Fatal> {
+        let (mut config, mut numbers) = (config.clone(), None);
+        if let DevicePath::Spidev(path) = &mut config.path {
+            if path.starts_with(SYSFS) {
+                *path = bound_to(path)?;
+            }
+            numbers = numbers_of(path);
+        }
+        Ok(Self { config, numbers })
     }
-    Ok(config)
+
+    /// Whether it is on the controller of `other`. Devices whose controller the host's names do not
+    /// tell count as on one; each loopback is alone.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        let bus = |node: &Self| node.numbers.map(|(bus, _)| bus);
+        let is_alone = |node: &Self| node.config.path == DevicePath::Loopback;
+        bus(self) == bus(other) && !is_alone(self) && !is_alone(other)
+    }
+
+    /// What was found, if the device was named by something else.
+    pub fn finding(&self) -> Option<String> {
+        let (name, found) = (&self.config.name, path_of(self.numbers?));
+        (found != *name).then(|| format!("option '--device': '{name}' is {found}"))
+    }
 }
 
 /// The node of the spidev that is bound to the device in the directory `device` of sysfs.
@@ -45,26 +72,22 @@ fn bound_to(device: &Path) -> Result<PathBuf, Fatal> {
     };
     fs::read_dir(device).map_err(|error| refused(&error.to_string()))?;
     let entries = fs::read_dir(device.join("spidev")).into_iter().flatten();
-    let numbers = entries.filter_map(|entry| numbers_in(&entry.ok()?.path()));
-    let node = numbers.map(node).next();
+    let mut numbers = entries.filter_map(|entry| numbers_in(&entry.ok()?.path()));
+    let node = numbers.next().map(|numbers| path_of(numbers).into());
     node.ok_or_else(|| refused("no spidev below it; is the device bound to spidev?"))
 }
 
-fn node((bus, device): (u32, u32)) -> PathBuf {
-    format!("/dev/spidev{bus}.{device}").into()
+fn path_of((bus, device): (u32, u32)) -> String {
+    format!("/dev/spidev{bus}.{device}")
 }
 
-/// X and Y of `/dev/spidevX.Y`, whatever the node is called here: by its device number where the
-/// host's sysfs knows it, else by the name that the path leads to.
-pub fn numbers(path: &DevicePath) -> Option<(u32, u32)> {
-    let DevicePath::Spidev(path) = path else {
-        return None;
-    };
+/// By its device number where the host's sysfs knows it, else by the name that the path leads to.
+fn numbers_of(path: &Path) -> Option<(u32, u32)> {
     let by_number = fs::metadata(path).ok().and_then(|metadata| {
         let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
         numbers_in(&fs::canonicalize(format!("/sys/dev/char/{major}:{minor}")).ok()?)
     });
-    let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     by_number.or_else(|| numbers_in(&real))
 }
 
@@ -72,11 +95,4 @@ fn numbers_in(path: &Path) -> Option<(u32, u32)> {
     let name = path.file_name()?.to_str()?;
     let (bus, device) = name.strip_prefix("spidev")?.split_once('.')?;
     Some((bus.parse().ok()?, device.parse().ok()?))
-}
-
-/// What was found, if the device was named by something else.
-pub fn finding(config: &DeviceConfig) -> Option<String> {
-    let (name, found) = (&config.name, node(numbers(&config.path)?));
-    let found = found.display();
-    (found.to_string() != *name).then(|| format!("option '--device': '{name}' is {found}"))
 }
