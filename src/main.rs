@@ -44,21 +44,21 @@ fn run() -> Result<(), Fatal> {
     stages::leave_inherited(&fds);
     let signals = assemble::prepare()?;
     match command? {
-        Command::Run(config) => serve(&config, handed_in?, signals),
+        Command::Run(config) => serve(config, handed_in?, signals),
         Command::Print(text) => stdout::print(&text)
             .map_err(|error| Fatal::os(error::ExitCode::IoError, "stdout", &error)),
     }
 }
 
-fn serve(config: &Config, handed_in: Vec<Socket>, signals: File) -> Result<(), Fatal> {
+fn serve(mut config: Config, handed_in: Vec<Socket>, signals: File) -> Result<(), Fatal> {
     log::set_level(config.log_level);
     stages::allow_fds(config.guests.len(), config.devices.len())?;
-    let hardware = assemble::open(config)?;
+    let hardware = assemble::open(&mut config)?;
     if config.lock_memory {
         locked_memory::lock(0)?;
     }
-    let sockets = assemble::bind(config, handed_in)?;
-    let event_loop = assemble::assemble(config, hardware, sockets, signals)?;
+    let sockets = assemble::bind(&config, handed_in)?;
+    let event_loop = assemble::assemble(&config, hardware, sockets, signals)?;
     if config.lock_memory {
         locked_memory::lock(config.guests.len())?;
     }

@@ -15,14 +15,15 @@ const BUCKETS: usize = 24;
 pub struct Histogram {
     /// The n-th has what took less than 2^n microseconds, and not less than half of that.
     counts: [u64; BUCKETS],
-    longest: Duration,
+    longest_us: u64,
 }
 
 impl Histogram {
     /// Counts `took`.
     pub fn count(&mut self, took: Duration) {
-        self.longest = self.longest.max(took);
-        let micros = micros(took);
+        let seconds = took.as_secs().saturating_mul(1_000_000);
+        let micros = seconds.saturating_add(took.subsec_micros().into());
+        self.longest_us = self.longest_us.max(micros);
         let bits = u64::BITS.saturating_sub(micros.leading_zeros());
         let index = usize::try_from(bits)
             .unwrap_or(usize::MAX)
@@ -34,7 +35,7 @@ impl Histogram {
 
     /// The longest.
     pub fn longest_us(&self) -> u64 {
-        micros(self.longest)
+        self.longest_us
     }
 
     /// Microseconds in which `share` of a thousand were over, at most.
@@ -57,11 +58,6 @@ impl Histogram {
     pub fn percentiles_us(&self) -> [u64; 3] {
         [500, 990, 999].map(|share| self.percentile_us(share))
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    let seconds = duration.as_secs().saturating_mul(1_000_000);
-    seconds.saturating_add(duration.subsec_micros().into())
 }
 
 #[cfg(test)]

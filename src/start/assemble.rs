@@ -64,15 +64,17 @@ pub fn prepare() -> Result<File, Fatal> {
 ///
 /// # Errors
 /// The first device that cannot be served.
-pub fn open(config: &Config) -> Result<Hardware, Fatal> {
+pub fn open(config: &mut Config) -> Result<Hardware, Fatal> {
     let bufsiz = bufsiz()?;
-    let nodes = config.devices.iter().map(Node::find);
-    let nodes: Vec<Node> = nodes.collect::<Result<_, _>>()?;
+    let mut nodes = Vec::new();
+    for device in &mut config.devices {
+        nodes.push(Node::find(device)?);
+    }
     let mut controllers: Vec<(Vec<&Node>, Vec<Device>)> = Vec::new();
     let mut places = Vec::new();
     for node in &nodes {
         let opened: Vec<&Device> = controllers.iter().flat_map(|group| &group.1).collect();
-        let device = Device::open(&node.config, &config.transfers, bufsiz, &opened)?;
+        let device = Device::open(node.config, &config.transfers, bufsiz, &opened)?;
         let has_it = |nodes: &[&Node]| nodes.iter().any(|other| node.is_beside(other));
         let known = controllers.iter().position(|(nodes, _)| has_it(nodes));
         let bus = known.unwrap_or(controllers.len());

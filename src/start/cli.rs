@@ -8,7 +8,7 @@
 
 use std::cmp::Reverse;
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use crate::config::{
@@ -91,9 +91,9 @@ impl Command {
             return Ok(Self::Print(CAPABILITIES.to_owned()));
         }
         let mut options = Options(Vec::new());
-        let mut arguments = arguments.into_iter();
+        let mut arguments = arguments.iter().map(OsString::as_os_str);
         while let Some(argument) = arguments.next() {
-            let (given, form) = split(&argument, &mut arguments)?;
+            let (given, form) = split(argument, &mut arguments)?;
             match given.option {
                 "help" => return Ok(Self::Print(HELP.to_owned())),
                 "version" => return Ok(Self::Print(VERSION.to_owned())),
@@ -124,10 +124,10 @@ pub(crate) fn parse_config<T: Into<OsString>>(
 }
 
 /// Splits one argument into option and value, taking the value from `rest` where it stands alone.
-fn split(
-    argument: &OsStr,
-    rest: &mut impl Iterator<Item = OsString>,
-) -> Result<(Given, Form), Fatal> {
+fn split<'a>(
+    argument: &'a OsStr,
+    rest: &mut impl Iterator<Item = &'a OsStr>,
+) -> Result<(Given<'a>, Form), Fatal> {
     let bytes = argument.as_bytes();
     let shown = argument.to_string_lossy();
     let (option, attached) = if let Some(long) = bytes.strip_prefix(b"--") {
@@ -145,9 +145,9 @@ fn split(
     };
     let &(option, _, form) = option.ok_or_else(|| unknown(argument))?;
     let value = match (form, attached) {
-        (Flag, None) => OsString::new(),
+        (Flag, None) => OsStr::new(""),
         (Flag, Some(_)) => return Err(usage(format!("option '{shown}' takes no value"))),
-        (Once | Repeated, Some(value)) => OsString::from_vec(value.to_vec()),
+        (Once | Repeated, Some(value)) => OsStr::from_bytes(value),
         (Once | Repeated, None) => rest
             .next()
             .ok_or_else(|| usage(format!("option '{shown}' needs a value")))?,
@@ -174,23 +174,23 @@ fn unknown(argument: &OsStr) -> Fatal {
 }
 
 /// The options that were given, in their order.
-struct Options(Vec<Given>);
+struct Options<'a>(Vec<Given<'a>>);
 
-impl Options {
+impl<'a> Options<'a> {
     /// The option with this long form, if it was given.
-    fn get(&self, option: &str) -> Option<&Given> {
+    fn get(&self, option: &str) -> Option<&Given<'a>> {
         self.0.iter().find(|given| given.option == option)
     }
 
     /// The same, with the value that it has by default if it was not given.
-    fn get_or(&self, option: &'static str, default: &str) -> Given {
-        let value = default.into();
-        let given = self.get(option).cloned();
+    fn get_or(&self, option: &'static str, default: &'static str) -> Given<'a> {
+        let value = default.as_ref();
+        let given = self.get(option).copied();
         given.unwrap_or(Given { option, value })
     }
 
     /// All options with this long form.
-    fn all(&self, option: &str) -> impl Iterator<Item = &Given> {
+    fn all(&self, option: &str) -> impl Iterator<Item = &Given<'a>> {
         self.0.iter().filter(move |given| given.option == option)
     }
 
@@ -240,14 +240,14 @@ fn number_in<T: TryFrom<u64>>(value: &OsStr, min: u64, max: u64) -> Option<T> {
 }
 
 /// An option with its value.
-#[derive(Debug, Clone)]
-struct Given {
+#[derive(Debug, Clone, Copy)]
+struct Given<'a> {
     /// Its long form.
     option: &'static str,
-    value: OsString,
+    value: &'a OsStr,
 }
 
-impl Given {
+impl Given<'_> {
     #[cold]
     fn bad(&self, why: &str) -> Fatal {
         let (option, value) = (self.option, self.value.to_string_lossy());
@@ -255,7 +255,7 @@ impl Given {
     }
 
     fn number<T: TryFrom<u64>>(&self, min: u64, max: u64) -> Result<T, Fatal> {
-        let number = number_in(&self.value, min, max);
+        let number = number_in(self.value, min, max);
         number.ok_or_else(|| self.bad(&format!("is not a number from {min} to {max}")))
     }
 

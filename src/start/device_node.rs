@@ -26,20 +26,20 @@ const SYSFS: &str = "/sys";
 
 /// A device of the command line, found on the host.
 #[derive(Debug)]
-pub struct Node {
+pub struct Node<'c> {
     /// Its settings, with the path of its node in place of a directory of sysfs.
-    pub config: DeviceConfig,
+    pub config: &'c DeviceConfig,
     /// X and Y of `/dev/spidevX.Y`, whatever the node is called here.
     pub numbers: Option<(u32, u32)>,
 }
 
-impl Node {
+impl<'c> Node<'c> {
     /// Finds the device of `config`.
     ///
     /// # Errors
     /// There is no such directory of sysfs, or no spidev is bound to its device.
-    pub fn find(config: &DeviceConfig) -> Result<Self, Fatal> {
-        let (mut config, mut numbers) = (config.clone(), None);
+    pub fn find(config: &'c mut DeviceConfig) -> Result<Self, Fatal> {
+        let mut numbers = None;
         if let DevicePath::Spidev(path) = &mut config.path {
             if path.starts_with(SYSFS) {
                 *path = bound_to(path)?;
@@ -67,7 +67,7 @@ impl Node {
 /// The node of the spidev that is bound to the device in the directory `device` of sysfs.
 fn bound_to(device: &Path) -> Result<PathBuf, Fatal> {
     let refused = |why: &str| {
-        let what = format!("option '--device': '{}': {why}", device.display());
+        let what = format!("option '--device': '{}': {why}", device.to_string_lossy());
         Fatal::new(ExitCode::NoInput, what)
     };
     fs::read_dir(device).map_err(|error| refused(&error.to_string()))?;

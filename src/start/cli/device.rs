@@ -18,7 +18,7 @@ const NOT_A_COUNT: &str = "not a number from 1 to 4294967295, in plain digits";
 const NOT_A_DELAY: &str = "not a number from 1 to 60000, in plain digits";
 const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
 
-impl Options {
+impl Options<'_> {
     /// The devices, where there are `count` guests; chip select is held for `timeout` in the middle of
     /// a chip's command.
     pub(super) fn devices(

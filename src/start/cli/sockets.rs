@@ -22,17 +22,17 @@ const LISTEN_FDS: &str = "environment variable LISTEN_FDS";
 const NO_SOCKET: &str = "no socket: one of the options '--socket-path', '--socket', '--fd' and \
                          '--socket-fd' is missing";
 
-impl Given {
+impl Given<'_> {
     pub(super) fn path(&self) -> Result<OsString, Fatal> {
         if self.value.is_empty() {
             return Err(self.bad("is empty"));
         }
-        Ok(self.value.clone())
+        Ok(self.value.to_owned())
     }
 
     pub(super) fn mode(&self) -> Result<u32, Fatal> {
         // `from_str_radix` would also take a sign.
-        digits(&self.value)
+        digits(self.value)
             .and_then(|_| u32::from_str_radix(self.value.to_str()?, 8).ok())
             .filter(|&mode| mode <= MAX_MODE)
             .ok_or_else(|| self.bad("is not an octal number from 0 to 777"))
@@ -41,13 +41,13 @@ impl Given {
     /// A number is a number, even if a group should have it for a name.
     pub(super) fn group(&self) -> Result<Group, Fatal> {
         if !self.value.as_bytes().iter().all(u8::is_ascii_digit) {
-            return Ok(Group::Name(self.value.clone()));
+            return Ok(Group::Name(self.value.to_owned()));
         }
         self.number(0, MAX_GROUP).map(Group::Number)
     }
 }
 
-impl Options {
+impl Options<'_> {
     /// The guests' sources, where a service manager handed in `passed` sockets.
     pub(super) fn sources(&self, passed: usize) -> Result<Vec<Source>, Fatal> {
         let mut sources = self.listed()?;
