@@ -274,7 +274,7 @@ pub enum DevicePath {
 impl fmt::Display for DevicePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Spidev(path) => path.display().fmt(f),
+            Self::Spidev(path) => f.write_str(&path.to_string_lossy()),
             Self::Loopback => f.write_str("loopback"),
         }
     }

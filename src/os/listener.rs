@@ -119,7 +119,8 @@ impl Listener {
             } else {
                 ExitCode::CantCreate
             };
-            Fatal::os(code, format_args!("socket '{}'", path.display()), &error)
+            let path = path.to_string_lossy();
+            Fatal::os(code, format_args!("socket '{path}'"), &error)
         })
     }
 
@@ -146,7 +147,7 @@ impl Listener {
         }
         let listener = Self {
             socket: socket.into(),
-            name: path.display().to_string(),
+            name: path.to_string_lossy().into(),
             is_ours: true,
         };
         Ok((listener, file))
@@ -157,7 +158,7 @@ impl Listener {
         let address = socket.local_addr().ok();
         let path = address.as_ref().and_then(|address| address.as_pathname());
         let name = match path {
-            Some(path) => format!("fd {fd}, {}", path.display()),
+            Some(path) => format!("fd {fd}, {}", path.to_string_lossy()),
             None => format!("fd {fd}"),
         };
         Self {
@@ -216,7 +217,7 @@ fn open_directory(path: &Path) -> io::Result<(File, CString)> {
         .custom_flags(libc::O_DIRECTORY)
         .open(parent);
     let directory = opened.map_err(|error| {
-        let why = format!("its directory '{}': {error}", parent.display());
+        let why = format!("its directory '{}': {error}", parent.to_string_lossy());
         io::Error::new(error.kind(), why)
     })?;
     Ok((directory, name))
@@ -232,7 +233,10 @@ fn lock(directory: &File, path: &Path, waited: &Cell<bool>) -> io::Result<()> {
         std::thread::sleep(Duration::from_millis(100));
     }
     waited.set(true);
-    let (path, why) = (path.display(), "its directory is locked by another process");
+    let (path, why) = (
+        path.to_string_lossy(),
+        "its directory is locked by another process",
+    );
     log::warning(format_args!(
         "warning: socket '{path}': {why}, and not waited for any longer"
     ));

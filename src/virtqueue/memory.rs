@@ -121,7 +121,7 @@ fn map(
     let len = usize::try_from(region.len).map_err(|_| MemoryError::Refused(SHAPE))?;
     let part = FileOffset::from_arc(file, region.file_offset);
     let mapping = GuestRegionMmap::from_range(region.guest, len, Some(part))
-        .map_err(|error| MemoryError::Host(io::Error::other(error)))?;
+        .map_err(|error| MemoryError::Host(io::Error::other(error.to_string())))?;
     let watch =
         Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::Refused(TOO_MANY))?;
     Ok((mapping, watch))
