@@ -85,6 +85,7 @@ pub fn arm() -> Armed {
 ///
 /// # Errors
 /// It blocked, or the front-end's fd cannot be written to.
+#[inline]
 pub fn signal(eventfd: &FrontendFile) -> Result<(), SessionError> {
     let _armed = arm();
     let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {

@@ -158,6 +158,7 @@ impl Bus {
 
     /// Releases all lines that can be; whether all are released then. Lines of a bus that is free are
     /// asserted only if they could not be released before.
+    #[inline]
     pub fn release_all(&mut self, now: &mut Instant) -> bool {
         let devices = self.devices.iter_mut();
         devices.fold(true, |all, device| all & device.release(now).is_ok())
@@ -350,6 +351,7 @@ impl Bus {
 
     /// The guest that has waited longest, once the bus is free and does not rest; it is reserved for
     /// that guest's next turn.
+    #[inline]
     pub fn next_waiter(&mut self) -> Option<GuestNumber> {
         if self.rests || !matches!(self.state, State::Free) {
             return None;

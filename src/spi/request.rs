@@ -54,6 +54,7 @@ impl Store {
     }
 
     /// Appends a buffer as one segment for each region that it lies in.
+    #[inline]
     fn push(&mut self, memory: &Memory, mut address: u64, mut len: u32) -> Result<(), ParamError> {
         while len > 0 {
             let here = memory.contiguous(address, len);

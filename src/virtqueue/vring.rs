@@ -324,6 +324,7 @@ impl Vring {
     ///
     /// # Errors
     /// The available index is further ahead than the ring is long, or outside of memory.
+    #[inline]
     pub fn pending(&self, memory: &Memory) -> Result<u16, RingError> {
         // Not by `Queue::avail_idx`, which takes five times the instructions, and is asked twice for
         // each request.
@@ -341,6 +342,7 @@ impl Vring {
     ///
     /// # Errors
     /// The chain's head is not in the descriptor table, or the entry is outside of memory.
+    #[inline]
     pub fn peek(&self, memory: &Memory) -> Result<Chain, RingError> {
         // Not by `Queue::iter`: it takes an available ring at guest address 0 for one that is not set.
         let (queue, size) = (&self.queue, self.queue.size());
