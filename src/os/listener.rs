@@ -319,7 +319,7 @@ impl SocketFile {
             return Err(io::Error::other("was replaced by something else"));
         }
         ffi::give_to_group(&file, group).map_err(|error| {
-            let why = format!("group {group}: {error}");
+            let why = format!("group {group}: {error}; the daemon must be a member of it");
             io::Error::new(error.kind(), why)
         })
     }

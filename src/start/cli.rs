@@ -472,7 +472,7 @@ mod tests {
         );
         assert_eq!(
             parse(&["-s", "s", "-c2", "-l", "d,guests=0"]).unwrap_err(),
-            "option '--device': no device for guest 1"
+            "option '--device': no device for guest 1; add it to the guests= of one"
         );
         let two_guests = ["-s", "s", "-c2", "-l", "d,guests=0-2"];
         assert_eq!(

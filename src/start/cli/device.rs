@@ -47,7 +47,7 @@ impl Options<'_> {
         match GuestNumber::all().take(count).find(|g| !has_device(g)) {
             None => Ok(devices),
             Some(guest) => Err(usage(format!(
-                "option '--device': no device for guest {guest}"
+                "option '--device': no device for guest {guest}; add it to the guests= of one"
             ))),
         }
     }
