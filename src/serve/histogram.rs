@@ -9,6 +9,7 @@ use std::time::Duration;
 
 /// The last of them has all that took four seconds or longer.
 const BUCKETS: usize = 24;
+const LAST: usize = BUCKETS - 1;
 
 /// Durations, counted.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,9 +26,7 @@ impl Histogram {
         let micros = seconds.saturating_add(took.subsec_micros().into());
         self.longest_us = self.longest_us.max(micros);
         let bits = u64::BITS.saturating_sub(micros.leading_zeros());
-        let index = usize::try_from(bits)
-            .unwrap_or(usize::MAX)
-            .min(BUCKETS.saturating_sub(1));
+        let index = usize::try_from(bits).map_or(LAST, |bits| bits.min(LAST));
         if let Some(count) = self.counts.get_mut(index) {
             *count = count.wrapping_add(1);
         }
@@ -44,7 +43,7 @@ impl Histogram {
         let wanted = all.saturating_mul(share).div_ceil(1000);
         let mut sum = 0u64;
         // The last of them has no bound.
-        let bounded = self.counts.iter().take(BUCKETS.saturating_sub(1));
+        let bounded = self.counts.iter().take(LAST);
         for (bound, count) in (0..).map(|n| 1u64 << n).zip(bounded) {
             sum = sum.wrapping_add(*count);
             if sum >= wanted {

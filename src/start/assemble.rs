@@ -190,9 +190,10 @@ pub fn assemble(
     }
     let deferred = DeferredClose::new(config.guests.len());
     let mut sessions = Vec::new();
-    for (number, socket) in GuestNumber::all().zip(sockets) {
+    let guests = GuestNumber::all().zip(sockets);
+    for ((number, socket), policy) in guests.zip(&config.hold_policies) {
         announce(config, number, &socket);
-        let grant = grant(config, &hardware, number);
+        let grant = grant(config, &hardware, number, *policy);
         sessions.push(Session::new(number, socket, grant, &poller, &deferred).map_err(refused)?);
     }
     let shared = Shared::new(hardware.buses, poller, Mounts::read(), deferred);
@@ -215,7 +216,7 @@ fn modes(hardware: &Hardware) -> Vec<(std::os::fd::RawFd, u32)> {
 }
 
 /// The grant of guest `number`: the devices that are for it, numbered in order.
-fn grant(config: &Config, hardware: &Hardware, number: GuestNumber) -> Grant {
+fn grant(config: &Config, hardware: &Hardware, number: GuestNumber, policy: HoldPolicy) -> Grant {
     let chip_selects: Vec<(usize, usize)> = config
         .devices
         .iter()
@@ -226,8 +227,6 @@ fn grant(config: &Config, hardware: &Hardware, number: GuestNumber) -> Grant {
     let devices = chip_selects
         .iter()
         .filter_map(|&(bus, device)| hardware.buses.get(bus)?.devices.get(device));
-    let policy = config.hold_policies.get(number.index()).copied();
-    let policy = policy.unwrap_or(HoldPolicy::Queued);
     Grant {
         config: wire::Config::new(devices.map(|device| &device.limits)),
         guest_memory: config.guest_memory,

@@ -15,7 +15,6 @@ use crate::error::Fatal;
 /// Below are stdin, stdout and stderr.
 const FIRST_FD: RawFd = 3;
 const MAX_FD: u64 = 0x7fff_ffff;
-const MAX_MODE: u32 = 0o777;
 /// The next one stands for none.
 const MAX_GROUP: u64 = 0xffff_fffe;
 const LISTEN_FDS: &str = "environment variable LISTEN_FDS";
@@ -34,7 +33,7 @@ impl Given<'_> {
         // `from_str_radix` would also take a sign.
         digits(self.value)
             .and_then(|_| u32::from_str_radix(self.value.to_str()?, 8).ok())
-            .filter(|&mode| mode <= MAX_MODE)
+            .filter(|&mode| mode <= 0o777)
             .ok_or_else(|| self.bad("is not an octal number from 0 to 777"))
     }
 
