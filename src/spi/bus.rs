@@ -49,13 +49,9 @@ enum State {
     Free,
     /// Nobody; this guest, which waited longest, may begin in its next turn.
     Reserved(GuestNumber),
-    /// A transfer in progress.
-    Running {
-        /// Whose it is.
-        guest: GuestNumber,
-        /// When chip select was asserted for it, or for the one that it continues.
-        asserted_at: Instant,
-    },
+    /// A transfer of this guest in progress; chip select was asserted for it, or for the one that it
+    /// continues, at this moment.
+    Running(GuestNumber, Instant),
     /// A guest between two requests.
     Held(Hold),
 }
@@ -99,7 +95,7 @@ impl Bus {
         let is_taken = match &self.state {
             State::Free => false,
             State::Reserved(guest) => *guest != claim.guest,
-            State::Running { .. } => true,
+            State::Running(..) => true,
             State::Held(hold) => hold.claim.guest != claim.guest || hold.ending,
         };
         if is_taken {
@@ -176,11 +172,8 @@ impl Bus {
     pub fn begin(&mut self, claim: &Claim, store: &mut Box<Store>, now: Instant) {
         std::mem::swap(&mut self.store, store);
         let asserted_at = self.hold().map_or(now, |hold| hold.asserted_at);
-        debug_assert!(!matches!(self.state, State::Running { .. }));
-        self.state = State::Running {
-            guest: claim.guest,
-            asserted_at,
-        };
+        debug_assert!(!matches!(self.state, State::Running(..)));
+        self.state = State::Running(claim.guest, asserted_at);
         if let Some(device) = self.devices.get_mut(claim.device) {
             device.set_user(claim.guest);
         }
@@ -199,7 +192,7 @@ impl Bus {
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
-        debug_assert!(matches!(self.state, State::Running { .. }));
+        debug_assert!(matches!(self.state, State::Running(..)));
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
@@ -214,8 +207,7 @@ impl Bus {
                 device.set_down(false);
                 device.note_outcome(transfer.claim.framed.as_ref(), true);
                 let (claim, head) = (transfer.claim, &transfer.head);
-                self.state = if let (true, State::Running { asserted_at, .. }) = (kept, &self.state)
-                {
+                self.state = if let (true, State::Running(_, asserted_at)) = (kept, &self.state) {
                     State::Held(Hold::new(claim, head, *asserted_at, *now))
                 } else {
                     // By the last message itself.
@@ -231,7 +223,7 @@ impl Bus {
     /// Ends the transfer in progress before its end, and releases chip select where it may be
     /// asserted.
     pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
-        debug_assert!(matches!(self.state, State::Running { .. }));
+        debug_assert!(matches!(self.state, State::Running(..)));
         if let Some(device) = self.devices.get_mut(transfer.claim.device) {
             device.note_outcome(transfer.claim.framed.as_ref(), false);
         }
@@ -291,7 +283,7 @@ impl Bus {
     fn hold(&self) -> Option<&Hold> {
         match &self.state {
             State::Held(hold) => Some(hold),
-            State::Free | State::Reserved(_) | State::Running { .. } => None,
+            State::Free | State::Reserved(_) | State::Running(..) => None,
         }
     }
 
@@ -343,7 +335,7 @@ impl Bus {
     /// The guest that has the bus.
     fn owner(&self) -> Option<GuestNumber> {
         match &self.state {
-            State::Running { guest, .. } => Some(*guest),
+            State::Running(guest, _) => Some(*guest),
             State::Held(hold) => Some(hold.claim.guest),
             State::Free | State::Reserved(_) => None,
         }
@@ -371,8 +363,7 @@ impl Bus {
 
     /// When a hold runs out: [`Bus::expire`] is to be called then.
     pub fn deadline(&self) -> Option<Instant> {
-        let hold = self.hold()?;
-        Some(hold.ends_at(!self.waiters.is_empty()))
+        Some(self.hold()?.ends_at(!self.waiters.is_empty()))
     }
 
     /// Ends a hold that has run out. If `has_request` says that its guest has queued a request by now,
