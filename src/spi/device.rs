@@ -274,22 +274,21 @@ fn limits(config: &DeviceConfig, transfers: &TransferConfig, found: &Capabilitie
 /// Why a device with these limits of speed cannot be served.
 fn check_speed(limits: &Limits) -> Result<(), String> {
     let (min, max) = (limits.min_speed_hz, limits.max_speed_hz);
-    if max == 0 {
-        return Err("reports no limit of its speed; set max-speed-hz".to_owned());
-    }
+    let ms = limits.max_message_ns / 1_000_000;
     // Of the shortest word.
     let bits = limits.bits_per_word_mask.trailing_zeros().saturating_add(1);
-    if wire::bits_ns(bits, max) > limits.max_message_ns {
-        let ms = limits.max_message_ns / 1_000_000;
-        return Err(format!(
+    if max == 0 {
+        Err("reports no limit of its speed; set max-speed-hz".to_owned())
+    } else if wire::bits_ns(bits, max) > limits.max_message_ns {
+        Err(format!(
             "is too slow: at its limit of {max} Hz a word of {bits} bits takes more than {ms} ms \
              (--max-message-ms)"
-        ));
+        ))
+    } else if min > max {
+        Err(format!("min-speed-hz {min} is above the limit of {max} Hz"))
+    } else {
+        Ok(())
     }
-    if min > max {
-        return Err(format!("min-speed-hz {min} is above the limit of {max} Hz"));
-    }
-    Ok(())
 }
 
 /// The mode bits of VIRTIO that a request may set. An active-high chip select is offered where the

@@ -68,9 +68,7 @@ pub fn transfer(memory: &Memory, piece: &Piece) -> Option<()> {
         (Some(tx), Some(rx)) => tx.copy_to_volatile_slice(rx),
         (None, Some(rx)) => {
             for offset in (0..rx.len()).step_by(IDLE.len()) {
-                if let Ok(rest) = rx.offset(offset) {
-                    rest.copy_from(&IDLE);
-                }
+                rx.offset(offset).ok()?.copy_from(&IDLE);
             }
         }
         (_, None) => (),

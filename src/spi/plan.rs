@@ -170,8 +170,7 @@ pub fn plan_message(
         bytes = bytes.saturating_sub(piece.len);
         room = room.saturating_sub(round_up(piece.len, budget.align));
     }
-    let some = (total > 0).then_some(total);
-    some.ok_or(TransferError::NoMessage)
+    (total > 0).then_some(total).ok_or(TransferError::NoMessage)
 }
 
 /// The longest piece at `progress`: at most `most` bytes, and contiguous on both sides unless it is a

@@ -69,16 +69,6 @@ impl Store {
         }
         Ok(())
     }
-
-    /// Removes the result byte from the end of rx.
-    fn drop_last_byte(&mut self) {
-        if let Some(segment) = self.segments.last_mut() {
-            segment.len = segment.len.saturating_sub(1);
-            if segment.len == 0 {
-                self.segments.pop();
-            }
-        }
-    }
 }
 
 /// How to answer a chain: a [`Chain`] that is next in its ring, or one that was [`Consumed`] and is
@@ -240,7 +230,13 @@ impl Parser<'_> {
             return Err(error);
         }
         ensure(self.head_len == HEAD_LEN, ParamError::Malformed)?;
-        self.store.drop_last_byte();
+        let segments = &mut self.store.segments;
+        if let Some(last) = segments.last_mut() {
+            last.len = last.len.saturating_sub(1);
+            if last.len == 0 {
+                segments.pop();
+            }
+        }
         Ok(Request {
             head: TransferHead::parse(&self.head),
             tx_len: self.tx_len,

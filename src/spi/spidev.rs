@@ -92,8 +92,8 @@ impl Spidev {
         let failed = |error: io::Error| Fatal::os(ExitCode::OsError, name, &error);
         let identity = identity(&file).map_err(failed)?;
         if let Some((other, _)) = others.find(|(_, other)| other.identity == identity) {
-            let why = format!("is the same device as '{other}'");
-            return Err(Fatal::new(ExitCode::Usage, format!("{name}: {why}")));
+            let why = format!("{name}: is the same device as '{other}'");
+            return Err(Fatal::new(ExitCode::Usage, why));
         }
         // A lock (`flock`) tells other daemons, but nobody else, that the device is in use.
         if !ffi::try_lock(file.as_raw_fd()).map_err(failed)? {
