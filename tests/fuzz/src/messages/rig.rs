@@ -157,7 +157,7 @@ impl Rig {
         let mut at = None;
         match turn {
             Ok(Turn::Idle) => (),
-            Ok(Turn::Again | Turn::Yields(_)) => self.due = true,
+            Ok(Turn::Again) => self.due = true,
             Ok(Turn::Messages) => self.has_messages = true,
             Ok(Turn::At(moment)) => at = Some(moment),
             Err(error) => self.close(&error),

@@ -85,7 +85,7 @@ fn pass(rig: &mut Rig, most: u32, turns: &mut u32) {
     for _ in 0..most.min(*turns) {
         *turns -= 1;
         match rig.turn() {
-            Turn::Again | Turn::Yields(_) | Turn::Messages => (),
+            Turn::Again | Turn::Messages => (),
             Turn::At(at) => wait(at),
             Turn::Idle if rig.is_woken() => (),
             Turn::Idle => return,
