@@ -6,7 +6,7 @@
 //! address), descriptors name buffers by *guest address*; they have distinct types, so that they
 //! cannot be mixed up. Bytes are only ever reached through a [`VolatileSlice`] that borrows this
 //! table: no reference or slice over guest memory exists, and no pointer outlives a step. The table
-//! is a [`GuestMemory`], so that `virtio-queue` works on it.
+//! is a [`GuestMemoryBackend`], so that `virtio-queue` works on it.
 //!
 //! Invariant: a region is whole pages of a file that lives in memory (with `--guest-memory=any`, of any
 //! file), within that file when it was mapped, and overlaps no other region, in guest or in user
@@ -16,16 +16,11 @@
 //! `chain`, `vring` and files of `spi` for each access.
 
 use std::fs::File;
-use std::io;
-use std::iter::FusedIterator;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
-    ByteValued, Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, Permissions, VolatileMemory,
-    VolatileSlice,
+    ByteValued, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, VolatileMemory, VolatileSlice,
 };
 
 use crate::config::MAX_REGIONS;
@@ -135,56 +130,24 @@ pub struct Memory {
     max_len: u64,
 }
 
-impl GuestMemory for Memory {
-    type PhysicalMemory = GuestMemoryMmap;
-    type Bitmap = ();
+impl GuestMemoryBackend for Memory {
+    type R = GuestRegionMmap;
 
-    fn check_range(&self, address: GuestAddress, len: usize, _access: Permissions) -> bool {
-        self.slices(address.0, len).all(|slice| slice.is_ok())
+    fn iter(&self) -> impl Iterator<Item = &GuestRegionMmap> {
+        self.regions.iter().map(|region| &region.mapping)
     }
 
-    fn get_slices<'m>(
-        &'m self,
-        address: GuestAddress,
-        len: usize,
-        _access: Permissions,
-    ) -> Result<impl GuestMemorySliceIterator<'m, ()>, GuestMemoryError> {
-        Ok(self.slices(address.0, len))
-    }
-}
-
-/// The bytes from a guest address on: a slice for each region that they lie in, and an error where
-/// there is none.
-struct Slices<'m> {
-    memory: &'m Memory,
-    address: u64,
-    /// How many bytes are left.
-    left: usize,
-}
-
-impl<'m> Iterator for Slices<'m> {
-    type Item = Result<VolatileSlice<'m>, GuestMemoryError>;
-
+    /// The region that `address` lies in, and the offset there. Every access comes here.
     #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 {
-            return None;
-        }
-        let here = self.memory.longest_slice(self.address, self.left);
-        let here = here.ok_or(GuestMemoryError::InvalidGuestAddress(GuestAddress(
-            self.address,
-        )));
-        let len = here.as_ref().map_or(self.left, VolatileSlice::len);
-        self.left = self.left.saturating_sub(len);
-        // No region holds the last address of all, so bytes that would wrap end with an error.
-        let step = u64::try_from(len).unwrap_or(u64::MAX);
-        self.address = self.address.saturating_add(step);
-        Some(here)
+    fn to_region_addr(
+        &self,
+        address: GuestAddress,
+    ) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
+        let index = self.upper_bound(address).checked_sub(1)?;
+        let region = &self.regions.get(index)?.mapping;
+        Some((region, region.to_region_addr(address)?))
     }
 }
-
-impl FusedIterator for Slices<'_> {}
-impl<'m> GuestMemorySliceIterator<'m, ()> for Slices<'m> {}
 
 impl Memory {
     /// An empty table, for regions of at most `max_len` bytes in all.
@@ -220,16 +183,16 @@ impl Memory {
             watch,
             _file: file,
         };
-        let index = self.upper_bound(region.description.guest.0);
+        let index = self.upper_bound(region.description.guest);
         self.regions.insert(index, region);
         Ok(())
     }
 
     /// The number of regions that begin at `address` or below.
     #[inline(always)]
-    fn upper_bound(&self, address: u64) -> usize {
+    fn upper_bound(&self, address: GuestAddress) -> usize {
         self.regions
-            .partition_point(|region| region.description.guest.0 <= address)
+            .partition_point(|region| region.description.guest <= address)
     }
 
     /// Removes the region with these addresses and this length. The file offset of the message is
@@ -292,51 +255,18 @@ impl Memory {
         self.regions.iter().any(|region| region.watch.is_hit())
     }
 
-    /// Whether there is no region at all.
-    pub fn is_empty(&self) -> bool {
-        self.regions.is_empty()
-    }
-
-    /// The region that `address` lies in, the offset there in bytes, and how many bytes of the region are
-    /// left from there on. Every access comes here.
-    #[inline(always)]
-    fn locate(&self, address: u64) -> Option<(&GuestRegionMmap, MemoryRegionAddress, u64)> {
-        let index = self.upper_bound(address).checked_sub(1)?;
-        let region = self.regions.get(index)?;
-        let offset = address.checked_sub(region.description.guest.0)?;
-        let left = region.description.len.checked_sub(offset)?;
-        (left > 0).then_some((&region.mapping, MemoryRegionAddress(offset), left))
-    }
-
     /// How many of the `len` bytes from `address` on lie in one region; `None` if `address` is in none.
     #[inline(always)]
     pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
-        let (_, _, left) = self.locate(address)?;
+        let (region, offset) = self.to_region_addr(GuestAddress(address))?;
+        let left = region.len().saturating_sub(offset.0);
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
     }
 
-    fn slices(&self, address: u64, left: usize) -> Slices<'_> {
-        Slices {
-            memory: self,
-            address,
-            left,
-        }
-    }
-
-    /// As many of the `len` bytes at `address` as one region holds; `None` if there is none.
-    #[inline(always)]
-    fn longest_slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        let (region, offset, left) = self.locate(address)?;
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(len);
-        region.get_slice(offset, len).ok()
-    }
-
-    /// `len` bytes at guest address `address`, if one region holds them all; valid while the table is
-    /// borrowed.
     #[inline(always)]
     fn whole_slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        let slice = self.longest_slice(address, len)?;
-        (slice.len() == len).then_some(slice)
+        let (region, offset) = self.to_region_addr(GuestAddress(address))?;
+        region.get_slice(offset, len).ok()
     }
 
     /// `len` bytes at guest address `address`, if one region holds them all; valid while the table is
@@ -359,26 +289,22 @@ impl Memory {
     /// `None` outside of memory.
     #[inline(always)]
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
-        match self.whole_slice(address, bytes.len()) {
-            Some(slice) => {
-                slice.copy_to(bytes);
-                Some(())
-            }
-            None => self.read_slice(bytes, GuestAddress(address)).ok(),
-        }
+        let Some(slice) = self.whole_slice(address, bytes.len()) else {
+            return self.read_slice(bytes, GuestAddress(address)).ok();
+        };
+        slice.copy_to(bytes);
+        Some(())
     }
 
     /// Copies `bytes` to guest address `address`, into as many regions as they lie in; `None` outside
     /// of memory.
     #[inline(always)]
     pub fn write(&self, address: u64, bytes: &[u8]) -> Option<()> {
-        match self.whole_slice(address, bytes.len()) {
-            Some(slice) => {
-                slice.copy_from(bytes);
-                Some(())
-            }
-            None => self.write_slice(bytes, GuestAddress(address)).ok(),
-        }
+        let Some(slice) = self.whole_slice(address, bytes.len()) else {
+            return self.write_slice(bytes, GuestAddress(address)).ok();
+        };
+        slice.copy_from(bytes);
+        Some(())
     }
 
     /// Loads the 16-bit number at the even guest address `address` (acquire: what is read after it is not
@@ -482,7 +408,7 @@ pub(crate) mod tests {
             (u64::MAX, 2, false),
         ] {
             assert_eq!(
-                memory.check_range(GuestAddress(address), len, Permissions::Read),
+                memory.check_range(GuestAddress(address), len),
                 held,
                 "{address:#x} {len:#x}"
             );
@@ -636,7 +562,7 @@ pub(crate) mod tests {
         assert!(memory.remove(&region(MIB, 16 * MIB, 4096)).is_err());
         assert!(memory.remove(&region(MIB, 0, MIB)).is_err());
         memory.remove(&region(MIB, 16 * MIB, MIB)).unwrap();
-        assert!(memory.is_empty());
+        assert_eq!(memory.num_regions(), 0);
     }
 
     #[test]

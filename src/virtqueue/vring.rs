@@ -20,7 +20,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::error::{RingError, SessionError};
 use crate::os::deferred_close::FrontendFile;
@@ -88,7 +88,7 @@ impl Part {
     fn locate(&self, memory: &Memory, len: usize) -> Result<GuestAddress, Misplaced> {
         let begin = memory.translate(self.at);
         let begin = begin.ok_or(Misplaced(*self, "begins outside guest memory"))?;
-        match memory.check_range(begin, len, Permissions::ReadWrite) {
+        match memory.check_range(begin, len) {
             true => Ok(begin),
             false => Err(Misplaced(*self, "ends outside guest memory")),
         }
@@ -195,7 +195,7 @@ impl Vring {
         memory: &Memory,
     ) -> Result<(), Misplaced> {
         self.addresses = Some(addresses);
-        if memory.is_empty() {
+        if memory.num_regions() == 0 {
             return Ok(());
         }
         let mut parts = self.parts(addresses).into_iter();
@@ -251,7 +251,7 @@ impl Vring {
 
     /// Whether the ring is started and enabled, and there is no memory that it could be in.
     pub fn lacks_memory(&self, memory: &Memory) -> bool {
-        self.is_wanted() && memory.is_empty()
+        self.is_wanted() && memory.num_regions() == 0
     }
 
     /// Whether it is to run as soon as it is in memory.
@@ -272,7 +272,7 @@ impl Vring {
     pub fn update(&mut self, memory: &Memory) -> Result<(), Misplaced> {
         let was_running = self.is_running();
         self.queue.set_ready(false);
-        let can_run = self.is_wanted() && !memory.is_empty();
+        let can_run = self.is_wanted() && memory.num_regions() > 0;
         let Some(addresses) = self.addresses.filter(|_| can_run) else {
             return Ok(());
         };
