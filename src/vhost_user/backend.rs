@@ -29,9 +29,9 @@ use crate::config::{GuestNumber, MAX_REGIONS};
 use crate::error::SessionError;
 use crate::os::epoll::Poller;
 use crate::spi::wire::Config;
-use crate::virtqueue::memory::{Memory, MemoryError, UserAddress};
+use crate::virtqueue::memory::{Memory, UserAddress};
 use crate::virtqueue::vring::{
-    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, MAX_SIZE, RingAddresses, Vring,
+    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, MAX_SIZE, Vring,
 };
 
 const F_VERSION_1: u64 = 1 << 32;
@@ -105,13 +105,21 @@ impl Backend {
         guest.memory.clear();
     }
 
-    /// Changes the guest, then lets its ring run or not according to its new state. Nearly every message
-    /// can be the one after which all that a ring needs is there, and front-ends differ in their order.
+    /// Changes the guest for a message about ring `index`, or about the device with its one ring, 0. Then
+    /// lets the ring run or not according to its new state: nearly every message can be the one after which
+    /// all that a ring needs is there, and front-ends differ in their order.
     ///
     /// # Errors
-    /// `change` failed; or the ring should run and is not in memory: it is then broken, which its err
-    /// eventfd reports, and the message is refused.
-    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Guest) -> Result<T>) -> Result<T> {
+    /// There is no such ring; `change` failed; or the ring should run and is not in memory: it is then
+    /// broken, which its err eventfd reports, and the message is refused.
+    pub(super) fn change<T>(
+        &self,
+        index: u32,
+        change: impl FnOnce(&mut Guest) -> Result<T>,
+    ) -> Result<T> {
+        if index != 0 {
+            return Err(Error::InvalidParam);
+        }
         let mut guest = self.guest.borrow_mut();
         let result = change(&mut guest)?;
         let Guest { memory, vring } = &mut *guest;
@@ -127,41 +135,11 @@ impl Backend {
         }
         Ok(result)
     }
-
-    /// Adds or removes one of several regions. Unlike in [`Backend::change`], a ring that is outside of
-    /// memory then waits for the next region: QEMU removes and adds regions one after the other.
-    ///
-    /// # Errors
-    /// `change` failed.
-    pub(super) fn change_memory(
-        &self,
-        change: impl FnOnce(&mut Memory) -> std::result::Result<(), MemoryError>,
-    ) -> Result<()> {
-        let Guest { memory, vring } = &mut *self.guest.borrow_mut();
-        change(memory).map_err(refused)?;
-        let _ = vring.update(memory);
-        Ok(())
-    }
-
-    /// As [`Backend::change`], for a message about ring `index`.
-    ///
-    /// # Errors
-    /// There is no such ring; or as [`Backend::change`].
-    pub(super) fn change_ring<T>(
-        &self,
-        index: u32,
-        change: impl FnOnce(&mut Guest) -> Result<T>,
-    ) -> Result<T> {
-        if index != 0 {
-            return Err(Error::InvalidParam);
-        }
-        self.change(change)
-    }
 }
 
 /// The error of a message that is refused, with the reason for the log.
-pub(super) fn refused(error: impl std::fmt::Display) -> Error {
-    Error::ReqHandlerError(io::Error::other(error.to_string()))
+pub(super) fn refused(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::ReqHandlerError(io::Error::other(error))
 }
 
 fn accepted(accepted: bool) -> Result<()> {
@@ -192,7 +170,7 @@ impl VhostUserBackendReqHandler for Backend {
 
     /// Disables the ring and resets all state of the device; the memory stays.
     fn reset_device(&self) -> Result<()> {
-        self.change(|guest| {
+        self.change(0, |guest| {
             guest.vring.reset();
             Ok(())
         })
@@ -208,7 +186,7 @@ impl VhostUserBackendReqHandler for Backend {
         if features & !FEATURES != 0 {
             return Err(Error::InvalidParam);
         }
-        self.change(|guest| {
+        self.change(0, |guest| {
             guest.vring.set_features(features);
             Ok(())
         })
@@ -224,7 +202,7 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
-        self.change_ring(index, |guest| {
+        self.change(index, |guest| {
             if guest.vring.set_size(num) {
                 return Ok(());
             }
@@ -246,31 +224,27 @@ impl VhostUserBackendReqHandler for Backend {
         if !flags.is_empty() {
             return Err(NOT_OFFERED);
         }
-        let addresses = RingAddresses {
-            desc: UserAddress(descriptor),
-            avail: UserAddress(available),
-            used: UserAddress(used),
-        };
-        self.change_ring(index, |Guest { memory, vring }| {
+        let addresses = [descriptor, available, used].map(UserAddress);
+        self.change(index, |Guest { memory, vring }| {
             vring.set_addresses(addresses, memory).map_err(refused)
         })
     }
 
     /// For a split ring the base is the next available index alone; the used index is in the ring.
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
-        self.change_ring(index, |guest| accepted(guest.vring.set_base(base)))
+        self.change(index, |guest| accepted(guest.vring.set_base(base)))
     }
 
     /// Stops the ring (vhost-user, "Ring states"): the base is where a later start continues.
     fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
-        self.change_ring(index, |guest| {
+        self.change(index, |guest| {
             let base = guest.vring.stop();
             Ok(VhostUserVringState::new(index, base.into()))
         })
     }
 
     fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
-        self.change_ring(index, |guest| {
+        self.change(index, |guest| {
             guest.vring.enabled = enable;
             Ok(())
         })

@@ -17,8 +17,9 @@
 
 use std::io::ErrorKind;
 
+use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vhost::vhost_user::{Error, Result, VhostUserProtocolFeatures};
-use vm_memory::GuestAddress;
+use vm_memory::{ByteValued, GuestAddress};
 
 use crate::os::deferred_close::FrontendFile;
 use crate::os::epoll::{Registered, Token};
@@ -66,7 +67,7 @@ impl Backend {
         if regions.is_empty() || !is_counted || files.len() != regions.len() {
             return Err(Error::InvalidMessage);
         }
-        self.change(|guest| {
+        self.change(0, |guest| {
             // Before the new regions are mapped, so that no guest ever maps more than its share. If one
             // of them is refused the connection ends, so nobody misses the old table.
             guest.memory.clear();
@@ -83,12 +84,18 @@ impl Backend {
             return Err(Error::InactiveOperation(feature));
         }
         let region = describe(region)?;
-        match (request, files.pop(), &**files) {
+        let Guest { memory, vring } = &mut *self.guest();
+        let changed = match (request, files.pop(), &**files) {
             // One fd is accepted and not used (vhost-user, "VHOST_USER_REM_MEM_REG").
-            (Request::REM_MEM_REG, _, []) => self.change_memory(|memory| memory.remove(&region)),
-            (_, Some(file), []) => self.change_memory(|memory| memory.add(region, file)),
-            _ => Err(Error::InvalidMessage),
-        }
+            (Request::REM_MEM_REG, _, []) => memory.remove(&region),
+            (_, Some(file), []) => memory.add(region, file),
+            _ => return Err(Error::InvalidMessage),
+        };
+        changed.map_err(refused)?;
+        // Unlike after other messages, a ring that is outside of memory waits for the next region: QEMU
+        // removes and adds regions one after the other.
+        let _ = vring.update(memory);
+        Ok(())
     }
 
     fn set_vring_file(&self, request: Request, value: u64, files: &mut Files) -> Result<()> {
@@ -97,7 +104,7 @@ impl Backend {
             return Err(Error::IncorrectFds);
         }
         let index = u32::try_from(value & INDEX_MASK).unwrap_or(u32::MAX);
-        self.change_ring(index, |Guest { vring, .. }| {
+        self.change(index, |Guest { vring, .. }| {
             if let Some(file) = &file {
                 check_vring_file(request, file)?;
             }
@@ -115,37 +122,28 @@ impl Backend {
     }
 }
 
-/// The region that `bytes` describe: all of them, in this order.
-fn describe(mut bytes: &[u8]) -> Result<RegionDescription> {
-    let mut field = || -> Result<u64> {
-        let (field, rest) = bytes.split_first_chunk().ok_or(Error::InvalidMessage)?;
-        bytes = rest;
-        Ok(u64::from_le_bytes(*field))
-    };
-    let region = RegionDescription {
-        guest: GuestAddress(field()?),
-        len: field()?,
-        user: UserAddress(field()?),
-        file_offset: field()?,
-    };
-    bytes
-        .is_empty()
-        .then_some(region)
-        .ok_or(Error::InvalidMessage)
+/// The region that `bytes` describe.
+fn describe(bytes: &[u8]) -> Result<RegionDescription> {
+    let region = VhostUserMemoryRegion::from_slice(bytes).ok_or(Error::InvalidMessage)?;
+    Ok(RegionDescription {
+        guest: GuestAddress(region.guest_phys_addr),
+        len: region.memory_size,
+        user: UserAddress(region.user_addr),
+        file_offset: region.mmap_offset,
+    })
 }
 
 /// Refuses a file that is not an eventfd; but SET_VRING_CALL and _ERR may bring one end of a
 /// socketpair, which user-mode Linux does.
 fn check_vring_file(request: Request, file: &FrontendFile) -> Result<()> {
-    match file.kind() {
-        FileKind::Anonymous => (),
-        // The write below is not tried on a socket: its reader would take it for a signal.
-        FileKind::SocketEnd if request != Request::SET_VRING_KICK => return Ok(()),
-        // Nor is a pipe taken: a process that holds its lock would make our write wait, and no signal
-        // interrupts that.
-        FileKind::Memory | FileKind::Mappable | FileKind::SocketEnd | FileKind::Unwanted => {
-            return Err(NOT_AN_EVENTFD);
-        }
+    // The write below is not tried on a socket: its reader would take it for a signal.
+    if file.kind() == FileKind::SocketEnd && request != Request::SET_VRING_KICK {
+        return Ok(());
+    }
+    // Nor on a pipe: a process that holds its lock would make our write wait, and no signal interrupts
+    // that.
+    if file.kind() != FileKind::Anonymous {
+        return Err(NOT_AN_EVENTFD);
     }
     // Of the anonymous inodes only an eventfd takes a write of 0, which changes nothing. It waits if
     // the counter is at its maximum and the front-end made the eventfd blocking.

@@ -15,6 +15,7 @@
 //! Must not: know rings or SPI. Called by `with_fds` and `backend` for messages about memory, and by
 //! `chain`, `vring` and files of `spi` for each access.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::sync::atomic::Ordering;
 
@@ -61,17 +62,6 @@ pub struct RegionDescription {
     pub file_offset: u64,
 }
 
-/// Why a region is refused.
-#[derive(Debug)]
-pub enum MemoryError {
-    /// It breaks a rule, which is named.
-    Refused(&'static str),
-    /// More bytes than this, which is what a guest may have.
-    TooMuch(u64),
-    /// The host refused to map it.
-    Host(io::Error),
-}
-
 /// One of the four numbers is not on a page boundary, or the region is empty or wraps.
 const SHAPE: &str = "region is empty, wraps or is not page aligned";
 /// It overlaps another one, in guest or in user addresses.
@@ -84,17 +74,8 @@ const NOT_MEMORY: &str = "guest memory must be a memfd or a file on tmpfs or hug
                           region's file is not; see --guest-memory";
 const UNKNOWN: &str = "no such region";
 
-impl std::fmt::Display for MemoryError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Refused(why) => f.write_str(why),
-            Self::TooMuch(max) => {
-                let (gib, share) = (max / GIB, "a guest's share of the address space");
-                write!(f, "more than {gib} GiB of memory, {share}")
-            }
-            Self::Host(error) => write!(f, "cannot map region: {error}"),
-        }
-    }
+fn cannot_map(error: impl Display) -> String {
+    format!("cannot map region: {error}")
 }
 
 /// A region that is mapped. Fields are dropped in this order: the close of the file is deferred once
@@ -105,21 +86,6 @@ pub struct Region {
     mapping: GuestRegionMmap,
     watch: Watch,
     _file: FrontendFile,
-}
-
-/// Maps `region` of `file`, and tells the handler of SIGBUS about the mapping.
-fn map(
-    region: &RegionDescription,
-    file: Arc<File>,
-) -> Result<(GuestRegionMmap, Watch), MemoryError> {
-    let page_len = check_file(region, &file)?;
-    let len = usize::try_from(region.len).map_err(|_| MemoryError::Refused(SHAPE))?;
-    let part = FileOffset::from_arc(file, region.file_offset);
-    let mapping = GuestRegionMmap::from_range(region.guest, len, Some(part))
-        .map_err(|error| MemoryError::Host(io::Error::other(error.to_string())))?;
-    let watch =
-        Watch::new(mapping.as_ptr(), len, page_len).ok_or(MemoryError::Refused(TOO_MANY))?;
-    Ok((mapping, watch))
 }
 
 /// The region table of one guest.
@@ -168,15 +134,16 @@ impl Memory {
     /// # Errors
     /// A region that is malformed, overlaps, is not backed by memory, or cannot be mapped; the
     /// table is then as before.
-    pub fn add(
-        &mut self,
-        region: RegionDescription,
-        file: FrontendFile,
-    ) -> Result<(), MemoryError> {
+    pub fn add(&mut self, region: RegionDescription, file: FrontendFile) -> Result<(), String> {
         self.check(&region)?;
         // The kind comes first: a system call on a file of a FUSE server may wait for its answer.
-        let memory = file.memory().ok_or(MemoryError::Refused(NOT_MEMORY))?;
-        let (mapping, watch) = map(&region, memory)?;
+        let memory = file.memory().ok_or(NOT_MEMORY)?;
+        let page_len = check_file(&region, &memory)?;
+        let len = usize::try_from(region.len).map_err(|_| SHAPE)?;
+        let part = FileOffset::from_arc(memory, region.file_offset);
+        let mapping =
+            GuestRegionMmap::from_range(region.guest, len, Some(part)).map_err(cannot_map)?;
+        let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(TOO_MANY)?;
         let region = Region {
             description: region,
             mapping,
@@ -200,11 +167,11 @@ impl Memory {
     ///
     /// # Errors
     /// There is no such region.
-    pub fn remove(&mut self, region: &RegionDescription) -> Result<(), MemoryError> {
+    pub fn remove(&mut self, region: &RegionDescription) -> Result<(), String> {
         let index = self
             .described()
             .position(|r| r.guest == region.guest && r.user == region.user && r.len == region.len)
-            .ok_or(MemoryError::Refused(UNKNOWN))?;
+            .ok_or(UNKNOWN)?;
         self.regions.remove(index);
         Ok(())
     }
@@ -213,22 +180,24 @@ impl Memory {
         self.regions.iter().map(|region| &region.description)
     }
 
-    fn check(&self, region: &RegionDescription) -> Result<(), MemoryError> {
+    fn check(&self, region: &RegionDescription) -> Result<(), String> {
         let starts = [region.guest.0, region.user.0, region.file_offset];
         let is_shaped = starts
             .iter()
             .all(|start| start % PAGE_LEN == 0 && start.checked_add(region.len).is_some());
         if region.len == 0 || region.len % PAGE_LEN != 0 || !is_shaped {
-            return Err(MemoryError::Refused(SHAPE));
+            return Err(SHAPE.into());
         }
         let total = self
             .described()
             .fold(region.len, |sum, r| sum.saturating_add(r.len));
         if self.regions.len() >= MAX_REGIONS {
-            return Err(MemoryError::Refused(TOO_MANY));
+            return Err(TOO_MANY.into());
         }
         if total > self.max_len {
-            return Err(MemoryError::TooMuch(self.max_len));
+            let gib = self.max_len / GIB;
+            let why = format!("more than {gib} GiB of memory, a guest's share of the address space");
+            return Err(why);
         }
         let overlaps = |a: u64, b: u64, b_len: u64| {
             a < b.saturating_add(b_len) && b < a.saturating_add(region.len)
@@ -236,7 +205,7 @@ impl Memory {
         if self.described().any(|r| {
             overlaps(region.guest.0, r.guest.0, r.len) || overlaps(region.user.0, r.user.0, r.len)
         }) {
-            return Err(MemoryError::Refused(OVERLAP));
+            return Err(OVERLAP.into());
         }
         Ok(())
     }
@@ -318,19 +287,19 @@ impl Memory {
 
 /// Checks that the region is whole pages of `file`, and ends within it if it has a length. Returns the
 /// length of its pages, if they are huge ones.
-fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, MemoryError> {
+fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, String> {
     // A part of a huge page could be mapped, but neither unmapped nor, after SIGBUS, replaced.
-    let page_len = file_kind::huge_page_len(file).map_err(MemoryError::Host)?;
+    let page_len = file_kind::huge_page_len(file).map_err(cannot_map)?;
     let numbers = [region.len, region.file_offset];
     if page_len.is_some_and(|len| !numbers.iter().all(|n| n.checked_rem(len) == Some(0))) {
-        return Err(MemoryError::Refused(SHAPE));
+        return Err(SHAPE.into());
     }
-    let metadata = file.metadata().map_err(MemoryError::Host)?;
+    let metadata = file.metadata().map_err(cannot_map)?;
     // A driver's file has length 0, and its mapping is the driver's to refuse.
     let has_length = metadata.is_file() || metadata.len() > 0;
     let end = region.file_offset.saturating_add(region.len);
     if has_length && end > metadata.len() {
-        return Err(MemoryError::Refused(BEYOND_FILE));
+        return Err(BEYOND_FILE.into());
     }
     Ok(page_len.and_then(|len| usize::try_from(len).ok()))
 }
@@ -348,7 +317,7 @@ pub(crate) mod tests {
     fn file(name: &std::ffi::CStr, flags: u32, len: u64) -> File {
         // SAFETY: the name is a C string.
         let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-        assert!(fd >= 0, "{name:?}: {}", io::Error::last_os_error());
+        assert!(fd >= 0, "{name:?}: {}", std::io::Error::last_os_error());
         // SAFETY: memfd_create gave this fd to us alone.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(len).unwrap();
@@ -454,38 +423,18 @@ pub(crate) mod tests {
         let mut memory = Memory::new(1 << 40);
         memory.add(region(MIB, 16 * MIB, MIB), memfd(MIB)).unwrap();
         let mut add = |r, len| memory.add(r, memfd(len)).unwrap_err();
-        assert!(matches!(
-            add(region(4 * MIB, 0, 0), MIB),
-            MemoryError::Refused(SHAPE)
-        ));
-        assert!(matches!(
-            add(region(4 * MIB + 1, 0, MIB), MIB),
-            MemoryError::Refused(SHAPE)
-        ));
-        assert!(matches!(
-            add(region(4 * MIB, 8, MIB), MIB),
-            MemoryError::Refused(SHAPE)
-        ));
-        assert!(matches!(
-            add(region(0u64.wrapping_sub(4096), 0, 8192), MIB),
-            MemoryError::Refused(SHAPE)
-        ));
-        assert!(matches!(
-            add(region(0, 0, 1 << 41), MIB),
-            MemoryError::TooMuch(_)
-        ));
-        assert!(matches!(
-            add(region(2 * MIB - 4096, 0, MIB), MIB),
-            MemoryError::Refused(OVERLAP)
-        ));
-        assert!(matches!(
-            add(region(4 * MIB, 15 * MIB, 2 * MIB), 2 * MIB),
-            MemoryError::Refused(OVERLAP)
-        ));
-        assert!(matches!(
-            add(region(4 * MIB, 0, 2 * MIB), MIB),
-            MemoryError::Refused(BEYOND_FILE)
-        ));
+        assert_eq!(add(region(4 * MIB, 0, 0), MIB), SHAPE);
+        assert_eq!(add(region(4 * MIB + 1, 0, MIB), MIB), SHAPE);
+        assert_eq!(add(region(4 * MIB, 8, MIB), MIB), SHAPE);
+        assert_eq!(add(region(0u64.wrapping_sub(4096), 0, 8192), MIB), SHAPE);
+        let too_much = add(region(0, 0, 1 << 41), MIB);
+        assert!(
+            too_much.starts_with("more than 1024 GiB of memory"),
+            "{too_much}"
+        );
+        assert_eq!(add(region(2 * MIB - 4096, 0, MIB), MIB), OVERLAP);
+        assert_eq!(add(region(4 * MIB, 15 * MIB, 2 * MIB), 2 * MIB), OVERLAP);
+        assert_eq!(add(region(4 * MIB, 0, 2 * MIB), MIB), BEYOND_FILE);
     }
 
     #[test]
@@ -495,7 +444,7 @@ pub(crate) mod tests {
         let error = Memory::new(1 << 40)
             .add(region(0, 0, 4096), file)
             .unwrap_err();
-        assert!(matches!(error, MemoryError::Refused(NOT_MEMORY)));
+        assert_eq!(error, NOT_MEMORY);
     }
 
     /// Its close is deferred, whether it was mapped or not.
@@ -519,7 +468,7 @@ pub(crate) mod tests {
         let error = Memory::new(1 << 40)
             .add(region(0, 0, 4096), file)
             .unwrap_err();
-        assert!(matches!(error, MemoryError::Refused(SHAPE)));
+        assert_eq!(error, SHAPE);
     }
 
     #[test]
@@ -552,7 +501,7 @@ pub(crate) mod tests {
         let error = memory
             .add(region(64 * MIB, 64 * MIB, 4096), memfd(4096))
             .unwrap_err();
-        assert!(matches!(error, MemoryError::Refused(TOO_MANY)));
+        assert_eq!(error, TOO_MANY);
     }
 
     #[test]

@@ -16,7 +16,6 @@
 //!
 //! Called by `backend` and `with_fds` for messages about the ring, by `requestq` for each request.
 
-use std::fmt;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
@@ -48,36 +47,21 @@ const AVAIL_HEADER_LEN: u64 = 4;
 /// Length of an entry of the available ring in bytes: the index of a chain's first descriptor.
 const AVAIL_ENTRY_LEN: u64 = 2;
 
-/// Where the three parts of the ring are, in the front-end's address space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingAddresses {
-    /// Descriptor table.
-    pub desc: UserAddress,
-    /// Available ring.
-    pub avail: UserAddress,
-    /// Used ring.
-    pub used: UserAddress,
-}
-
-/// Why a ring cannot run: a part of it is not aligned, or not wholly in guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Misplaced(Part, &'static str);
-
-impl fmt::Display for Misplaced {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(Part { name, at, .. }, why) = self;
-        write!(f, "{name} at user address {:#x} {why}", at.0)
-    }
-}
+/// Where the three parts of the ring are, in the front-end's address space: descriptor table, available
+/// ring, used ring.
+pub type RingAddresses = [UserAddress; 3];
 
 /// A part of the ring as the front-end described it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part {
     name: &'static str,
     at: UserAddress,
     /// Length in bytes.
     len: usize,
+    /// Gives the queue its guest address, whose alignment is checked.
+    set: SetAddress,
 }
+
+type SetAddress = fn(&mut Queue, GuestAddress) -> Result<(), virtio_queue::Error>;
 
 impl Part {
     /// The guest address of its first byte, if `len` bytes from there are in memory: in one region, or
@@ -85,13 +69,18 @@ impl Part {
     ///
     /// # Errors
     /// One of these bytes is not in guest memory, or the first one is not.
-    fn locate(&self, memory: &Memory, len: usize) -> Result<GuestAddress, Misplaced> {
+    fn locate(&self, memory: &Memory, len: usize) -> Result<GuestAddress, String> {
         let begin = memory.translate(self.at);
-        let begin = begin.ok_or(Misplaced(*self, "begins outside guest memory"))?;
+        let begin = begin.ok_or_else(|| self.misplaced("begins outside guest memory"))?;
         match memory.check_range(begin, len) {
             true => Ok(begin),
-            false => Err(Misplaced(*self, "ends outside guest memory")),
+            false => Err(self.misplaced("ends outside guest memory")),
         }
+    }
+
+    /// Why the ring cannot run, for the log.
+    fn misplaced(&self, why: &str) -> String {
+        format!("{} at user address {:#x} {why}", self.name, self.at.0)
     }
 }
 
@@ -132,12 +121,10 @@ pub struct Vring {
     state: State,
     /// As the last SET_VRING_ADDR gave them, whether they are in memory or not.
     addresses: Option<RingAddresses>,
-    /// The driver may use indirect tables.
-    indirect: bool,
+    /// The feature bits that were acknowledged.
+    features: u64,
     /// As the last SET_VRING_ENABLE left it; [`Vring::update`] applies a change.
     pub enabled: bool,
-    /// No protocol features were acknowledged: the ring needs no enabling.
-    always_enabled: bool,
     /// Chains were completed since the ring was last asked whether the driver wants to be notified.
     completed: bool,
     /// The driver is to be notified, and was not yet.
@@ -157,9 +144,8 @@ impl Default for Vring {
             queue: Queue::new(MAX_SIZE).unwrap_or_default(),
             state: State::Stopped,
             addresses: None,
-            indirect: false,
+            features: 0,
             enabled: false,
-            always_enabled: true,
             completed: false,
             owed: false,
             kick: None,
@@ -174,7 +160,7 @@ impl Vring {
     /// acknowledgement of protocol features outlives this: the ring must still be enabled.
     pub fn reset(&mut self) {
         *self = Self {
-            always_enabled: self.always_enabled,
+            features: self.features & F_PROTOCOL_FEATURES,
             ..Self::default()
         };
     }
@@ -193,7 +179,7 @@ impl Vring {
         &mut self,
         addresses: RingAddresses,
         memory: &Memory,
-    ) -> Result<(), Misplaced> {
+    ) -> Result<(), String> {
         self.addresses = Some(addresses);
         if memory.num_regions() == 0 {
             return Ok(());
@@ -208,11 +194,9 @@ impl Vring {
         base.map(|base| self.queue.set_next_avail(base)).is_ok()
     }
 
-    /// Applies the acknowledged features, also while the ring runs. Without protocol features the ring
-    /// is enabled from its start (vhost-user, "Ring states").
+    /// Applies the acknowledged features, also while the ring runs.
     pub fn set_features(&mut self, features: u64) {
-        self.indirect = features & F_INDIRECT_DESC != 0;
-        self.always_enabled = features & F_PROTOCOL_FEATURES == 0;
+        self.features = features;
         let event_idx = features & F_EVENT_IDX != 0;
         let mut state = self.queue.state();
         let was_on = std::mem::replace(&mut state.event_idx_enabled, event_idx);
@@ -254,9 +238,11 @@ impl Vring {
         self.is_wanted() && memory.num_regions() == 0
     }
 
-    /// Whether it is to run as soon as it is in memory.
+    /// Whether it is to run as soon as it is in memory. Without protocol features it needs no enabling
+    /// (vhost-user, "Ring states").
     fn is_wanted(&self) -> bool {
-        self.state == State::Started && (self.enabled || self.always_enabled)
+        let needs_enabling = self.features & F_PROTOCOL_FEATURES != 0;
+        self.state == State::Started && (self.enabled || !needs_enabling)
     }
 
     /// Whether the ring runs without a kick fd: it must be looked at, because no kick will come.
@@ -269,14 +255,18 @@ impl Vring {
     ///
     /// # Errors
     /// It is started and enabled, and a part of it is not aligned or not in memory.
-    pub fn update(&mut self, memory: &Memory) -> Result<(), Misplaced> {
+    pub fn update(&mut self, memory: &Memory) -> Result<(), String> {
         let was_running = self.is_running();
         self.queue.set_ready(false);
         let can_run = self.is_wanted() && memory.num_regions() > 0;
         let Some(addresses) = self.addresses.filter(|_| can_run) else {
             return Ok(());
         };
-        self.locate(addresses, memory)?;
+        for part in self.parts(addresses) {
+            let begin = part.locate(memory, part.len)?;
+            let set = (part.set)(&mut self.queue, begin);
+            set.map_err(|_| part.misplaced("is not aligned"))?;
+        }
         // SET_VRING_BASE restores the available index alone; the used index is in the ring. While the
         // ring runs, that field is the device's: what a driver writes there is not read back.
         if !was_running {
@@ -288,36 +278,25 @@ impl Vring {
         Ok(())
     }
 
-    /// Sets the queue's guest addresses; it checks their alignment (VIRTIO 1.4, "Split Virtqueues").
-    ///
-    /// # Errors
-    /// The first part that is not aligned or not in memory.
-    fn locate(&mut self, addresses: RingAddresses, memory: &Memory) -> Result<(), Misplaced> {
-        let [desc, avail, used] = self.parts(addresses);
-        let (queue, why) = (&mut self.queue, "is not aligned");
-        let set = queue.try_set_desc_table_address(desc.locate(memory, desc.len)?);
-        set.map_err(|_| Misplaced(desc, why))?;
-        let set = queue.try_set_avail_ring_address(avail.locate(memory, avail.len)?);
-        set.map_err(|_| Misplaced(avail, why))?;
-        let set = queue.try_set_used_ring_address(used.locate(memory, used.len)?);
-        set.map_err(|_| Misplaced(used, why))
-    }
-
     /// The three parts with their lengths (VIRTIO 1.4, "Split Virtqueues"): an entry for each
     /// descriptor, and in both rings 6 bytes more for flags, index and event field. The event field
     /// counts without EVENT_IDX, too: features may change while the ring runs.
-    fn parts(&self, addresses: RingAddresses) -> [Part; 3] {
+    fn parts(&self, [desc, avail, used]: RingAddresses) -> [Part; 3] {
         let size = usize::from(self.queue.size());
-        [
-            ("descriptor table", addresses.desc, 16, 0),
-            ("available ring", addresses.avail, 2, 6),
-            ("used ring", addresses.used, 8, 6),
-        ]
-        .map(|(name, at, entry_len, around)| Part {
+        let part = |name, at, entry_len, around, set| Part {
             name,
             at,
             len: size.saturating_mul(entry_len).saturating_add(around),
-        })
+            set,
+        };
+        let set_desc = Queue::try_set_desc_table_address;
+        let set_avail = Queue::try_set_avail_ring_address;
+        let set_used = Queue::try_set_used_ring_address;
+        [
+            part("descriptor table", desc, 16, 0, set_desc),
+            part("available ring", avail, 2, 6, set_avail),
+            part("used ring", used, 8, 6, set_used),
+        ]
     }
 
     /// How many chains are available that were not consumed, at most the ring's size.
@@ -358,7 +337,7 @@ impl Vring {
         Ok(Chain {
             table: queue.desc_table(),
             table_len: size,
-            indirect: self.indirect,
+            indirect: self.features & F_INDIRECT_DESC != 0,
             head,
         })
     }
@@ -518,11 +497,7 @@ mod tests {
 
         /// Each of the messages below ends with an update, as `Backend::change` has it.
         fn set_addresses(&mut self, desc: u64, avail: u64, used: u64) {
-            let addresses = RingAddresses {
-                desc: UserAddress(desc),
-                avail: UserAddress(avail),
-                used: UserAddress(used),
-            };
+            let addresses = [desc, avail, used].map(UserAddress);
             self.vring.set_addresses(addresses, &self.memory).unwrap();
             self.update();
         }

@@ -18,7 +18,7 @@ use crate::spi::wire::{Config, Limits};
 use crate::vhost_user::backend::Backend;
 use crate::virtqueue::memory::UserAddress;
 use crate::virtqueue::memory::tests::flat_memory;
-use crate::virtqueue::vring::{F_PROTOCOL_FEATURES, RingAddresses};
+use crate::virtqueue::vring::F_PROTOCOL_FEATURES;
 
 const MS: Duration = Duration::from_millis(1);
 const RING_SIZE: u16 = 8;
@@ -115,11 +115,7 @@ impl Player {
         guest_ref.memory = flat_memory();
         let vring = &mut guest_ref.vring;
         assert!(vring.set_size(RING_SIZE.into()));
-        let addresses = RingAddresses {
-            desc: UserAddress(DESC),
-            avail: UserAddress(AVAIL),
-            used: UserAddress(USED),
-        };
+        let addresses = [DESC, AVAIL, USED].map(UserAddress);
         let _ = vring.set_addresses(addresses, &guest_ref.memory);
         let signal = FrontendFile::new(device_end, FileKind::SocketEnd, &Closer::default());
         vring.call = Some(signal);

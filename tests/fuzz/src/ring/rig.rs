@@ -18,9 +18,7 @@ use vhost_device_spi::spi::bus::Bus;
 use vhost_device_spi::spi::wire::{Config, Limits};
 use vhost_device_spi::vhost_user::backend::Backend;
 use vhost_device_spi::virtqueue::memory::{RegionDescription, UserAddress};
-use vhost_device_spi::virtqueue::vring::{
-    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, RingAddresses,
-};
+use vhost_device_spi::virtqueue::vring::{F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES};
 use vm_memory::GuestAddress;
 
 use super::expect::{CUT, Expected, Next, View};
@@ -207,11 +205,7 @@ impl Rig {
             0..240 => self.le16(avail + 2),
             _ => input.u16(),
         };
-        let addresses = RingAddresses {
-            desc: user(desc),
-            avail: user(avail),
-            used: user(used),
-        };
+        let addresses = [desc, avail, used].map(user);
         let kick = FrontendFile::new(fds::eventfd(), FileKind::Anonymous, &self.closer());
         let token = Token::Kick(GuestNumber::default());
         let kick = Registered::new(&self.shared.poller, kick, token).unwrap();
