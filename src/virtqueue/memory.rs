@@ -138,12 +138,12 @@ impl Memory {
         self.check(&region)?;
         // The kind comes first: a system call on a file of a FUSE server may wait for its answer.
         let memory = file.memory().ok_or(NOT_MEMORY)?;
-        let page_len = check_file(&region, &memory)?;
+        check_file(&region, &memory)?;
         let len = usize::try_from(region.len).map_err(|_| SHAPE)?;
         let part = FileOffset::from_arc(memory, region.file_offset);
         let mapping =
             GuestRegionMmap::from_range(region.guest, len, Some(part)).map_err(cannot_map)?;
-        let watch = Watch::new(mapping.as_ptr(), len, page_len).ok_or(TOO_MANY)?;
+        let watch = Watch::new(mapping.as_ptr(), len).ok_or(TOO_MANY)?;
         let region = Region {
             description: region,
             mapping,
@@ -285,9 +285,8 @@ impl Memory {
     }
 }
 
-/// Checks that the region is whole pages of `file`, and ends within it if it has a length. Returns the
-/// length of its pages, if they are huge ones.
-fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, String> {
+/// Checks that the region is whole pages of `file`, and ends within it if it has a length.
+fn check_file(region: &RegionDescription, file: &File) -> Result<(), String> {
     // A part of a huge page could be mapped, but neither unmapped nor, after SIGBUS, replaced.
     let page_len = file_kind::huge_page_len(file).map_err(cannot_map)?;
     let numbers = [region.len, region.file_offset];
@@ -301,7 +300,7 @@ fn check_file(region: &RegionDescription, file: &File) -> Result<Option<usize>, 
     if has_length && end > metadata.len() {
         return Err(BEYOND_FILE.into());
     }
-    Ok(page_len.and_then(|len| usize::try_from(len).ok()))
+    Ok(())
 }
 
 #[cfg(test)]

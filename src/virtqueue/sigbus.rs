@@ -8,12 +8,13 @@
 //! ends the session to which it belongs. Any other SIGBUS is a fault of our own and ends the process.
 //!
 //! Only a piece: where the kernel does not overcommit (`vm.overcommit_memory=2`), it would refuse to
-//! replace a region of more than the host can grant, and the process would end. The exception is a
-//! mapping that the kernel does not cut there, as a driver may have it: all of it is replaced.
+//! replace a region of more than the host can grant, and the process would end. So it is the smallest
+//! piece that the kernel cuts out: a huge page, or all of a mapping of a driver that allows no cut.
 //!
 //! The handler reads nothing but atomics, in a table that is big enough for all guests.
 
 use std::io;
+use std::iter;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -22,7 +23,7 @@ use vmm_sys_util::signal::register_signal_handler;
 use crate::config::{MAX_GUESTS, MAX_REGIONS};
 
 const SLOTS: usize = MAX_GUESTS * MAX_REGIONS;
-/// Bytes that are replaced at once where pages are not huge: whole pages on all architectures.
+/// Bytes that are replaced at once, where the kernel can: whole pages on all architectures.
 const PIECE_LEN: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -30,8 +31,6 @@ struct Slot {
     /// Address of the mapping; 0 if the slot is free.
     start: AtomicUsize,
     len: AtomicUsize,
-    /// A power of two.
-    piece_len: AtomicUsize,
     hit: AtomicBool,
 }
 
@@ -39,7 +38,6 @@ static TABLE: [Slot; SLOTS] = [const {
     Slot {
         start: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
-        piece_len: AtomicUsize::new(0),
         hit: AtomicBool::new(false),
     }
 }; SLOTS];
@@ -52,15 +50,12 @@ static HIT: AtomicBool = AtomicBool::new(false);
 pub struct Watch(&'static Slot);
 
 impl Watch {
-    /// Tells the handler about the mapping of `len` bytes at `start`, with pages of `page_len` if they
-    /// are huge; `None` if its table is full.
-    pub fn new(start: *mut u8, len: usize, page_len: Option<usize>) -> Option<Self> {
+    /// Tells the handler about the mapping of `len` bytes at `start`; `None` if its table is full.
+    pub fn new(start: *mut u8, len: usize) -> Option<Self> {
         let mut slots = TABLE.iter();
         let slot = slots.find(|slot| slot.start.load(Ordering::Relaxed) == 0)?;
         slot.hit.store(false, Ordering::Relaxed);
         slot.len.store(len, Ordering::Relaxed);
-        let piece_len = page_len.unwrap_or(PIECE_LEN);
-        slot.piece_len.store(piece_len, Ordering::Relaxed);
         slot.start
             .store(start.expose_provenance(), Ordering::Release);
         Some(Self(slot))
@@ -103,11 +98,10 @@ extern "C" fn on_sigbus(
     let address = unsafe { info.si_addr() }.addr();
     for slot in &TABLE {
         let start = slot.start.load(Ordering::Acquire);
-        let len = slot.len.load(Ordering::Relaxed);
-        let piece_len = slot.piece_len.load(Ordering::Relaxed);
-        let end = start.saturating_add(len);
+        let end = start.saturating_add(slot.len.load(Ordering::Relaxed));
         let is_hit = start != 0 && (start..end).contains(&address);
-        if is_hit && (replace_piece(start, end, address, piece_len) || replace(start, len)) {
+        let mut piece_lens = iter::successors(Some(PIECE_LEN), |len| len.checked_mul(2));
+        if is_hit && piece_lens.any(|len| replace_piece(start, end, address, len)) {
             slot.hit.store(true, Ordering::Relaxed);
             HIT.store(true, Ordering::Relaxed);
             return;
@@ -118,17 +112,13 @@ extern "C" fn on_sigbus(
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
 }
 
-/// Replaces what `address` lies in: the piece of `piece_len` bytes, as far as it belongs to the mapping
-/// from `start` to `end`.
+/// Puts anonymous memory in place of the piece of `piece_len` bytes, a power of two, that `address` lies
+/// in, as far as it belongs to the mapping from `start` to `end`.
 fn replace_piece(start: usize, end: usize, address: usize, piece_len: usize) -> bool {
     let first = address & !piece_len.saturating_sub(1);
     let last = first.saturating_add(piece_len).min(end);
     let first = first.max(start);
-    replace(first, last.saturating_sub(first))
-}
-
-/// Puts anonymous memory in place of `len` bytes from address `first` on.
-fn replace(first: usize, len: usize) -> bool {
+    let len = last.saturating_sub(first);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let at = ptr::with_exposed_provenance_mut(first);
@@ -171,7 +161,7 @@ mod tests {
     fn access_to_a_truncated_mapping_goes_on_and_is_told() {
         install().unwrap();
         let (file, start) = map(8192);
-        let watch = Watch::new(start, 8192, None).unwrap();
+        let watch = Watch::new(start, 8192).unwrap();
         assert!(!watch.is_hit());
         file.set_len(0).unwrap();
         // SAFETY: within the mapping; the handler makes the access good.
@@ -182,13 +172,13 @@ mod tests {
         unsafe { libc::munmap(start.cast(), 8192) };
     }
 
-    /// Huge pages stand for a driver's mapping that the kernel does not cut into pieces of 64 KiB.
+    /// Huge pages stand for any mapping that the kernel does not cut into pieces of 64 KiB.
     #[test]
-    fn access_to_a_truncated_mapping_that_cannot_be_cut_replaces_all_of_it() {
+    fn access_to_a_truncated_mapping_that_cannot_be_cut_there_replaces_more_of_it() {
         const LEN: usize = 1 << 30;
         install().unwrap();
         let (file, start) = map_memfd(LEN, libc::MFD_HUGETLB);
-        let watch = Watch::new(start, LEN, None).unwrap();
+        let watch = Watch::new(start, LEN).unwrap();
         file.set_len(0).unwrap();
         // SAFETY: within the mapping; the handler makes the access good.
         unsafe { start.add(5000).write_volatile(1) };
@@ -203,7 +193,7 @@ mod tests {
         const LEN: usize = 3 * PIECE_LEN;
         install().unwrap();
         let (file, start) = map(LEN);
-        let watch = Watch::new(start, LEN, None).unwrap();
+        let watch = Watch::new(start, LEN).unwrap();
         file.set_len(4096).unwrap();
         // SAFETY: within the mapping; the handler makes the access good.
         unsafe { start.add(LEN - 1).write_volatile(1) };
