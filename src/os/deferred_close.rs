@@ -19,7 +19,7 @@
 //! which takes long but comes to an end; all else stays open until the kernel takes it, and
 //! the messages of a guest that has much of it wait.
 //!
-//! This cannot help where every close waits, not the last one alone: see [`FrontendFile::classify`].
+//! This cannot help where every close waits, not the last one alone: see [`file_kind::of`](crate::os::file_kind::of).
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -32,8 +32,7 @@ use std::sync::Arc;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::config::GuestNumber;
-use crate::os::file_kind::{self, FileKind};
-use crate::os::mounts::Mounts;
+use crate::os::file_kind::FileKind;
 
 /// Most fds that are handed to the kernel at once: with the receiver, fewer than the 253 of one
 /// message.
@@ -170,23 +169,6 @@ impl FrontendFile {
             file: Some(Arc::new(file.into().into())),
             kind,
             closer: closer.clone(),
-        }
-    }
-
-    /// Classifies `fd`, once; `may_be_mapped` as for [`file_kind::of`]. `None` if closing it may wait,
-    /// for ever even: then it is left open, which puts the wait off to the end of the process.
-    pub fn classify(
-        fd: OwnedFd,
-        mounts: &Mounts,
-        may_be_mapped: bool,
-        closer: &Closer,
-    ) -> Option<Self> {
-        match file_kind::of(fd, mounts, may_be_mapped) {
-            Ok((fd, kind)) => Some(Self::new(fd, kind, closer)),
-            Err(fd) => {
-                std::mem::forget(fd);
-                None
-            }
         }
     }
 

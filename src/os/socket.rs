@@ -5,38 +5,34 @@
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
+use crate::error::SessionError;
 use crate::os::ffi;
 
 pub use crate::os::ffi::MAX_RECEIVED_FDS;
 
-/// The result of a receipt, beside fds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Received {
-    /// Nothing is there yet.
-    Nothing,
-    /// So many bytes.
-    Bytes(usize),
-    /// The peer is gone, and all that it sent was received.
-    End,
-}
-
-/// Receives bytes on the socket `fd`, and the fds that come with them into `fds`, close-on-exec.
+/// Receives bytes on the socket `fd`, and the fds that come with them into `fds`, close-on-exec. Returns
+/// how many bytes; `None` if nothing is there yet.
 ///
 /// A receipt ends after the piece that fds came with: these belong to the bytes received.
 ///
 /// # Errors
-/// The kernel's; `StorageFull` if the process had no room for a further fd: the kernel has then
-/// closed some. It closes none for want of room here, since no receipt brings more than [`MAX_RECEIVED_FDS`].
-pub fn receive(fd: RawFd, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Received> {
+/// The peer is gone, and all that it sent was received. Or the process had no room for a further fd: the
+/// kernel has then closed some. It closes none for want of room here, since no receipt brings more than
+/// [`MAX_RECEIVED_FDS`]. Or the kernel's.
+pub fn receive(
+    fd: RawFd,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> Result<Option<usize>, SessionError> {
     match ffi::receive(fd, bytes, fds) {
-        Ok((_, true)) => Err(io::ErrorKind::StorageFull.into()),
-        Ok((0, false)) => Ok(Received::End),
-        Ok((len, false)) => Ok(Received::Bytes(len)),
+        Ok((_, true)) => Err(SessionError::Fds("are more than the process may have")),
+        Ok((0, false)) => Err(SessionError::Disconnected),
+        Ok((len, false)) => Ok(Some(len)),
         Err(error) => match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EINTR) => Ok(Received::Nothing),
+            Some(libc::EAGAIN | libc::EINTR) => Ok(None),
             // It left without reading all of our answers.
-            Some(libc::ECONNRESET) => Ok(Received::End),
-            Some(_) | None => Err(error),
+            Some(libc::ECONNRESET) => Err(SessionError::Disconnected),
+            Some(_) | None => Err(SessionError::Host(error)),
         },
     }
 }
@@ -78,15 +74,12 @@ mod tests {
         front.send_with_fds(&[&[1u8][..]], &given).unwrap();
         let (mut bytes, mut fds) = ([0; 2], Vec::new());
         let received = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap();
-        assert_eq!(
-            (received, fds.len()),
-            (Received::Bytes(1), MAX_RECEIVED_FDS)
-        );
+        assert_eq!((received, fds.len()), (Some(1), MAX_RECEIVED_FDS));
         let received = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap();
-        assert_eq!(received, Received::Nothing);
+        assert_eq!(received, None);
         drop((front, fds));
-        let received = receive(back.as_raw_fd(), &mut bytes, &mut Vec::new()).unwrap();
-        assert_eq!(received, Received::End);
+        let received = receive(back.as_raw_fd(), &mut bytes, &mut Vec::new());
+        assert!(matches!(received, Err(SessionError::Disconnected)));
     }
 
     #[test]
@@ -95,7 +88,7 @@ mod tests {
         assert_eq!(send(back.as_raw_fd(), &[1]).unwrap(), 1);
         drop(front);
         let received = receive(back.as_raw_fd(), &mut [0], &mut Vec::new());
-        assert_eq!(received.unwrap(), Received::End);
+        assert!(matches!(received, Err(SessionError::Disconnected)));
     }
 
     #[test]
@@ -110,7 +103,7 @@ mod tests {
         assert_eq!(send(front.as_raw_fd(), &[3]).unwrap(), 1);
         let mut all = Vec::new();
         let (mut bytes, mut fds) = ([0; 4], Vec::new());
-        while let Received::Bytes(len) = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap() {
+        while let Some(len) = receive(back.as_raw_fd(), &mut bytes, &mut fds).unwrap() {
             all.extend_from_slice(&bytes[..len]);
         }
         assert_eq!(all, [1, 2, 3]);

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use vhost::vhost_user::{BackendReqHandler, VhostUserProtocolFeatures};
 
 use crate::error::SessionError;
-use crate::os::socket::{self, Received};
+use crate::os::socket;
 use crate::vhost_user::backend::Backend;
 use crate::vhost_user::message::{Header, Kind, MAX_LEN};
 use crate::vhost_user::reader::Message;
@@ -64,7 +64,7 @@ impl Handler {
     /// It was refused: the connection must end, after the reply.
     pub fn handle(&mut self, mut message: Message<'_>) -> Result<(), SessionError> {
         let header = message.header;
-        let handled = if message.kind == Kind::Fds {
+        let handled = if matches!(message.kind, Kind::Memory | Kind::Eventfd) {
             let handled = self.backend.handle_with_fds(&mut message);
             handled.map_err(SessionError::of_vhost)
         } else if !message.files.is_empty() {
@@ -90,8 +90,7 @@ impl Handler {
         }
         let handled = self.crate_end.handle_request();
         let mut reply = [0; MAX_LEN];
-        let received = socket::receive(pair, &mut reply, &mut Vec::new());
-        if let Received::Bytes(len) = received.map_err(SessionError::Host)? {
+        if let Some(len) = socket::receive(pair, &mut reply, &mut Vec::new())? {
             self.unsent = reply.into_iter().take(len).collect();
         }
         handled.map_err(SessionError::of_vhost)

@@ -38,8 +38,10 @@ pub enum Kind {
     Plain,
     /// The `vhost` crate; the reply has a value that the front-end waits for.
     Reply,
-    /// [`with_fds`](super::with_fds), since fds may come with it; the answer is an acknowledgement.
-    Fds,
+    /// [`with_fds`](super::with_fds), since its fds are guest memory; the answer is an acknowledgement.
+    Memory,
+    /// The same, but its fd is the ring's.
+    Eventfd,
 }
 
 /// The requests that are served (vhost-user, "Front-end message types"); every other one ends the
@@ -50,14 +52,14 @@ const SERVED: [(Request, Kind); 22] = [
     (Request::SET_FEATURES, Kind::Plain),
     (Request::SET_OWNER, Kind::Plain),
     (Request::RESET_OWNER, Kind::Plain),
-    (Request::SET_MEM_TABLE, Kind::Fds),
+    (Request::SET_MEM_TABLE, Kind::Memory),
     (Request::SET_VRING_NUM, Kind::Plain),
     (Request::SET_VRING_ADDR, Kind::Plain),
     (Request::SET_VRING_BASE, Kind::Plain),
     (Request::GET_VRING_BASE, Kind::Reply),
-    (Request::SET_VRING_KICK, Kind::Fds),
-    (Request::SET_VRING_CALL, Kind::Fds),
-    (Request::SET_VRING_ERR, Kind::Fds),
+    (Request::SET_VRING_KICK, Kind::Eventfd),
+    (Request::SET_VRING_CALL, Kind::Eventfd),
+    (Request::SET_VRING_ERR, Kind::Eventfd),
     (Request::GET_PROTOCOL_FEATURES, Kind::Reply),
     (Request::SET_PROTOCOL_FEATURES, Kind::Plain),
     (Request::GET_QUEUE_NUM, Kind::Reply),
@@ -66,8 +68,8 @@ const SERVED: [(Request, Kind); 22] = [
     (Request::SET_CONFIG, Kind::Plain),
     (Request::RESET_DEVICE, Kind::Plain),
     (Request::GET_MAX_MEM_SLOTS, Kind::Reply),
-    (Request::ADD_MEM_REG, Kind::Fds),
-    (Request::REM_MEM_REG, Kind::Fds),
+    (Request::ADD_MEM_REG, Kind::Memory),
+    (Request::REM_MEM_REG, Kind::Memory),
 ];
 
 /// A header as it was received.
@@ -119,13 +121,7 @@ impl Header {
 
     /// Whether the files of the message are guest memory.
     pub fn shares_memory(&self) -> bool {
-        let served = self.served().map(|(request, _)| request);
-        served.is_some_and(|request| {
-            matches!(
-                request,
-                Request::SET_MEM_TABLE | Request::ADD_MEM_REG | Request::REM_MEM_REG
-            )
-        })
+        matches!(self.served(), Some((_, Kind::Memory)))
     }
 
     /// Whether the message asks for an acknowledgement (vhost-user, "REPLY_ACK"). The flag has no

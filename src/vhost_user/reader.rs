@@ -14,14 +14,14 @@
 //!
 //! Must not: know the effect of a message. Called by `connection`.
 
-use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use crate::config::GuestMemory;
 use crate::error::SessionError;
 use crate::os::deferred_close::{Closer, FrontendFile};
+use crate::os::file_kind;
 use crate::os::mounts::Mounts;
-use crate::os::socket::{self, Received};
+use crate::os::socket;
 use crate::vhost_user::message::{HEADER_LEN, Header, Kind, MAX_FDS, Request};
 
 /// A whole message, its body not decoded.
@@ -56,8 +56,6 @@ pub struct Reader {
     /// How many bytes of it were received.
     len: usize,
     files: Vec<FrontendFile>,
-    /// Fds that were received and not classified yet.
-    fds: Vec<OwnedFd>,
     guest_memory: GuestMemory,
     closer: Closer,
     /// The peer is gone, and nothing that it sent is left in the socket, whose close is then quick.
@@ -71,7 +69,6 @@ impl Reader {
             bytes: Vec::new(),
             len: 0,
             files: Vec::new(),
-            fds: Vec::new(),
             guest_memory,
             closer,
             is_drained: false,
@@ -92,19 +89,16 @@ impl Reader {
             // No byte after the end of this message: it would belong to the next one.
             self.bytes.resize(whole_len, 0);
             let room = self.bytes.get_mut(self.len..);
-            let received = socket::receive(stream, room.unwrap_or_default(), &mut self.fds);
-            if let Ok(Received::Bytes(len)) = received {
+            let mut fds = Vec::new();
+            let received = socket::receive(stream, room.unwrap_or_default(), &mut fds);
+            if let Ok(Some(len)) = received {
                 self.len = self.len.saturating_add(len);
             }
             // Also after an error: each of the fds belongs to the process now.
-            self.classify(mounts)?;
-            match received.map_err(receipt_error)? {
-                Received::Nothing => return Ok(false),
-                Received::End => {
-                    self.is_drained = true;
-                    return Err(SessionError::Disconnected);
-                }
-                Received::Bytes(_) => (),
+            self.classify(fds, mounts)?;
+            self.is_drained = matches!(received, Err(SessionError::Disconnected));
+            if received?.is_none() {
+                return Ok(false);
             }
         }
     }
@@ -122,18 +116,22 @@ impl Reader {
     }
 
     /// Classifies the fds that were just received. Fds that come before the whole header are not taken for
-    /// [`FileKind::Mappable`](crate::os::file_kind::FileKind::Mappable): their use is not known yet.
+    /// [`FileKind::Mappable`](file_kind::FileKind::Mappable): their use is not known yet.
     ///
     /// # Errors
-    /// Some had to be left open, or the message has too many.
-    fn classify(&mut self, mounts: &Mounts) -> Result<(), SessionError> {
+    /// Some had to be left open, which puts the wait for their close off to the end of the process; or the
+    /// message has too many.
+    fn classify(&mut self, fds: Vec<OwnedFd>, mounts: &Mounts) -> Result<(), SessionError> {
         let shares_memory = || self.header().is_some_and(|header| header.shares_memory());
         let may_be_mapped = self.guest_memory == GuestMemory::Any && shares_memory();
         let mut left_open = 0u32;
-        for fd in self.fds.drain(..) {
-            match FrontendFile::classify(fd, mounts, may_be_mapped, &self.closer) {
-                Some(file) => self.files.push(file),
-                None => left_open = left_open.saturating_add(1),
+        for fd in fds {
+            match file_kind::of(fd, mounts, may_be_mapped) {
+                Ok((fd, kind)) => self.files.push(FrontendFile::new(fd, kind, &self.closer)),
+                Err(fd) => {
+                    std::mem::forget(fd);
+                    left_open = left_open.saturating_add(1);
+                }
             }
         }
         if left_open > 0 {
@@ -175,14 +173,6 @@ impl Reader {
     /// How many bytes of the message were received.
     pub fn received_len(&self) -> usize {
         self.len
-    }
-}
-
-fn receipt_error(error: io::Error) -> SessionError {
-    if error.kind() == io::ErrorKind::StorageFull {
-        SessionError::Fds("are more than the process may have")
-    } else {
-        SessionError::Host(error)
     }
 }
 
