@@ -25,7 +25,7 @@ use crate::os::deadline_timer::DeadlineTimer;
 use crate::os::epoll::{self, Token};
 use crate::os::log;
 use crate::os::sd_notify::SdNotify;
-use crate::os::signals::{self, SignalAction};
+use crate::os::signals;
 use crate::serve::counters::Report;
 use crate::serve::grant::Shared;
 use crate::serve::requestq::Turn;
@@ -317,8 +317,8 @@ impl EventLoop {
 
     fn obey(&mut self) {
         match signals::take(&self.signals) {
-            Some(SignalAction::End) => self.wind_up(),
-            Some(SignalAction::Report) => self.report.begin(),
+            Some(libc::SIGUSR1) => self.report.begin(),
+            Some(_) => self.wind_up(),
             None => (),
         }
     }
