@@ -16,7 +16,7 @@
 //! of the write.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use vmm_sys_util::signal::register_signal_handler;
 
@@ -29,20 +29,20 @@ const TICK_MS: u32 = 100;
 /// Milliseconds between ticks after that.
 const HASTY_MS: u32 = 10;
 
-// The signal handler uses the last two. All three are used by [`arm`], which the panic hook's line
-// needs as well.
+// The signal handler uses the second. Both are used by [`arm`], which the panic hook's line needs as well.
 
 static INTERVAL_MS: AtomicU32 = AtomicU32::new(TICK_MS);
-static ARMED: AtomicBool = AtomicBool::new(false);
-/// `IDLE`, `WRITTEN` or `WRITING`: from this the next tick decides whether ticks go on.
-static WRITES: AtomicU8 = AtomicU8::new(IDLE);
+/// One of the four below: from this the next tick decides whether ticks go on.
+static WRITES: AtomicU8 = AtomicU8::new(OFF);
 
+/// No tick comes: the timer is not armed.
+const OFF: u8 = 0;
 /// No write since the last tick.
-const IDLE: u8 = 0;
+const IDLE: u8 = 1;
 /// A write was made since the last tick.
-const WRITTEN: u8 = 1;
+const WRITTEN: u8 = 2;
 /// A write is being made.
-const WRITING: u8 = 2;
+const WRITING: u8 = 3;
 
 /// Installs the handler; once, before the first [`arm`].
 ///
@@ -50,8 +50,7 @@ const WRITING: u8 = 2;
 /// The host refused it.
 pub fn install() -> io::Result<()> {
     // Without SA_RESTART: the interrupted write must return.
-    register_signal_handler(libc::SIGALRM, on_tick)
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    Ok(register_signal_handler(libc::SIGALRM, on_tick)?)
 }
 
 /// A write that could block is being made: ticks come until this is dropped.
@@ -71,8 +70,7 @@ pub fn arm() -> Armed {
     // Whatever a unit test calls may write, and a tick without the handler would end the program.
     #[cfg(test)]
     install().unwrap();
-    WRITES.store(WRITING, Ordering::Relaxed);
-    if !ARMED.swap(true, Ordering::Relaxed) {
+    if WRITES.swap(WRITING, Ordering::Relaxed) == OFF {
         set_interval_timer(INTERVAL_MS.load(Ordering::Relaxed));
     }
     Armed(())
@@ -116,7 +114,7 @@ extern "C" fn on_tick(
         WRITING => (),
         WRITTEN => WRITES.store(IDLE, Ordering::Relaxed),
         _ => {
-            ARMED.store(false, Ordering::Relaxed);
+            WRITES.store(OFF, Ordering::Relaxed);
             set_interval_timer(0);
         }
     }
@@ -165,7 +163,7 @@ mod tests {
         while is_armed() {
             tick();
         }
-        assert_eq!(WRITES.load(Ordering::Relaxed), IDLE);
+        assert_eq!(WRITES.load(Ordering::Relaxed), OFF);
         let _armed = arm();
         assert!(is_armed());
     }
