@@ -22,7 +22,7 @@ impl DeadlineTimer {
     /// # Errors
     /// The kernel's.
     pub fn new() -> io::Result<Self> {
-        let timer = TimerFd::new().map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        let timer = TimerFd::new()?;
         Ok(Self { timer, at: None })
     }
 

@@ -83,18 +83,13 @@ impl DeferredClose {
     /// Hands the deferred fds to the kernel. Returns whether it took all of them; if not, try again
     /// later.
     pub fn collect(&self) -> bool {
-        loop {
-            let mut batch: Vec<DeferredFd> = {
-                let mut fds = self.fds.borrow_mut();
-                let len = fds.len().min(BATCH);
-                fds.drain(..len).collect()
-            };
-            if batch.is_empty() {
-                return true;
-            }
+        let mut fds = self.fds.borrow_mut();
+        while !fds.is_empty() {
+            let len = fds.len().min(BATCH);
+            let mut batch: Vec<DeferredFd> = fds.drain(..len).collect();
             let Ok((receiver, sender)) = in_flight(&batch) else {
                 batch.retain(|deferred| !deferred.close_is_bounded);
-                self.fds.borrow_mut().append(&mut batch);
+                fds.append(&mut batch);
                 self.is_touched.set(true);
                 return false;
             };
@@ -104,6 +99,7 @@ impl DeferredClose {
             drop(receiver);
             drop(sender);
         }
+        true
     }
 }
 
@@ -113,9 +109,7 @@ fn in_flight(batch: &[DeferredFd]) -> io::Result<(UnixStream, UnixStream)> {
     let (sender, receiver) = UnixStream::pair()?;
     let fds = batch.iter().map(|deferred| deferred.fd.as_raw_fd());
     let fds: Vec<RawFd> = fds.chain([receiver.as_raw_fd()]).collect();
-    sender
-        .send_with_fds(&[&[0][..]], &fds)
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    sender.send_with_fds(&[&[0][..]], &fds)?;
     Ok((receiver, sender))
 }
 
@@ -180,9 +174,8 @@ impl FrontendFile {
     /// The file, if it is memory or may be. It must be given up before `self` is: the last to have it
     /// closes it.
     pub fn memory(&self) -> Option<Arc<File>> {
-        let file = self.file.as_ref();
-        let file = file.filter(|_| matches!(self.kind, FileKind::Memory | FileKind::Mappable));
-        file.map(Arc::clone)
+        let is_memory = matches!(self.kind, FileKind::Memory | FileKind::Mappable);
+        self.file.clone().filter(|_| is_memory)
     }
 
     /// Writes once, even if that is interrupted.
