@@ -38,20 +38,16 @@ impl SdNotify {
         let Some(address) = address else {
             return Self::default();
         };
-        match connect(address) {
-            Ok(socket) => Self {
-                socket: Some(socket),
-                every,
-                next: None,
-                connected: None,
-            },
-            Err(error) => {
-                let address = address.to_string_lossy();
-                log::warning(format_args!(
-                    "warning: NOTIFY_SOCKET '{address}': {error}; the service manager is told nothing"
-                ));
-                Self::default()
-            }
+        let socket = connect(address).inspect_err(|error| {
+            let address = address.to_string_lossy();
+            log::warning(format_args!(
+                "warning: NOTIFY_SOCKET '{address}': {error}; the service manager is told nothing"
+            ));
+        });
+        Self {
+            every: every.filter(|_| socket.is_ok()),
+            socket: socket.ok(),
+            ..Self::default()
         }
     }
 
