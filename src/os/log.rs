@@ -11,7 +11,6 @@
 //! (`JOURNAL_STREAM` is its device and inode), each line begins with sd-daemon's `<N>` in place of the
 //! program's name, which the journal adds.
 
-use std::ffi::OsStr;
 use std::fmt::{self, Display, Write as _};
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -34,26 +33,16 @@ static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info.priority());
 static IS_JOURNAL: AtomicBool = AtomicBool::new(false);
 
 /// Puts a line into `buffer`, cut where that ends.
-fn compose<'b>(
-    buffer: &'b mut [u8; LINE_LEN],
-    level: LogLevel,
-    is_journal: bool,
-    text: fmt::Arguments<'_>,
-) -> &'b [u8] {
+fn compose<'b>(buffer: &'b mut [u8; LINE_LEN], text: fmt::Arguments<'_>) -> &'b [u8] {
     // The last place is the newline's. Writing fails where the line is cut.
     let (mut room, _) = buffer.split_at_mut(LINE_LEN - 1);
-    let _ = if is_journal {
-        // The journal has the program's name of its own.
-        write!(room, "<{}>{text}", level.priority())
-    } else {
-        write!(room, "{PREFIX}{text}")
-    };
+    let _ = room.write_fmt(text);
     let len = (LINE_LEN - 1).saturating_sub(room.len());
     // A name from the command line must not make two lines of one.
     let written = buffer.iter_mut().take(len);
-    written
-        .filter(|byte| byte.is_ascii_control())
-        .for_each(|byte| *byte = b'?');
+    for byte in written.filter(|byte| byte.is_ascii_control()) {
+        *byte = b'?';
+    }
     if let Some(end) = buffer.get_mut(len) {
         *end = b'\n';
     }
@@ -62,15 +51,13 @@ fn compose<'b>(
 
 /// Finds out whether stderr is the journal; once, before the first line.
 pub fn look_at_stderr() {
-    if let Some(named) = std::env::var_os("JOURNAL_STREAM") {
-        IS_JOURNAL.store(is_stderr(&named).unwrap_or(false), Ordering::Relaxed);
-    }
-}
-
-fn is_stderr(named: &OsStr) -> io::Result<bool> {
-    let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-    let metadata = stderr.metadata()?;
-    Ok(*named == *format!("{}:{}", metadata.dev(), metadata.ino()))
+    let Ok(journal) = std::env::var("JOURNAL_STREAM") else {
+        return;
+    };
+    let stderr = io::stderr().as_fd().try_clone_to_owned();
+    let found = stderr.and_then(|fd| File::from(fd).metadata());
+    let is_journal = found.is_ok_and(|file| journal == format!("{}:{}", file.dev(), file.ino()));
+    IS_JOURNAL.store(is_journal, Ordering::Relaxed);
 }
 
 /// Writes only lines of `level` and above from now on, or none.
@@ -108,7 +95,12 @@ pub fn info(text: fmt::Arguments<'_>) {
 /// Writes one line that was asked for, whatever the level; `false` if it was not written.
 pub fn write(level: LogLevel, text: fmt::Arguments<'_>) -> bool {
     let mut buffer = [0; LINE_LEN];
-    let line = compose(&mut buffer, level, IS_JOURNAL.load(Ordering::Relaxed), text);
+    let line = if IS_JOURNAL.load(Ordering::Relaxed) {
+        // The journal has the program's name of its own.
+        compose(&mut buffer, format_args!("<{}>{text}", level.priority()))
+    } else {
+        compose(&mut buffer, format_args!("{PREFIX}{text}"))
+    };
     if !ffi::is_ready(libc::STDERR_FILENO, libc::POLLOUT) {
         return false;
     }
@@ -181,7 +173,7 @@ pub struct Limiter {
     guest: GuestNumber,
     /// [`write`], or what stands for it in a unit test.
     write: fn(LogLevel, fmt::Arguments<'_>) -> bool,
-    window: Option<Instant>,
+    window_end: Option<Instant>,
     written: u32,
     dropped: u64,
     /// Those of them that no line has told of.
@@ -196,7 +188,7 @@ impl Limiter {
         Self {
             guest,
             write,
-            window: None,
+            window_end: None,
             written: 0,
             dropped: 0,
             unsaid: 0,
@@ -219,11 +211,8 @@ impl Limiter {
 
     /// Whether a line may be written at `now`, which counts as one.
     fn admit(&mut self, now: Instant) -> bool {
-        let fresh = self
-            .window
-            .is_none_or(|start| now.saturating_duration_since(start) >= Self::WINDOW);
-        if fresh {
-            self.window = Some(now);
+        if self.window_end.is_none_or(|end| end <= now) {
+            self.window_end = now.checked_add(Self::WINDOW);
             self.written = 0;
         }
         let admitted = self.written < Self::LINES;
@@ -255,21 +244,19 @@ mod tests {
         assert_eq!(Quoted(&forged).to_string(), "\"a' guest='1\"");
     }
 
-    fn composed(is_journal: bool, text: &str) -> Vec<u8> {
-        let (mut buffer, text) = ([0; LINE_LEN], format_args!("{text}"));
-        compose(&mut buffer, LogLevel::Warning, is_journal, text).to_vec()
+    fn composed(prefix: &str, text: &str) -> Vec<u8> {
+        compose(&mut [0; LINE_LEN], format_args!("{prefix}{text}")).to_vec()
     }
 
     #[test]
     fn line_longer_than_512_bytes_is_cut_and_ends_with_its_newline() {
-        for is_journal in [false, true] {
-            let prefix = if is_journal { "<4>" } else { PREFIX };
+        for prefix in ["<4>", PREFIX] {
             let room = LINE_LEN - prefix.len() - 1;
             for len in [room - 1, room, room + 1, 3 * LINE_LEN] {
                 let text = "x".repeat(len);
                 let kept = "x".repeat(len.min(room));
                 let expected = format!("{prefix}{kept}\n");
-                assert_eq!(composed(is_journal, &text), expected.as_bytes(), "{len}");
+                assert_eq!(composed(prefix, &text), expected.as_bytes(), "{len}");
             }
         }
     }
@@ -277,7 +264,7 @@ mod tests {
     #[test]
     fn line_with_control_characters_stays_one_line() {
         let expected = format!("{PREFIX}a?b?c\n");
-        assert_eq!(composed(false, "a\nb\x1bc"), expected.as_bytes());
+        assert_eq!(composed(PREFIX, "a\nb\x1bc"), expected.as_bytes());
     }
 
     #[test]
@@ -319,7 +306,7 @@ mod tests {
         lines(&mut limiter, 3);
         assert_eq!((limiter.dropped, limiter.unsaid), (8, 3));
         // The next line that is written tells of those alone that were dropped since.
-        limiter.window = None;
+        limiter.window_end = None;
         lines(&mut limiter, 1);
         assert_eq!((limiter.dropped, limiter.unsaid), (8, 0));
     }
