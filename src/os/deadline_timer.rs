@@ -40,9 +40,7 @@ impl DeadlineTimer {
         // Zero would disarm it.
         let shortest = Duration::from_nanos(1);
         let wait = at.saturating_duration_since(Instant::now()).max(shortest);
-        if self.timer.reset(wait, None).is_ok() {
-            self.at = Some(at);
-        }
+        self.at = self.timer.reset(wait, None).ok().map(|()| at);
     }
 
     /// It went off.

@@ -53,14 +53,9 @@ impl Token {
     /// The token of an event; `None` for one that [`Poller`] never registered.
     pub fn decode(data: u64) -> Option<Self> {
         let guest = GuestNumber::new(usize::try_from(data & 0xff).ok()?)?;
-        match data >> 8 {
-            0 => Some(Self::Signal),
-            1 => Some(Self::Timer),
-            2 => Some(Self::Listener(guest)),
-            3 => Some(Self::Connection(guest)),
-            4 => Some(Self::Kick(guest)),
-            _ => None,
-        }
+        let of_guest = [Self::Kick, Self::Connection, Self::Listener].map(|token| token(guest));
+        let mut all = of_guest.into_iter().chain([Self::Timer, Self::Signal]);
+        all.find(|token| token.encode() == data)
     }
 }
 

@@ -26,11 +26,13 @@ const CHUNK_LEN: usize = 4096;
 /// Major and minor number of a file system.
 pub type DeviceNumber = (u32, u32);
 
+/// A mount: its number in the table, and that of its file system there.
+type Mount = (u32, DeviceNumber);
+
 /// A line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Line<'a> {
-    id: u32,
-    device: DeviceNumber,
+    mount: Mount,
     kind: &'a str,
     mount_point: &'a str,
 }
@@ -44,29 +46,19 @@ impl<'a> Line<'a> {
         let mount_point = fields.nth(1)?;
         fields.find(|field| *field == "-")?;
         Some(Self {
-            id,
-            device: (major.parse().ok()?, minor.parse().ok()?),
+            mount: (id, (major.parse().ok()?, minor.parse().ok()?)),
             kind: fields.next()?,
             mount_point,
         })
     }
 }
 
-/// A mount that is trusted.
-#[derive(Debug, Clone, Copy)]
-struct Mount {
-    id: u32,
-    /// The number in the table.
-    device: DeviceNumber,
-    /// The number that its files have.
-    of_files: DeviceNumber,
-}
-
 /// The host's mounts, as they were at start.
 #[derive(Debug, Default)]
 pub struct Mounts {
     table: Option<File>,
-    trusted: Vec<Mount>,
+    /// Those that are trusted, by the number that their files have.
+    trusted: Vec<(DeviceNumber, Mount)>,
     fuse_on_disk: Vec<DeviceNumber>,
 }
 
@@ -86,25 +78,21 @@ impl Mounts {
         let lines: Vec<Line<'_>> = text.lines().filter_map(Line::parse).collect();
         let trusted = lines.iter().filter(|line| TRUSTED.contains(&line.kind));
         let trusted = trusted.filter_map(|line| {
-            let mut number = line.device;
+            let (_, mut number) = line.mount;
             if line.kind == "btrfs" {
                 number = of_files(line.mount_point)?;
                 // Something else is mounted on top of it.
-                if lines.iter().any(|other| other.device == number) {
+                if lines.iter().any(|other| other.mount.1 == number) {
                     return None;
                 }
             }
-            Some(Mount {
-                id: line.id,
-                device: line.device,
-                of_files: number,
-            })
+            Some((number, line.mount))
         });
         let on_disk = lines.iter().filter(|line| line.kind == FUSE_ON_DISK);
         Self {
             table: None,
             trusted: trusted.collect(),
-            fuse_on_disk: on_disk.map(|line| line.device).collect(),
+            fuse_on_disk: on_disk.map(|line| line.mount.1).collect(),
         }
     }
 
@@ -113,15 +101,13 @@ impl Mounts {
         if device.0 != 0 {
             return !self.fuse_on_disk.contains(&device);
         }
-        let mut known = self.trusted.iter().filter(|mount| mount.of_files == device);
-        known.any(|mount| self.is_there(mount))
+        let mut known = self.trusted.iter().filter(|(number, _)| *number == device);
+        known.any(|(_, mount)| self.is_there(*mount))
     }
 
     /// Whether a mount is still in the table.
-    fn is_there(&self, mount: &Mount) -> bool {
-        let is_it = |line: Line<'_>| {
-            line.id == mount.id && line.device == mount.device && TRUSTED.contains(&line.kind)
-        };
+    fn is_there(&self, mount: Mount) -> bool {
+        let is_it = |line: Line<'_>| line.mount == mount && TRUSTED.contains(&line.kind);
         let Some(table) = &self.table else {
             return false;
         };
@@ -175,7 +161,7 @@ mod tests {
             "/hidden" => Some((0, 27)),
             _ => None,
         });
-        let trusted: Vec<_> = mounts.trusted.iter().map(|m| m.of_files).collect();
+        let trusted: Vec<_> = mounts.trusted.iter().map(|(number, _)| *number).collect();
         assert_eq!(trusted, [(0, 21), (0, 99), (0, 23)]);
         assert!(mounts.close_at_once((8, 1)) && mounts.close_at_once((259, 0)));
         assert!(!mounts.close_at_once((8, 17)));

@@ -26,7 +26,7 @@ pub struct SdNotify {
     /// How often it wants a sign of life.
     every: Option<Duration>,
     /// When the next one is due.
-    next: Option<Instant>,
+    pub next: Option<Instant>,
     /// How many guests were connected when that was last told.
     connected: Option<usize>,
 }
@@ -64,11 +64,6 @@ impl SdNotify {
             let status = format!("STATUS={connected} of {guests} guests connected");
             self.send(status.as_bytes());
         }
-    }
-
-    /// When the next sign of life is due.
-    pub fn next(&self) -> Option<Instant> {
-        self.next
     }
 
     /// The end has begun.

@@ -6,18 +6,12 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use libc::c_int;
+use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, c_int};
 use vmm_sys_util::signal::{block_signal, create_sigset, register_signal_handler, unblock_signal};
 
 use crate::os::ffi;
 
-const CAUGHT: [c_int; 5] = [
-    libc::SIGTERM,
-    libc::SIGINT,
-    libc::SIGHUP,
-    libc::SIGQUIT,
-    libc::SIGUSR1,
-];
+const CAUGHT: [c_int; 5] = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1];
 
 /// Blocks these signals and returns a signalfd for them: from here on none is lost, and none
 /// interrupts anything. SIGALRM, the write time-out's, and SIGBUS are unblocked even if they were
@@ -53,5 +47,7 @@ pub fn take(mut signals: &File) -> Option<c_int> {
     let mut siginfo = [0; 128];
     signals.read_exact(&mut siginfo).ok()?;
     // `struct signalfd_siginfo` begins with it.
-    siginfo.first_chunk().map(|bytes| c_int::from_ne_bytes(*bytes))
+    siginfo
+        .first_chunk()
+        .map(|bytes| c_int::from_ne_bytes(*bytes))
 }

@@ -21,10 +21,8 @@ static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 static LOOK: extern "C" fn() = look;
 
 extern "C" fn look() {
-    WAS_CLOSED.store(
-        fcntl(libc::STDOUT_FILENO, libc::F_GETFD).is_err(),
-        Ordering::Relaxed,
-    );
+    let is_closed = fcntl(libc::STDOUT_FILENO, libc::F_GETFD).is_err();
+    WAS_CLOSED.store(is_closed, Ordering::Relaxed);
 }
 
 /// Writes `text`, all of it.

@@ -105,11 +105,7 @@ pub fn shorten() {
 }
 
 /// Atomics and at most one system call: safe at any point of the program.
-extern "C" fn on_tick(
-    _signal: libc::c_int,
-    _info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
-) {
+extern "C" fn on_tick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     match WRITES.load(Ordering::Relaxed) {
         WRITING => (),
         WRITTEN => WRITES.store(IDLE, Ordering::Relaxed),

@@ -19,7 +19,7 @@ impl EventLoop {
         let own = [
             self.turns.next_wake(),
             self.report.retry_at(),
-            self.sd_notify.next(),
+            self.sd_notify.next,
             self.collect_at,
             self.ends_at,
         ];
