@@ -57,7 +57,7 @@ pub fn pins() -> Pins {
 pub fn remove_sockets() {
     for socket in SOCKETS.get().into_iter().flatten() {
         if let Err(error) = socket.remove() {
-            let path = socket.path().to_string_lossy();
+            let path = socket.path.to_string_lossy();
             log::warning(format_args!("socket '{path}' stays: {error}"));
         }
     }

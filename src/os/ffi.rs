@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
-use libc::{c_int, c_long, c_short};
+use libc::{c_int, c_long, c_short, rlimit};
 
 /// The result of a call, all of which give an int that is negative where they failed.
 fn checked(result: c_long) -> io::Result<c_int> {
@@ -35,7 +35,7 @@ fn owned(made: io::Result<c_int>) -> io::Result<OwnedFd> {
 }
 
 /// The value that `call` fills in, if its result is not negative.
-fn filled<T>(call: impl FnOnce(*mut T) -> c_int) -> io::Result<T> {
+fn filled<T, R: Into<c_long>>(call: impl FnOnce(*mut T) -> R) -> io::Result<T> {
     let mut value = MaybeUninit::uninit();
     checked(call(value.as_mut_ptr()).into())?;
     // SAFETY: the call succeeded, and those below fill in all of it then.
@@ -194,10 +194,8 @@ pub fn set_umask(mask: libc::mode_t) -> libc::mode_t {
 /// The kernel's.
 pub fn stream_socket() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    owned(numbers(
-        libc::SYS_socket,
-        [libc::AF_UNIX.into(), kind.into(), 0],
-    ))
+    let made = numbers(libc::SYS_socket, [libc::AF_UNIX.into(), kind.into(), 0]);
+    owned(made)
 }
 
 /// Gives `socket` the name `path`.
@@ -210,9 +208,10 @@ pub fn bind(socket: &OwnedFd, path: &Path) -> io::Result<()> {
         sun_path: [0; 108],
     };
     let (bytes, to) = (path.as_os_str().as_bytes(), &mut address.sun_path);
-    // With room for a zero at the end.
-    if bytes.len() >= to.len() {
-        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    let (len, most) = (bytes.len(), to.len().saturating_sub(1));
+    if len > most {
+        let why = format!("path of {len} bytes is too long for a socket, at most {most}");
+        return Err(io::Error::other(why));
     }
     for (to, from) in to.iter_mut().zip(bytes) {
         *to = libc::c_char::from_ne_bytes([*from]);
@@ -315,14 +314,9 @@ const _: () = assert!(size_of::<libc::cmsghdr>() == CMSGHDR_LEN);
 fn fds_in(control: &[c_int; CONTROL_LEN]) -> impl Iterator<Item = RawFd> {
     let [len, _, level, kind, fds @ ..] = control;
     let ours = [*level, *kind] == [libc::SOL_SOCKET, libc::SCM_RIGHTS];
-    let bytes = usize::try_from(*len).unwrap_or(0);
-    let bytes = if ours {
-        bytes.saturating_sub(CMSGHDR_LEN)
-    } else {
-        0
-    };
-    let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
-    fds.iter().take(count).copied()
+    let len = usize::try_from(*len).unwrap_or(0);
+    let count = len.saturating_sub(CMSGHDR_LEN) / 4;
+    fds.iter().take(if ours { count } else { 0 }).copied()
 }
 
 // Signals and timers.
@@ -385,19 +379,15 @@ pub fn drop_capabilities() -> io::Result<()> {
     checked(result).map(drop)
 }
 
-#[cfg(target_env = "gnu")]
-type Resource = libc::__rlimit_resource_t;
-#[cfg(not(target_env = "gnu"))]
-type Resource = c_int;
-
-/// The limits of `resource`, which are `new` ones from now on if there are any.
+/// The limits of `resource`, whose type differs between the C libraries. They are `new` ones from now on if
+/// there are any.
 ///
 /// # Errors
 /// The kernel's.
-pub fn limits(resource: Resource, new: Option<&libc::rlimit>) -> io::Result<libc::rlimit> {
-    let new = new.map_or(ptr::null(), ptr::from_ref);
+pub fn limits<R: Into<c_long>>(resource: R, new: Option<&rlimit>) -> io::Result<rlimit> {
+    let (resource, new) = (resource.into(), new.map_or(ptr::null(), ptr::from_ref));
     // SAFETY: the new limits are none or initialised, `filled` has room for those before.
-    filled(|to| unsafe { libc::prlimit(0, resource, new, to) })
+    filled(|to| unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, new, to) })
 }
 
 // Confinement.
@@ -420,9 +410,8 @@ pub fn landlock_version() -> io::Result<c_int> {
 pub fn landlock_ruleset(attributes: &[u64]) -> io::Result<OwnedFd> {
     let (call, len) = (libc::SYS_landlock_create_ruleset, size_of_val(attributes));
     // SAFETY: there are as many bytes at the address as are said to be.
-    owned(checked(unsafe {
-        libc::syscall(call, attributes.as_ptr(), len, 0)
-    }))
+    let made = unsafe { libc::syscall(call, attributes.as_ptr(), len, 0) };
+    owned(checked(made))
 }
 
 /// Lets `ruleset` allow `access` to everything below `directory`.
@@ -431,17 +420,11 @@ pub fn landlock_ruleset(attributes: &[u64]) -> io::Result<OwnedFd> {
 /// The kernel's.
 pub fn landlock_allow(ruleset: &OwnedFd, directory: RawFd, access: u64) -> io::Result<()> {
     const RULE_PATH_BENEATH: c_long = 1;
-    /// `struct landlock_path_beneath_attr`
+    /// `struct landlock_path_beneath_attr`: the accesses, and the directory that they are allowed below.
     #[repr(C, packed)]
-    struct PathBeneath {
-        allowed_access: u64,
-        parent_fd: RawFd,
-    }
-    let rule = PathBeneath {
-        allowed_access: access,
-        parent_fd: directory,
-    };
+    struct PathBeneath(u64, RawFd);
     let numbers = [ruleset.as_raw_fd().into(), RULE_PATH_BENEATH];
+    let rule = PathBeneath(access, directory);
     reading(libc::SYS_landlock_add_rule, numbers, &rule).map(drop)
 }
 

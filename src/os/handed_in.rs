@@ -73,8 +73,7 @@ pub fn adopt(sources: &[Source]) -> Result<Vec<Socket>, Fatal> {
 
 /// The socket that `file` is, or why it is of no use.
 fn classify(file: File, fd: RawFd) -> Result<Socket, String> {
-    let get =
-        |option| socket_option(file.as_raw_fd(), option).map_err(|_| "is not a socket".to_owned());
+    let get = |option| socket_option(file.as_raw_fd(), option).map_err(|_| "is not a socket");
     if get(libc::SO_DOMAIN)? != libc::AF_UNIX {
         return Err("is not a Unix socket".to_owned());
     }
@@ -83,22 +82,20 @@ fn classify(file: File, fd: RawFd) -> Result<Socket, String> {
     }
     // Other control messages than fds would hide these.
     for (name, option) in UNWANTED {
-        if socket_option(file.as_raw_fd(), option).is_ok_and(|value| value != 0) {
+        if get(option).is_ok_and(|value| value != 0) {
             return Err(format!("has {name} set, whose messages are not understood"));
         }
     }
     let listens = get(libc::SO_ACCEPTCONN)? != 0;
-    let fails = |error: std::io::Error| format!("cannot be used: {error}");
-    let socket = OwnedFd::from(file);
-    if listens {
-        let socket = UnixListener::from(socket);
-        socket.set_nonblocking(true).map_err(fails)?;
-        return Ok(Socket::Listening(Listener::adopt(socket, fd)));
-    }
-    let socket = UnixStream::from(socket);
-    if socket.peer_addr().is_err() {
+    let stream = UnixStream::from(OwnedFd::from(file));
+    if !listens && stream.peer_addr().is_err() {
         return Err("is neither listening nor connected".to_owned());
     }
-    socket.set_nonblocking(true).map_err(fails)?;
-    Ok(Socket::Connected(socket, fd))
+    let set = stream.set_nonblocking(true);
+    set.map_err(|error| format!("cannot be used: {error}"))?;
+    if listens {
+        let listener = UnixListener::from(OwnedFd::from(stream));
+        return Ok(Socket::Listening(Listener::adopt(listener, fd)));
+    }
+    Ok(Socket::Connected(stream, fd))
 }

@@ -12,11 +12,11 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,15 +31,12 @@ const GROUPS: &str = "/etc/group";
 /// Everything but permissions.
 const ALL: libc::mode_t = 0o777;
 
-/// Bytes of a path that fit into a `sockaddr_un` before its terminating zero.
-const MAX_PATH_LEN: usize = 107;
-
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
     /// Where it is, for the log.
-    name: String,
+    pub name: String,
     /// Nobody else has it.
     is_ours: bool,
 }
@@ -59,22 +56,21 @@ impl Access {
     /// # Errors
     /// There is no such group.
     pub fn new(config: &AccessConfig) -> Result<Self, Fatal> {
-        let group = config.group.as_ref().map(|group| match group {
-            Group::Number(number) => Ok(*number),
-            Group::Name(name) => number_of(name),
-        });
-        let group = group.transpose()?;
         Ok(Self {
             mode: config.mode,
-            group,
+            group: config.group.as_ref().map(number_of).transpose()?,
             waited: Cell::new(false),
         })
     }
 }
 
-/// The number of the group `name`. From the file itself: the C library would ask whatever services
+/// The number of `group`. By its name, from the file itself: the C library would ask whatever services
 /// the host has configured, with system calls of theirs, and a static one could not.
-fn number_of(name: &OsStr) -> Result<libc::gid_t, Fatal> {
+fn number_of(group: &Group) -> Result<libc::gid_t, Fatal> {
+    let name = match group {
+        Group::Number(number) => return Ok(*number),
+        Group::Name(name) => name,
+    };
     let shown = format!("option '--socket-group': '{}'", name.to_string_lossy());
     let text = std::fs::read(GROUPS)
         .map_err(|error| Fatal::os(ExitCode::OsError, format!("{shown}: {GROUPS}"), &error))?;
@@ -98,7 +94,8 @@ fn find_group(text: &[u8], name: &[u8]) -> Option<libc::gid_t> {
 pub struct SocketFile {
     directory: File,
     name: CString,
-    path: PathBuf,
+    /// Where it was made.
+    pub path: PathBuf,
     identity: Identity,
 }
 
@@ -135,16 +132,12 @@ impl Listener {
             name,
             path: path.to_owned(),
         };
-        let listening = access
-            .group
-            .map_or(Ok(()), |group| file.give_to(group))
+        let given = access.group.map_or(Ok(()), |group| file.give_to(group));
+        given
             .and_then(|()| ffi::listen(&socket))
-            .and_then(|()| ffi::unlock(file.directory.as_raw_fd()));
-        if let Err(error) = listening {
-            // The start fails anyway.
-            let _ = file.remove();
-            return Err(error);
-        }
+            .and_then(|()| ffi::unlock(file.directory()))
+            // The start fails anyway, whether it can be removed or not.
+            .inspect_err(|_| drop(file.remove()))?;
         let listener = Self {
             socket: socket.into(),
             name: path.to_string_lossy().into(),
@@ -155,22 +148,16 @@ impl Listener {
 
     /// Takes over `socket`, which listens and does not wait, and was handed in as `fd`.
     pub fn adopt(socket: UnixListener, fd: RawFd) -> Self {
+        let mut name = format!("fd {fd}");
         let address = socket.local_addr().ok();
-        let path = address.as_ref().and_then(|address| address.as_pathname());
-        let name = match path {
-            Some(path) => format!("fd {fd}, {}", path.to_string_lossy()),
-            None => format!("fd {fd}"),
-        };
+        if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
+            name.push_str(&format!(", {}", path.to_string_lossy()));
+        }
         Self {
             socket,
             name,
             is_ours: false,
         }
-    }
-
-    /// Where it is, for the log.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Stops listening. Clients that wait at a socket made here see that now. Those that wait at one
@@ -188,8 +175,7 @@ impl Listener {
     /// # Errors
     /// The kernel's; `WouldBlock` if none waits.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.socket.accept()?;
-        Ok(stream)
+        self.socket.accept().map(|(stream, _)| stream)
     }
 }
 
@@ -205,18 +191,10 @@ fn open_directory(path: &Path) -> io::Result<(File, CString)> {
     let Some(Ok(name)) = name else {
         return Err(io::Error::other("names no file"));
     };
-    let len = path.as_os_str().len();
-    if len > MAX_PATH_LEN {
-        let why = format!("path of {len} bytes is too long for a socket, at most {MAX_PATH_LEN}");
-        return Err(io::Error::other(why));
-    }
     let parent = path.parent().filter(|parent| *parent != Path::new(""));
     let parent = parent.unwrap_or(Path::new("."));
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY)
-        .open(parent);
-    let directory = opened.map_err(|error| {
+    // With "/." at its end nothing but a directory is opened: a FIFO would wait.
+    let directory = File::open(parent.join(".")).map_err(|error| {
         let why = format!("its directory '{}': {error}", parent.to_string_lossy());
         io::Error::new(error.kind(), why)
     })?;
@@ -280,15 +258,15 @@ fn clear_the_way(path: &Path) -> io::Result<()> {
 /// It may not be asked.
 fn is_taken(path: &Path) -> io::Result<bool> {
     for _ in 0..20 {
-        match UnixDatagram::unbound()?.connect(path) {
-            Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        let Err(error) = UnixDatagram::unbound()?.connect(path) else {
+            return Ok(true);
+        };
+        match error.raw_os_error() {
+            Some(libc::EPROTOTYPE) => std::thread::sleep(Duration::from_millis(10)),
+            Some(libc::ECONNREFUSED | libc::ENOENT) => return Ok(false),
             // Another user's socket, with or without a listener.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-            Ok(()) | Err(_) => return Ok(true),
+            Some(libc::EACCES | libc::EPERM) => return Err(error),
+            Some(_) | None => return Ok(true),
         }
     }
     Ok(true)
@@ -322,11 +300,6 @@ impl SocketFile {
             let why = format!("group {group}: {error}; the daemon must be a member of it");
             io::Error::new(error.kind(), why)
         })
-    }
-
-    /// Where it was made.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Removes the socket, if it still has its name.
@@ -368,7 +341,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
         let (listener, file) = Listener::create(&path, &access()).unwrap();
-        assert_eq!(listener.name(), path.to_str().unwrap());
+        assert_eq!(listener.name, path.to_str().unwrap());
         let mode = std::fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o600);
         file.remove().unwrap();
@@ -387,11 +360,10 @@ mod tests {
     fn create_at_a_path_that_cannot_be_a_sockets_is_refused() {
         let error = Listener::create(Path::new("/tmp/.."), &access()).unwrap_err();
         assert!(error.message.contains("names no file"), "{error:?}");
-        let too_long = "x".repeat(MAX_PATH_LEN + 1);
+        let too_long = "x".repeat(108);
         let error = Listener::create(Path::new(&too_long), &access()).unwrap_err();
-        assert!(error.message.contains("is too long"), "{error:?}");
-        let error = ffi::bind(&ffi::stream_socket().unwrap(), Path::new(&too_long));
-        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::ENAMETOOLONG));
+        let why = "path of 108 bytes is too long for a socket, at most 107";
+        assert!(error.message.ends_with(why), "{error:?}");
     }
 
     #[test]
@@ -399,7 +371,7 @@ mod tests {
         let name = format!("vhost-device-spi {}", std::process::id());
         let address = SocketAddr::from_abstract_name(name).unwrap();
         let socket = UnixListener::bind_addr(&address).unwrap();
-        assert_eq!(Listener::adopt(socket, 7).name(), "fd 7");
+        assert_eq!(Listener::adopt(socket, 7).name, "fd 7");
     }
 
     #[test]

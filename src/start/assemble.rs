@@ -248,7 +248,7 @@ fn announce(config: &Config, number: GuestNumber, socket: &Socket) {
     match socket {
         Socket::Listening(listener) => log::info(format_args!(
             "guest={number} listening on {}, chip selects{names}",
-            listener.name()
+            listener.name
         )),
         Socket::Connected(_, fd) => log::info(format_args!(
             "guest={number} connected by fd {fd}, chip selects{names}"
