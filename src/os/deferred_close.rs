@@ -49,7 +49,7 @@ struct DeferredFd {
     guest: GuestNumber,
     /// Its last close comes to an end, whatever the front-end does.
     close_is_bounded: bool,
-    fd: OwnedFd,
+    file: Arc<File>,
 }
 
 /// The deferred fds of all guests.
@@ -107,7 +107,7 @@ impl DeferredClose {
 /// second one is its other end.
 fn in_flight(batch: &[DeferredFd]) -> io::Result<(UnixStream, UnixStream)> {
     let (sender, receiver) = UnixStream::pair()?;
-    let fds = batch.iter().map(|deferred| deferred.fd.as_raw_fd());
+    let fds = batch.iter().map(|deferred| deferred.file.as_raw_fd());
     let fds: Vec<RawFd> = fds.chain([receiver.as_raw_fd()]).collect();
     sender.send_with_fds(&[&[0][..]], &fds)?;
     Ok((receiver, sender))
@@ -117,21 +117,22 @@ fn in_flight(batch: &[DeferredFd]) -> io::Result<(UnixStream, UnixStream)> {
 #[derive(Debug, Clone, Default)]
 pub struct Closer {
     guest: GuestNumber,
-    queue: Rc<DeferredClose>,
+    /// That of all guests.
+    pub queue: Rc<DeferredClose>,
 }
 
 impl Closer {
     /// Gives up `fd` without closing it.
     pub fn defer_close(&self, fd: impl Into<OwnedFd>) {
-        self.push(fd.into(), false);
+        self.push(Arc::new(fd.into().into()), false);
     }
 
-    fn push(&self, fd: OwnedFd, close_is_bounded: bool) {
+    fn push(&self, file: Arc<File>, close_is_bounded: bool) {
         self.queue.is_touched.set(true);
         self.queue.fds.borrow_mut().push(DeferredFd {
             guest: self.guest,
             close_is_bounded,
-            fd,
+            file,
         });
     }
 
@@ -140,19 +141,14 @@ impl Closer {
         let fds = self.queue.fds.borrow();
         fds.iter().filter(|fd| fd.guest == self.guest).count()
     }
-
-    /// As [`DeferredClose::collect`].
-    pub fn collect(&self) -> bool {
-        self.queue.collect()
-    }
 }
 
 /// A front-end's file. Where it is dropped, its close is deferred.
 #[derive(Debug)]
 pub struct FrontendFile {
-    /// `None` only while it is dropped.
-    file: Option<Arc<File>>,
-    kind: FileKind,
+    file: Arc<File>,
+    /// The kind of file that it is.
+    pub kind: FileKind,
     closer: Closer,
 }
 
@@ -160,22 +156,17 @@ impl FrontendFile {
     /// A file of a kind that is known.
     pub fn new(file: impl Into<OwnedFd>, kind: FileKind, closer: &Closer) -> Self {
         Self {
-            file: Some(Arc::new(file.into().into())),
+            file: Arc::new(file.into().into()),
             kind,
             closer: closer.clone(),
         }
-    }
-
-    /// The kind of file that it is.
-    pub fn kind(&self) -> FileKind {
-        self.kind
     }
 
     /// The file, if it is memory or may be. It must be given up before `self` is: the last to have it
     /// closes it.
     pub fn memory(&self) -> Option<Arc<File>> {
         let is_memory = matches!(self.kind, FileKind::Memory | FileKind::Mappable);
-        self.file.clone().filter(|_| is_memory)
+        is_memory.then(|| Arc::clone(&self.file))
     }
 
     /// Writes once, even if that is interrupted.
@@ -183,23 +174,20 @@ impl FrontendFile {
     /// # Errors
     /// The kernel's.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let file = self.file.as_ref();
-        file.map_or(Ok(0), |file| (&**file).write(bytes))
+        (&*self.file).write(bytes)
     }
 }
 
 impl AsRawFd for FrontendFile {
     fn as_raw_fd(&self) -> RawFd {
-        self.file.as_ref().map_or(-1, |file| file.as_raw_fd())
+        self.file.as_raw_fd()
     }
 }
 
 impl Drop for FrontendFile {
     fn drop(&mut self) {
         let close_is_bounded = self.kind == FileKind::Memory;
-        if let Some(file) = self.file.take().and_then(Arc::into_inner) {
-            self.closer.push(file.into(), close_is_bounded);
-        }
+        self.closer.push(Arc::clone(&self.file), close_is_bounded);
     }
 }
 
@@ -214,7 +202,7 @@ mod tests {
         let batch = [DeferredFd {
             guest: GuestNumber::default(),
             close_is_bounded: false,
-            fd: ours.into(),
+            file: Arc::new(OwnedFd::from(ours).into()),
         }];
         let (receiver, sender) = in_flight(&batch).unwrap();
         drop(batch);
@@ -258,7 +246,7 @@ mod tests {
             other.write_all(b"x").unwrap();
             closer.defer_close(other);
         }
-        assert!(closer.collect());
+        assert!(closer.queue.collect());
         assert_eq!(closer.pending(), 0);
     }
 }

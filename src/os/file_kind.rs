@@ -31,18 +31,14 @@ pub enum FileKind {
     Unwanted,
 }
 
-/// `fd` and its kind; if `may_be_mapped`, that of any file that the kernel may be able to map is
+/// `fd` and its kind; if `mappable`, that of any file that the kernel may be able to map is
 /// [`FileKind::Mappable`] at least.
 ///
 /// # Errors
 /// `fd` itself, where closing it may wait for somebody, even if that is not the last close: a file of
 /// a FUSE server or of a network file system, or one that cannot be told from these by `mounts`. A
 /// FUSE server is sent a FLUSH, and its answer, which may never come, is waited for uninterruptibly.
-pub fn of(
-    fd: OwnedFd,
-    mounts: &Mounts,
-    may_be_mapped: bool,
-) -> Result<(OwnedFd, FileKind), OwnedFd> {
+pub fn of(fd: OwnedFd, mounts: &Mounts, mappable: bool) -> Result<(OwnedFd, FileKind), OwnedFd> {
     let number = fd.as_raw_fd();
     // Succeeds on shmem (memfd, tmpfs) and hugetlbfs alone.
     if ffi::fcntl(number, libc::F_GET_SEALS).is_ok() {
@@ -53,7 +49,7 @@ pub fn of(
         return Ok((fd, FileKind::Unwanted));
     }
     match file_type(number) {
-        Ok((0 | libc::S_IFREG | libc::S_IFCHR | libc::S_IFBLK, _)) if may_be_mapped => {
+        Ok((0 | libc::S_IFREG | libc::S_IFCHR | libc::S_IFBLK, _)) if mappable => {
             Ok((fd, FileKind::Mappable))
         }
         Ok((0, _)) => Ok((fd, FileKind::Anonymous)),
@@ -96,10 +92,6 @@ fn is_unix(fd: RawFd) -> bool {
 fn unix_socket(fd: OwnedFd) -> (OwnedFd, FileKind) {
     let stream = UnixStream::from(fd);
     let is_pair = stream.peer_addr().is_ok_and(|peer| peer.is_unnamed());
-    let kind = if is_pair {
-        FileKind::SocketEnd
-    } else {
-        FileKind::Unwanted
-    };
-    (stream.into(), kind)
+    let kind = is_pair.then_some(FileKind::SocketEnd);
+    (stream.into(), kind.unwrap_or(FileKind::Unwanted))
 }

@@ -280,7 +280,7 @@ impl Session {
             connection.handle()?;
             // So that the next message finds room for the fds that it brings.
             if self.closer.pending() > 0 {
-                self.closer.collect();
+                shared.deferred.collect();
             }
         }
         Ok(true)

@@ -30,9 +30,7 @@ use crate::error::SessionError;
 use crate::os::epoll::Poller;
 use crate::spi::wire::Config;
 use crate::virtqueue::memory::{Memory, UserAddress};
-use crate::virtqueue::vring::{
-    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, MAX_SIZE, Vring,
-};
+use crate::virtqueue::vring::{F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, Vring};
 
 const F_VERSION_1: u64 = 1 << 32;
 const F_IN_ORDER: u64 = 1 << 35;
@@ -67,7 +65,7 @@ pub struct Backend {
     guest: RefCell<Guest>,
     /// The protocol features that the front-end acknowledged. The `vhost` crate keeps its own copy,
     /// which cannot be read, for the messages that it decodes.
-    acked: Cell<u64>,
+    pub(super) acked: Cell<VhostUserProtocolFeatures>,
 }
 
 impl Backend {
@@ -83,7 +81,7 @@ impl Backend {
             config,
             poller,
             guest: RefCell::new(guest),
-            acked: Cell::new(0),
+            acked: Cell::new(VhostUserProtocolFeatures::empty()),
         }
     }
 
@@ -91,18 +89,6 @@ impl Backend {
     /// [`Handler::handle`](super::handler::Handler::handle).
     pub fn guest(&self) -> RefMut<'_, Guest> {
         self.guest.borrow_mut()
-    }
-
-    /// Whether the front-end acknowledged a protocol feature.
-    pub(super) fn has_acked(&self, feature: VhostUserProtocolFeatures) -> bool {
-        self.acked.get() & feature.bits() != 0
-    }
-
-    /// Drops the eventfds and the memory that the front-end brought; the close of their files is deferred.
-    pub fn clear(&self) {
-        let mut guest = self.guest.borrow_mut();
-        guest.vring.reset();
-        guest.memory.clear();
     }
 
     /// Changes the guest for a message about ring `index`, or about the device with its one ring, 0. Then
@@ -183,9 +169,7 @@ impl VhostUserBackendReqHandler for Backend {
     /// VIRTIO 1.4, "Feature Bits": a driver must not accept a bit that was not offered. The message may
     /// come again at any time, also while the ring runs.
     fn set_features(&self, features: u64) -> Result<()> {
-        if features & !FEATURES != 0 {
-            return Err(Error::InvalidParam);
-        }
+        accepted(features & !FEATURES == 0)?;
         self.change(0, |guest| {
             guest.vring.set_features(features);
             Ok(())
@@ -202,13 +186,7 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
-        self.change(index, |guest| {
-            if guest.vring.set_size(num) {
-                return Ok(());
-            }
-            let why = "is not a power of two up to";
-            Err(refused(format!("SET_VRING_NUM: {num} {why} {MAX_SIZE}")))
-        })
+        self.change(index, |guest| guest.vring.set_size(num).map_err(refused))
     }
 
     fn set_vring_addr(
@@ -255,8 +233,9 @@ impl VhostUserBackendReqHandler for Backend {
     }
 
     fn set_protocol_features(&self, features: u64) -> Result<()> {
-        self.acked.set(features);
-        accepted(features & !PROTOCOL_FEATURES.bits() == 0)
+        let acked = VhostUserProtocolFeatures::from_bits_retain(features);
+        self.acked.set(acked);
+        accepted(PROTOCOL_FEATURES.contains(acked))
     }
 
     /// Bytes after the config space are 0: a front-end may ask for a longer one than VIRTIO 1.4 has.
@@ -284,11 +263,8 @@ impl VhostUserBackendReqHandler for Backend {
         fn get_shared_object(VhostUserSharedMsg) -> File;
         fn get_inflight_fd(&VhostUserInflight) -> (VhostUserInflight, File);
         fn set_inflight_fd(&VhostUserInflight, File) -> ();
-        fn set_device_state_fd(
-            VhostTransferStateDirection,
-            VhostTransferStatePhase,
-            File
-        ) -> Option<File>;
+        fn set_device_state_fd(VhostTransferStateDirection, VhostTransferStatePhase, File)
+            -> Option<File>;
         fn check_device_state() -> ();
         fn get_shmem_config() -> VhostUserShMemConfig;
         fn set_log_base(&VhostUserLog, File) -> ();

@@ -74,7 +74,8 @@ impl Handler {
         };
         // A refusal is answered even if REPLY_ACK was not negotiated: a front-end that sets the flag
         // waits for an answer.
-        if handled.is_err() || self.backend.has_acked(VhostUserProtocolFeatures::REPLY_ACK) {
+        let acked = self.backend.acked.get();
+        if handled.is_err() || acked.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             self.acknowledge(header, handled.is_ok());
         }
         handled
@@ -99,8 +100,9 @@ impl Handler {
     /// Makes the acknowledgement of the message with this header, if the message asks for one and has no
     /// answer yet.
     pub fn acknowledge(&mut self, header: Header, succeeded: bool) {
-        if self.unsent.is_empty() && header.needs_ack() {
-            self.unsent = header.ack(succeeded).as_flattened().to_vec();
+        if self.unsent.is_empty() {
+            let ack = header.ack(succeeded);
+            self.unsent.extend(ack.iter().flatten().flatten());
         }
     }
 

@@ -78,65 +78,64 @@ pub struct Header {
     code: u32,
     flags: u32,
     size: u32,
+    /// The request and its kind, if it is served.
+    served: Option<(Request, Kind)>,
 }
 
 impl Header {
     /// The header that `bytes` begin with, if all of it is there.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let [c0, c1, c2, c3, f0, f1, f2, f3, s0, s1, s2, s3] = *bytes.first_chunk()?;
+        let code = u32::from_le_bytes([c0, c1, c2, c3]);
+        let mut served = SERVED.into_iter();
         Some(Self {
-            code: u32::from_le_bytes([c0, c1, c2, c3]),
+            code,
             flags: u32::from_le_bytes([f0, f1, f2, f3]),
             size: u32::from_le_bytes([s0, s1, s2, s3]),
+            served: served.find(|(request, _)| u32::from(*request) == code),
         })
     }
 
-    fn served(&self) -> Option<(Request, Kind)> {
-        let mut served = SERVED.into_iter();
-        served.find(|(request, _)| u32::from(*request) == self.code)
-    }
-
-    /// The request, its kind, and the length of its body in bytes (vhost-user, "Header").
+    /// The request, its kind, and the length of the whole message in bytes (vhost-user, "Header").
     ///
     /// # Errors
     /// The request is not served, the version is not 1, a flag is set that only a reply may have or
     /// that is reserved, or the body is too long.
     pub fn check(&self) -> Result<(Request, Kind, usize), SessionError> {
-        let Self { code, flags, size } = *self;
-        let Some((request, kind)) = self.served() else {
+        let code = self.code;
+        let Some((request, kind)) = self.served else {
             let why = match u8::try_from(code) {
                 Ok(_) => "is not supported",
                 Err(_) => "is not supported: is the peer a vhost-user front-end?",
             };
             return Err(SessionError::Message(code, why));
         };
-        if flags & !FLAG_NEED_REPLY != VERSION {
+        if self.flags & !FLAG_NEED_REPLY != VERSION {
             return Err(SessionError::Message(code, "has a wrong version or flags"));
         }
-        match usize::try_from(size) {
-            Ok(body_len @ ..=MAX_BODY_LEN) => Ok((request, kind, body_len)),
+        match usize::try_from(self.size) {
+            Ok(body_len @ ..=MAX_BODY_LEN) => {
+                Ok((request, kind, HEADER_LEN.saturating_add(body_len)))
+            }
             Ok(_) | Err(_) => Err(SessionError::Message(code, "has a body that is too long")),
         }
     }
 
     /// Whether the files of the message are guest memory.
     pub fn shares_memory(&self) -> bool {
-        matches!(self.served(), Some((_, Kind::Memory)))
+        matches!(self.served, Some((_, Kind::Memory)))
     }
 
-    /// Whether the message asks for an acknowledgement (vhost-user, "REPLY_ACK"). The flag has no
-    /// meaning for a request with a reply of its own. A message that is not allowed may ask for one,
-    /// too: it is refused by it.
-    pub fn needs_ack(&self) -> bool {
-        let has_reply = matches!(self.served(), Some((_, Kind::Reply)));
-        self.flags & FLAG_NEED_REPLY != 0 && self.flags & FLAG_REPLY == 0 && !has_reply
-    }
-
-    /// The acknowledgement of the message: the same request, and 0 if it succeeded.
-    pub fn ack(&self, succeeded: bool) -> [[u8; 4]; 5] {
+    /// The acknowledgement of the message, if it asks for one (vhost-user, "REPLY_ACK"): the same request,
+    /// and 0 if it succeeded. The flag has no meaning for a request with a reply of its own. A message that
+    /// is not allowed may ask for one, too: it is refused by it.
+    pub fn ack(&self, succeeded: bool) -> Option<[[u8; 4]; 5]> {
+        let has_reply = matches!(self.served, Some((_, Kind::Reply)));
+        let asks = self.flags & (FLAG_NEED_REPLY | FLAG_REPLY) == FLAG_NEED_REPLY;
         let value = u32::from(!succeeded);
         // The value is a u64, of which the lower half comes first.
-        [self.code, VERSION | FLAG_REPLY, 8, value, 0].map(u32::to_le_bytes)
+        let ack = [self.code, VERSION | FLAG_REPLY, 8, value, 0].map(u32::to_le_bytes);
+        (asks && !has_reply).then_some(ack)
     }
 }
 
@@ -145,7 +144,8 @@ mod tests {
     use super::*;
 
     fn header(code: u32, flags: u32, size: u32) -> Header {
-        Header { code, flags, size }
+        let fields = [code, flags, size].map(u32::to_le_bytes);
+        Header::parse(fields.as_flattened()).unwrap()
     }
 
     #[test]
@@ -171,19 +171,19 @@ mod tests {
         }
         assert_eq!(
             header(25, 9, 4096).check().unwrap(),
-            (Request::SET_CONFIG, Kind::Plain, 4096)
+            (Request::SET_CONFIG, Kind::Plain, 12 + 4096)
         );
     }
 
     #[test]
     fn ack_is_asked_for_by_the_flag_unless_the_message_has_a_reply() {
-        assert!(header(5, 9, 0).needs_ack() && header(999, 9, 0).needs_ack());
-        assert!(!header(5, 1, 0).needs_ack(), "without the flag");
-        assert!(!header(1, 9, 0).needs_ack(), "GET_FEATURES has a reply");
-        assert!(!header(5, 13, 0).needs_ack(), "a reply itself");
-        let nack = header(5, 9, 40).ack(false);
+        assert!(header(999, 9, 0).ack(false).is_some(), "it is not served");
+        assert!(header(5, 1, 0).ack(true).is_none(), "without the flag");
+        assert!(header(1, 9, 0).ack(true).is_none(), "it has a reply");
+        assert!(header(5, 13, 0).ack(true).is_none(), "a reply itself");
+        let nack = header(5, 9, 40).ack(false).unwrap();
         let expected = [5, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(nack.as_flattened(), expected);
-        assert_eq!(header(5, 9, 40).ack(true)[3], [0; 4]);
+        assert_eq!(header(5, 9, 40).ack(true).unwrap()[3], [0; 4]);
     }
 }

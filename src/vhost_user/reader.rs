@@ -35,8 +35,6 @@ pub struct Message<'a> {
     pub header: Header,
     /// Header and body.
     pub bytes: &'a [u8],
-    /// The body alone.
-    pub body: &'a [u8],
     /// The files that came with it; the handler takes those that it keeps.
     pub files: &'a mut Vec<FrontendFile>,
 }
@@ -44,7 +42,8 @@ pub struct Message<'a> {
 impl Message<'_> {
     /// Whether it is a SET_VRING_ENABLE that enables its ring: after the ring's index, 1.
     pub fn enables_ring(&self) -> bool {
-        self.request == Request::SET_VRING_ENABLE && self.body.get(4..) == Some(&[1, 0, 0, 0])
+        let value = self.bytes.get(HEADER_LEN + 4..);
+        self.request == Request::SET_VRING_ENABLE && value == Some(&[1, 0, 0, 0])
     }
 }
 
@@ -54,7 +53,7 @@ pub struct Reader {
     /// The message: as long as its header says, once that is there.
     bytes: Vec<u8>,
     /// How many bytes of it were received.
-    len: usize,
+    pub len: usize,
     files: Vec<FrontendFile>,
     guest_memory: GuestMemory,
     closer: Closer,
@@ -82,7 +81,8 @@ impl Reader {
     /// The front-end left, or what it sends must end the connection.
     pub fn receive(&mut self, stream: RawFd, mounts: &Mounts) -> Result<bool, SessionError> {
         loop {
-            let whole_len = self.whole_len()?;
+            let header = self.header().map(|header| header.check()).transpose()?;
+            let whole_len = header.map_or(HEADER_LEN, |(_, _, whole_len)| whole_len);
             if self.len == whole_len {
                 return Ok(true);
             }
@@ -101,18 +101,6 @@ impl Reader {
                 return Ok(false);
             }
         }
-    }
-
-    /// Length of the message in bytes; of the header alone until that is there.
-    ///
-    /// # Errors
-    /// As [`Header::check`].
-    fn whole_len(&self) -> Result<usize, SessionError> {
-        let Some(header) = self.header() else {
-            return Ok(HEADER_LEN);
-        };
-        let (_, _, body_len) = header.check()?;
-        Ok(HEADER_LEN.saturating_add(body_len))
     }
 
     /// Classifies the fds that were just received. Fds that come before the whole header are not taken for
@@ -151,15 +139,13 @@ impl Reader {
     /// The message, if it is whole.
     pub fn message(&mut self) -> Option<Message<'_>> {
         let header = self.header()?;
-        let (request, kind, body_len) = header.check().ok()?;
+        let (request, kind, whole_len) = header.check().ok()?;
         let bytes = self.bytes.get(..self.len)?;
-        let body = bytes.get(HEADER_LEN..)?;
-        (body.len() == body_len).then_some(Message {
+        (self.len == whole_len).then_some(Message {
             request,
             kind,
             header,
             bytes,
-            body,
             files: &mut self.files,
         })
     }
@@ -168,11 +154,6 @@ impl Reader {
     pub fn finish(&mut self) {
         self.len = 0;
         self.files.clear();
-    }
-
-    /// How many bytes of the message were received.
-    pub fn received_len(&self) -> usize {
-        self.len
     }
 }
 
@@ -231,7 +212,8 @@ mod tests {
         fn take(&mut self) -> (Request, usize, usize) {
             assert!(self.receive().unwrap());
             let message = self.reader.message().unwrap();
-            let seen = (message.request, message.body.len(), message.files.len());
+            let body_len = message.bytes.len() - HEADER_LEN;
+            let seen = (message.request, body_len, message.files.len());
             self.reader.finish();
             seen
         }
@@ -244,11 +226,11 @@ mod tests {
         for _ in 0..2 {
             let (last, first) = message.split_last().unwrap();
             assert!(!rig.receive().unwrap());
-            assert_eq!(rig.reader.received_len(), 0);
+            assert_eq!(rig.reader.len, 0);
             for (count, byte) in (1..).zip(first) {
                 rig.front.write_all(&[*byte]).unwrap();
                 assert!(!rig.receive().unwrap());
-                assert_eq!(rig.reader.received_len(), count);
+                assert_eq!(rig.reader.len, count);
                 assert!(rig.reader.message().is_none());
             }
             rig.front.write_all(&[*last]).unwrap();
@@ -266,7 +248,7 @@ mod tests {
         assert_eq!(rig.take(), (Request::GET_FEATURES, 0, 0));
         assert_eq!(rig.take(), (Request::GET_CONFIG, 20, 0));
         assert!(!rig.receive().unwrap());
-        assert_eq!(rig.reader.received_len(), 0);
+        assert_eq!(rig.reader.len, 0);
     }
 
     #[test]

@@ -26,16 +26,13 @@ use crate::os::epoll::{Registered, Token};
 use crate::os::file_kind::FileKind;
 use crate::os::write_timeout;
 use crate::vhost_user::backend::{Backend, Guest, refused};
-use crate::vhost_user::message::Request;
+use crate::vhost_user::message::{HEADER_LEN, Request};
 use crate::vhost_user::reader::Message;
 use crate::virtqueue::memory::{RegionDescription, UserAddress};
 
-const INDEX_MASK: u64 = 0xff;
-const NO_FD: u64 = 1 << 8;
+/// Bit 8 of the u64 with a ring's index, the lowest of its second byte.
+const NO_FD: u8 = 1 << 0;
 const NOT_AN_EVENTFD: Error = Error::InvalidOperation("not an eventfd");
-
-/// Bytes that describe a region in a message.
-const REGION_LEN: usize = 32;
 
 /// What came with a message.
 type Files = Vec<FrontendFile>;
@@ -47,7 +44,8 @@ impl Backend {
     /// The message is refused: its body or its count of fds does not fit the request, a file is of the
     /// wrong kind, or the change of the guest failed.
     pub fn handle_with_fds(&self, message: &mut Message<'_>) -> Result<()> {
-        let fields = message.body.split_first_chunk();
+        let body = message.bytes.get(HEADER_LEN..);
+        let fields = body.and_then(|body| body.split_first_chunk());
         let (first, regions) = fields.ok_or(Error::InvalidMessage)?;
         let (first, files) = (u64::from_le_bytes(*first), &mut *message.files);
         match (message.request, regions) {
@@ -61,8 +59,8 @@ impl Backend {
     }
 
     fn set_memory(&self, count: u64, regions: &[u8], files: &mut Files) -> Result<()> {
-        let regions = regions.chunks(REGION_LEN).map(describe);
-        let regions = regions.collect::<Result<Vec<RegionDescription>>>()?;
+        let regions = regions.chunks(size_of::<VhostUserMemoryRegion>());
+        let regions: Vec<_> = regions.map(describe).collect::<Result<_>>()?;
         let is_counted = u64::try_from(regions.len()) == Ok(count);
         if regions.is_empty() || !is_counted || files.len() != regions.len() {
             return Err(Error::InvalidMessage);
@@ -80,7 +78,7 @@ impl Backend {
 
     fn change_region(&self, request: Request, region: &[u8], files: &mut Files) -> Result<()> {
         let feature = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
-        if !self.has_acked(feature) {
+        if !self.acked.get().contains(feature) {
             return Err(Error::InactiveOperation(feature));
         }
         let region = describe(region)?;
@@ -99,12 +97,12 @@ impl Backend {
     }
 
     fn set_vring_file(&self, request: Request, value: u64, files: &mut Files) -> Result<()> {
+        let [index, flags, ..] = value.to_le_bytes();
         let file = files.pop();
-        if !files.is_empty() || file.is_none() != (value & NO_FD != 0) {
+        if !files.is_empty() || file.is_none() != (flags & NO_FD != 0) {
             return Err(Error::IncorrectFds);
         }
-        let index = u32::try_from(value & INDEX_MASK).unwrap_or(u32::MAX);
-        self.change(index, |Guest { vring, .. }| {
+        self.change(index.into(), |Guest { vring, .. }| {
             if let Some(file) = &file {
                 check_vring_file(request, file)?;
             }
@@ -137,12 +135,12 @@ fn describe(bytes: &[u8]) -> Result<RegionDescription> {
 /// socketpair, which user-mode Linux does.
 fn check_vring_file(request: Request, file: &FrontendFile) -> Result<()> {
     // The write below is not tried on a socket: its reader would take it for a signal.
-    if file.kind() == FileKind::SocketEnd && request != Request::SET_VRING_KICK {
+    if file.kind == FileKind::SocketEnd && request != Request::SET_VRING_KICK {
         return Ok(());
     }
     // Nor on a pipe: a process that holds its lock would make our write wait, and no signal interrupts
     // that.
-    if file.kind() != FileKind::Anonymous {
+    if file.kind != FileKind::Anonymous {
         return Err(NOT_AN_EVENTFD);
     }
     // Of the anonymous inodes only an eventfd takes a write of 0, which changes nothing. It waits if

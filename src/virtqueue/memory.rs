@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{
     ByteValued, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
-    GuestRegionMmap, MemoryRegionAddress, VolatileMemory, VolatileSlice,
+    GuestRegionMmap, MemoryRegionAddress, VolatileSlice,
 };
 
 use crate::config::MAX_REGIONS;
@@ -32,7 +32,6 @@ use crate::virtqueue::sigbus::Watch;
 /// Bytes of the smallest page: a region is whole pages. Where the kernel's are larger, it refuses to map
 /// parts of them.
 const PAGE_LEN: u64 = 4096;
-const GIB: u64 = 1 << 30;
 
 /// Most bytes of memory that each of `guests` guests may have: an equal share of half of the
 /// process's address space. Nothing else limits it: mapping costs nothing for each byte, but a
@@ -72,7 +71,6 @@ const BEYOND_FILE: &str = "region ends beyond the end of its file";
 /// An access to a file on a disk could wait for the disk; to one of a FUSE server, for ever.
 const NOT_MEMORY: &str = "guest memory must be a memfd or a file on tmpfs or hugetlbfs, and a \
                           region's file is not; see --guest-memory";
-const UNKNOWN: &str = "no such region";
 
 fn cannot_map(error: impl Display) -> String {
     format!("cannot map region: {error}")
@@ -103,15 +101,11 @@ impl GuestMemoryBackend for Memory {
         self.regions.iter().map(|region| &region.mapping)
     }
 
-    /// The region that `address` lies in, and the offset there. Every access comes here.
+    /// The region that `address` lies in, and the offset there.
     #[inline(always)]
-    fn to_region_addr(
-        &self,
-        address: GuestAddress,
-    ) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
-        let index = self.upper_bound(address).checked_sub(1)?;
-        let region = &self.regions.get(index)?.mapping;
-        Some((region, region.to_region_addr(address)?))
+    fn to_region_addr(&self, address: GuestAddress) -> Option<(&Self::R, MemoryRegionAddress)> {
+        let (region, offset) = self.last_before(address)?;
+        Some((region, region.check_address(offset)?))
     }
 }
 
@@ -171,7 +165,7 @@ impl Memory {
         let index = self
             .described()
             .position(|r| r.guest == region.guest && r.user == region.user && r.len == region.len)
-            .ok_or(UNKNOWN)?;
+            .ok_or("no such region")?;
         self.regions.remove(index);
         Ok(())
     }
@@ -195,9 +189,9 @@ impl Memory {
             return Err(TOO_MANY.into());
         }
         if total > self.max_len {
-            let gib = self.max_len / GIB;
-            let why = format!("more than {gib} GiB of memory, a guest's share of the address space");
-            return Err(why);
+            let gib = self.max_len >> 30;
+            let share = "a guest's share of the address space";
+            return Err(format!("more than {gib} GiB of memory, {share}"));
         }
         let overlaps = |a: u64, b: u64, b_len: u64| {
             a < b.saturating_add(b_len) && b < a.saturating_add(region.len)
@@ -232,9 +226,19 @@ impl Memory {
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
     }
 
+    /// The last region that begins at `at` or below, and the offset from its begin, which may be beyond its
+    /// end. Every access comes here.
+    #[inline(always)]
+    fn last_before(&self, at: GuestAddress) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
+        let index = self.upper_bound(at).checked_sub(1)?;
+        let region = &self.regions.get(index)?.mapping;
+        let offset = at.0.checked_sub(region.start_addr().0)?;
+        Some((region, MemoryRegionAddress(offset)))
+    }
+
     #[inline(always)]
     fn whole_slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        let (region, offset) = self.to_region_addr(GuestAddress(address))?;
+        let (region, offset) = self.last_before(GuestAddress(address))?;
         region.get_slice(offset, len).ok()
     }
 
@@ -247,17 +251,15 @@ impl Memory {
     /// The object at guest address `address`, in as many regions as it lies in; `None` outside of memory.
     #[inline(always)]
     pub fn read_object<T: ByteValued>(&self, address: u64) -> Option<T> {
-        // Nearly all bytes lie in one region, and `read_obj` alone takes twice the instructions.
-        match self.whole_slice(address, size_of::<T>()) {
-            Some(slice) => slice.get_ref(0).ok().map(|object| object.load()),
-            None => self.read_obj(GuestAddress(address)).ok(),
-        }
+        let mut object = T::zeroed();
+        self.read(address, object.as_mut_slice()).map(|()| object)
     }
 
     /// Copies the bytes at guest address `address` into `bytes`, from as many regions as they lie in;
     /// `None` outside of memory.
     #[inline(always)]
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Option<()> {
+        // Nearly all bytes lie in one region, and `read_slice` alone takes twice the instructions.
         let Some(slice) = self.whole_slice(address, bytes.len()) else {
             return self.read_slice(bytes, GuestAddress(address)).ok();
         };

@@ -87,11 +87,7 @@ pub fn install() -> io::Result<()> {
     Ok(register_signal_handler(libc::SIGBUS, on_sigbus)?)
 }
 
-extern "C" fn on_sigbus(
-    _signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
-) {
+extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel hands a SA_SIGINFO handler a valid siginfo.
     let info = unsafe { &*info };
     // SAFETY: SIGBUS has an address.

@@ -72,10 +72,9 @@ impl Part {
     fn locate(&self, memory: &Memory, len: usize) -> Result<GuestAddress, String> {
         let begin = memory.translate(self.at);
         let begin = begin.ok_or_else(|| self.misplaced("begins outside guest memory"))?;
-        match memory.check_range(begin, len) {
-            true => Ok(begin),
-            false => Err(self.misplaced("ends outside guest memory")),
-        }
+        let is_whole = memory.check_range(begin, len);
+        let end = is_whole.then_some(begin);
+        end.ok_or_else(|| self.misplaced("ends outside guest memory"))
     }
 
     /// Why the ring cannot run, for the log.
@@ -99,16 +98,14 @@ enum State {
 /// takes it by value, so that no chain is completed twice.
 #[derive(Debug)]
 #[must_use = "a chain that was consumed must be completed"]
-pub struct Consumed {
-    head: u16,
-}
+pub struct Consumed(u16);
 
 /// Debug builds, which the tests are, say loudly that a driver would wait for ever.
 #[cfg(debug_assertions)]
 impl Drop for Consumed {
     fn drop(&mut self) {
         let panicking = std::thread::panicking();
-        assert!(panicking, "chain {} was consumed, not completed", self.head);
+        assert!(panicking, "chain {} was consumed, not completed", self.0);
     }
 }
 
@@ -165,9 +162,14 @@ impl Vring {
         };
     }
 
-    /// Sets the number of descriptors; `false` unless it is a power of two up to [`MAX_SIZE`].
-    pub fn set_size(&mut self, size: u32) -> bool {
-        u16::try_from(size).is_ok_and(|size| self.queue.try_set_size(size).is_ok())
+    /// Sets the number of descriptors.
+    ///
+    /// # Errors
+    /// It is not a power of two up to [`MAX_SIZE`].
+    pub fn set_size(&mut self, size: u32) -> Result<(), String> {
+        let is_set = u16::try_from(size).is_ok_and(|size| self.queue.try_set_size(size).is_ok());
+        let why = || format!("SET_VRING_NUM: {size} is not a power of two up to {MAX_SIZE}");
+        is_set.then_some(()).ok_or_else(why)
     }
 
     /// Sets where the ring is. Its size may be set later, so only [`Vring::update`] can tell whether
@@ -175,16 +177,12 @@ impl Vring {
     ///
     /// # Errors
     /// There is memory, and a part does not begin in it.
-    pub fn set_addresses(
-        &mut self,
-        addresses: RingAddresses,
-        memory: &Memory,
-    ) -> Result<(), String> {
-        self.addresses = Some(addresses);
+    pub fn set_addresses(&mut self, at: RingAddresses, memory: &Memory) -> Result<(), String> {
+        self.addresses = Some(at);
         if memory.num_regions() == 0 {
             return Ok(());
         }
-        let mut parts = self.parts(addresses).into_iter();
+        let mut parts = self.parts(at).into_iter();
         parts.try_for_each(|part| part.locate(memory, 0).map(drop))
     }
 
@@ -328,9 +326,8 @@ impl Vring {
         let position = queue.next_avail().checked_rem(size).unwrap_or(0);
         let offset = u64::from(position).saturating_mul(AVAIL_ENTRY_LEN);
         let entry = queue.avail_ring().saturating_add(AVAIL_HEADER_LEN);
-        let head = memory
-            .load(entry.saturating_add(offset))
-            .ok_or(RingError::Memory)?;
+        let entry = memory.load(entry.saturating_add(offset));
+        let head = entry.ok_or(RingError::Memory)?;
         if head >= size {
             return Err(RingError::Head(head));
         }
@@ -346,7 +343,7 @@ impl Vring {
     pub fn consume(&mut self, chain: Chain) -> Consumed {
         let next = self.queue.next_avail().wrapping_add(1);
         self.queue.set_next_avail(next);
-        Consumed { head: chain.head }
+        Consumed(chain.head)
     }
 
     /// Gives a chain back to the driver: adds it to the used ring with `len`, the number of bytes that
@@ -361,9 +358,10 @@ impl Vring {
         len: u32,
     ) -> Result<(), RingError> {
         self.completed = true;
-        let added = self.queue.add_used(memory, chain.head, len);
+        let added = self.queue.add_used(memory, chain.0, len);
         std::mem::forget(chain);
-        added.map_err(outside_memory)
+        // The queue was checked when it started: its memory was taken away since.
+        added.map_err(|_| RingError::Memory)
     }
 
     /// Asks the driver not to kick: the ring is read again anyway. With EVENT_IDX there is nothing to
@@ -382,7 +380,7 @@ impl Vring {
         // The queue says "more" for every index but the expected one, so an index that jumped would make
         // the loop come back for ever. `pending` tells the two apart.
         let more = self.queue.enable_notification(memory);
-        let more = more.map_err(outside_memory)?;
+        let more = more.map_err(|_| RingError::Memory)?;
         Ok(more && self.pending(memory)? > 0)
     }
 
@@ -438,11 +436,6 @@ impl Vring {
     }
 }
 
-/// An error of a queue that was checked when it started: its memory was taken away since.
-fn outside_memory(_: virtio_queue::Error) -> RingError {
-    RingError::Memory
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -478,7 +471,7 @@ mod tests {
                 vring: Vring::default(),
                 call,
             };
-            assert!(rig.vring.set_size(SIZE.into()));
+            rig.vring.set_size(SIZE.into()).unwrap();
             rig.set_addresses(DESC, AVAIL, USED);
             let kind = FileKind::SocketEnd;
             let call = FrontendFile::new(device_end, kind, &Closer::default());

@@ -114,7 +114,7 @@ impl Player {
         let guest_ref = &mut *guest;
         guest_ref.memory = flat_memory();
         let vring = &mut guest_ref.vring;
-        assert!(vring.set_size(RING_SIZE.into()));
+        vring.set_size(RING_SIZE.into()).unwrap();
         let addresses = [DESC, AVAIL, USED].map(UserAddress);
         let _ = vring.set_addresses(addresses, &guest_ref.memory);
         let signal = FrontendFile::new(device_end, FileKind::SocketEnd, &Closer::default());

@@ -125,14 +125,14 @@ impl Connection {
         if !self.send_reply()? {
             return Ok(false);
         }
-        let len = self.reader.received_len();
+        let len = self.reader.len;
         match self.reader.receive(self.fd(), mounts) {
             Ok(true) => {
                 self.awaits = Awaits::Message;
                 Ok(true)
             }
             Ok(false) => {
-                if self.reader.received_len() > len {
+                if self.reader.len > len {
                     let until = now.checked_add(SILENCE).unwrap_or(now);
                     self.awaits = Awaits::OtherPart(until);
                 }
@@ -187,12 +187,13 @@ impl Connection {
         self.poller.remove(self.fd());
         // The front-end sees the end now, whenever the kernel gets to it.
         shut_down(self.fd());
-        self.backend().clear();
+        // With the eventfds and the memory that the front-end brought.
+        drop(self.handler);
         if !self.reader.is_drained {
             closer.defer_close(self.stream);
         }
         // With the fds of a message that is not whole.
         drop(self.reader);
-        closer.collect();
+        closer.queue.collect();
     }
 }

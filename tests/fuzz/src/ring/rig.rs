@@ -211,7 +211,7 @@ impl Rig {
         let kick = Registered::new(&self.shared.poller, kick, token).unwrap();
         let mut guest = self.backend.guest();
         let guest = &mut *guest;
-        assert!(guest.vring.set_size(size.into()));
+        guest.vring.set_size(size.into()).unwrap();
         let _ = guest.vring.set_addresses(addresses, &guest.memory);
         assert!(guest.vring.set_base(base.into()));
         let bit = |on, bit| if on { bit } else { 0 };
