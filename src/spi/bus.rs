@@ -395,7 +395,8 @@ impl Bus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DeviceConfig, DevicePath, TransferConfig};
+    use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, TransferConfig};
+    use crate::spi::framing::Chip;
     use crate::spi::wire::TransferHead;
 
     const MS: Duration = Duration::from_millis(1);
@@ -453,6 +454,38 @@ mod tests {
             assert_eq!(bus.devices[0].line, Line::Released);
             assert_eq!(bus.next_waiter(), GuestNumber::new(1));
         }
+    }
+
+    /// What `framing` makes of a request by its phase is what the chip will see.
+    #[test]
+    fn phase_agrees_with_access_while_a_command_is_held_and_after_it_was_cut() {
+        let mut now = Instant::now();
+        let mut bus = held(false, Duration::ZERO, now);
+        let chip = Chip::new(ChipConfig {
+            kind: ChipKind::Nor,
+            address_bytes: 3,
+            read_only: 0,
+            deny: Vec::new(),
+            timeout: Duration::ZERO,
+        });
+        let framed = chip.frame(Phase::Opcode, &[0x02], 1, false);
+        if let State::Held(hold) = &mut bus.state {
+            hold.claim.framed = Some(framed);
+        }
+        let (same, other) = (claim(0, 0), claim(0, 1));
+        assert_eq!(bus.phase(&same), Phase::Within(framed.remaining.unwrap()));
+        assert_eq!(bus.phase(&other), Phase::Opcode);
+        assert!(matches!(bus.access(&same, &mut now), Access::Free));
+        now += 10 * MS;
+        assert_eq!(bus.expire(&mut now, |_| false), None);
+        assert_eq!(bus.phase(&same), Phase::Cut);
+        assert_eq!(bus.phase(&other), Phase::Opcode);
+        assert!(bus.is_in_command(same.guest));
+        let access = bus.access(&same, &mut now);
+        assert!(matches!(access, Access::Failed(TransferError::HoldCut)));
+        assert!(!bus.is_in_command(same.guest));
+        assert_eq!(bus.phase(&same), Phase::Opcode);
+        assert!(matches!(bus.access(&same, &mut now), Access::Free));
     }
 
     #[test]
