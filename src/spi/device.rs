@@ -117,7 +117,10 @@ impl Device {
                 (port, loopback::FOUND, loopback::MESSAGE_LEN)
             }
             DevicePath::Spidev(path) => {
-                let others = others.iter().filter_map(|other| other.spidev());
+                let others = others.iter().filter_map(|other| match &other.port {
+                    Port::Spidev(spidev) => Some((&*other.name, spidev)),
+                    Port::Loopback(_) => None,
+                });
                 let mut spidev = Spidev::open(path, &option, others)?;
                 let found = probe(&mut spidev);
                 let found = found.map_err(|e| Fatal::os(ExitCode::NoInput, &option, &e))?;
@@ -144,14 +147,6 @@ impl Device {
             line: Line::Released,
             mode_of: ModeOf::Nobody,
         })
-    }
-
-    /// Its name and its spidev, if it is one.
-    fn spidev(&self) -> Option<(&str, &Spidev)> {
-        match &self.port {
-            Port::Spidev(spidev) => Some((&self.name, spidev)),
-            Port::Loopback(_) => None,
-        }
     }
 
     /// spidev counts the length of each transfer rounded up to this many bytes

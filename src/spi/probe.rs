@@ -42,9 +42,8 @@ pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
     let bits = device.read_bits_per_word()?;
     let settable = probe_modes(device)?;
     let lanes = probe_lanes(device)?;
-    let bits_per_word_mask =
-        probe_word_sizes(bits, |bits| accepted(device.write_bits_per_word(bits)))?;
-    if bits_per_word_mask.count_ones() > 1 {
+    let word_sizes = probe_word_sizes(bits, |bits| accepted(device.write_bits_per_word(bits)))?;
+    if word_sizes.count_ones() > 1 {
         device.write_bits_per_word(bits)?;
     }
     device.set_mode(device.found_mode() | lanes)?;
@@ -52,7 +51,7 @@ pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
         mode: device.found_mode(),
         settable,
         lanes,
-        bits_per_word_mask,
+        bits_per_word_mask: word_sizes,
         max_speed_hz,
     })
 }
