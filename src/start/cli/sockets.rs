@@ -49,11 +49,11 @@ impl Given<'_> {
 impl Options<'_> {
     /// The guests' sources, where a service manager handed in `passed` sockets.
     pub(super) fn sources(&self, passed: usize) -> Result<Vec<Source>, Fatal> {
+        let count: u64 = self.get_or("socket-count", "1").number(1, 64)?;
         let mut sources = self.listed()?;
         self.check_place(sources.first(), passed)?;
         if let Some(base) = self.get("socket-path") {
             let base = base.path()?;
-            let count: u64 = self.get_or("socket-count", "1").number(1, 64)?;
             sources.extend((0..count).map(|number| {
                 let mut path = base.clone();
                 path.push(number.to_string());
