@@ -97,13 +97,19 @@ impl Spidev {
         }
         // A lock (`flock`) tells other daemons, but nobody else, that the device is in use.
         if !ffi::try_lock(file.as_raw_fd()).map_err(failed)? {
-            let why = format!("{name}: in use by another process, which has it locked");
+            let why = format!(
+                "{name}: in use by another process; one daemon serves all guests of a device"
+            );
             return Err(Fatal::new(ExitCode::Unavailable, why));
         }
         let found = setting(file.as_raw_fd(), RD_MODE32, [0; 4]).map(u32::from_ne_bytes);
         let found_mode = found.map_err(|e| {
             let is_spidev = e.raw_os_error() != Some(libc::ENOTTY);
-            let what = if is_spidev { "" } else { ": not a spidev" };
+            let what = if is_spidev {
+                ""
+            } else {
+                ": not a spidev (/dev/spidevX.Y)"
+            };
             Fatal::os(ExitCode::NoInput, format_args!("{name}{what}"), &e)
         })?;
         Ok(Self {

@@ -168,7 +168,7 @@ fn unknown(argument: &OsStr) -> Fatal {
         .filter(|(alike, ..)| *alike >= 3);
     let shown = argument.to_string_lossy();
     usage(match meant {
-        None => format!("unknown option '{shown}'"),
+        None => format!("unknown option '{shown}'; see --help"),
         Some((.., long)) => format!("unknown option '{shown}'; did you mean '--{long}'?"),
     })
 }
@@ -335,11 +335,11 @@ mod tests {
                 &["--print-capabilites"],
                 "unknown option '--print-capabilites'; did you mean '--print-capabilities'?",
             ),
-            (&["--foo"], "unknown option '--foo'"),
-            (&["-x"], "unknown option '-x'"),
+            (&["--foo"], "unknown option '--foo'; see --help"),
+            (&["-x"], "unknown option '-x'; see --help"),
             (&["x"], "unexpected argument 'x'"),
             (&["-"], "unexpected argument '-'"),
-            (&["--"], "unknown option '--'"),
+            (&["--"], "unknown option '--'; see --help"),
             (&["-c"], "option '-c' needs a value"),
             (
                 &["-c0"],
@@ -464,11 +464,11 @@ mod tests {
         assert_eq!(
             parse(&["-l", "d"]).unwrap_err(),
             "no socket: one of the options '--socket-path', '--socket', '--fd' and '--socket-fd' \
-             is missing"
+             is missing; see --help"
         );
         assert_eq!(
             parse(&["-s", "s"]).unwrap_err(),
-            "option '--device' is missing"
+            "option '--device' is missing; see --help"
         );
         assert_eq!(
             parse(&["-s", "s", "-c2", "-l", "d,guests=0"]).unwrap_err(),

@@ -78,18 +78,18 @@ impl ChipOptions {
 
 /// How many bytes an address has, or why it cannot have as many as were given.
 fn address_bytes(kind: ChipKind, given: Option<u8>) -> Result<u8, String> {
-    let (name, allowed, default) = match kind {
-        ChipKind::Nor => ("nor", [3, 4].as_slice(), Some(3)),
-        ChipKind::Sram => ("sram", [2, 3].as_slice(), Some(2)),
-        ChipKind::Eeprom => ("eeprom", [1, 2, 3].as_slice(), None),
+    let (name, min, max, default) = match kind {
+        ChipKind::Nor => ("nor", 3, 4, Some(3)),
+        ChipKind::Sram => ("sram", 2, 3, Some(2)),
+        ChipKind::Eeprom => ("eeprom", 1, 3, None),
     };
     match given.or(default) {
-        Some(count) if allowed.contains(&count) => Ok(count),
+        Some(count) if (min..=max).contains(&count) => Ok(count),
         Some(count) => Err(format!(
-            "has address-bytes={count}, but chip={name} has one of {allowed:?}"
+            "has address-bytes={count}, but chip={name} has {min} to {max}"
         )),
         None => Err(format!(
-            "has chip={name}, which needs address-bytes= with one of {allowed:?}; the chip's data \
+            "has chip={name}, which needs address-bytes= from {min} to {max}; the chip's data \
              sheet says which"
         )),
     }
@@ -132,15 +132,12 @@ mod tests {
                 ",chip=nand",
                 "'chip=nand', which is none of nor, sram and eeprom",
             ),
-            (",chip=eeprom", "needs address-bytes= with one of [1, 2, 3]"),
+            (",chip=eeprom", "needs address-bytes= from 1 to 3"),
             (
                 ",chip=nor,address-bytes=2",
-                "has address-bytes=2, but chip=nor has one of [3, 4]",
+                "has address-bytes=2, but chip=nor has 3 to 4",
             ),
-            (
-                ",chip=sram,address-bytes=1",
-                "but chip=sram has one of [2, 3]",
-            ),
+            (",chip=sram,address-bytes=1", "but chip=sram has 2 to 3"),
             (
                 ",chip=nor,address-bytes=x",
                 "'address-bytes=x', which is not a number of bytes",

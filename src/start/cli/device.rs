@@ -36,7 +36,7 @@ impl Options<'_> {
             devices.push(device);
         }
         if devices.is_empty() {
-            return Err(usage("option '--device' is missing"));
+            return Err(usage("option '--device' is missing; see --help"));
         }
         let times = devices.len();
         if times > MAX_CHIP_SELECTS {

@@ -19,7 +19,7 @@ const MAX_FD: u64 = 0x7fff_ffff;
 const MAX_GROUP: u64 = 0xffff_fffe;
 const LISTEN_FDS: &str = "environment variable LISTEN_FDS";
 const NO_SOCKET: &str = "no socket: one of the options '--socket-path', '--socket', '--fd' and \
-                         '--socket-fd' is missing";
+                         '--socket-fd' is missing; see --help";
 
 impl Given<'_> {
     pub(super) fn path(&self) -> Result<OsString, Fatal> {
