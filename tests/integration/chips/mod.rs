@@ -55,10 +55,12 @@ fn serve(guests: usize, options: &str, args: &[&str]) -> (Flash, Host, Daemon, V
     let host = Host::new().device(DEV, 10_000_000, flash.clone());
     let device = format!("/dev/spidev0.0,chip=nor{options}");
     let setup = Setup::new(&host).guests(guests).device(&device);
-    let daemon = args
-        .iter()
-        .fold(setup, |setup, arg| setup.arg(*arg))
-        .start();
+    // On a busy machine two requests of a command can be far apart.
+    let timeout = "--cs-hold-timeout-ms=";
+    let given = args.iter().any(|arg| arg.starts_with(timeout));
+    let patient = (!given).then(|| format!("{timeout}20000"));
+    let args = args.iter().map(|arg| (*arg).to_owned()).chain(patient);
+    let daemon = args.fold(setup, Setup::arg).start();
     let guests = (0..guests).map(|n| Guest::connect(&daemon, n)).collect();
     host.forget();
     (flash, host, daemon, guests)
