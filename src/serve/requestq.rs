@@ -170,8 +170,12 @@ impl Requestq {
             Ok(turn) => Ok(turn),
             Err(Stop::Session(error)) => Err(error),
             Err(Stop::Ring(error)) => {
-                let what = format_args!("ring stopped: cause={}", Quoted(&error));
-                self.lines.requests.line(LogLevel::Warning, what);
+                let cause = Quoted(&error);
+                let lines = &mut self.lines.requests;
+                lines.line(
+                    LogLevel::Warning,
+                    format_args!("ring stopped: cause={cause}"),
+                );
                 let turn = self.after_request(Turn::Idle);
                 self.abort(guest, shared)?;
                 guest.vring.set_broken()?;
@@ -366,8 +370,13 @@ impl Requestq {
             }
             Err(error) => {
                 if let Some(name) = bus.note_failure(transfer.claim.device, &error) {
-                    let what = format_args!("device={} request failed", Quoted(&name));
-                    self.log(error.level(), chip_select, what, &error);
+                    let device = Quoted(&name);
+                    self.log(
+                        error.level(),
+                        chip_select,
+                        format_args!("device={device} request failed"),
+                        &error,
+                    );
                 }
                 TransResult::TransErr
             }
