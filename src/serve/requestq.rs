@@ -51,8 +51,8 @@ pub enum Turn {
     Messages,
 }
 
-/// Why a turn failed: two errors that are told apart once, in [`Requestq::turn`].
-enum Stop {
+/// Why a turn failed. [`Requestq::turn`] alone tells the two apart.
+enum TurnError {
     Ring(RingError),
     Session(SessionError),
 }
@@ -168,14 +168,13 @@ impl Requestq {
         };
         match turn {
             Ok(turn) => Ok(turn),
-            Err(Stop::Session(error)) => Err(error),
-            Err(Stop::Ring(error)) => {
-                let cause = Quoted(&error);
-                let lines = &mut self.lines.requests;
-                lines.line(
+            Err(TurnError::Session(error)) => Err(error),
+            Err(TurnError::Ring(error)) => {
+                self.lines.requests.line(
                     LogLevel::Warning,
-                    format_args!("ring stopped: cause={cause}"),
+                    format_args!("ring stopped: cause={}", Quoted(&error)),
                 );
+                // Before the abort, after which no message counts as waiting any more.
                 let turn = self.after_request(Turn::Idle);
                 self.abort(guest, shared)?;
                 guest.vring.set_broken()?;
@@ -185,15 +184,15 @@ impl Requestq {
     }
 
     /// Takes the next request, if there is one and it can begin.
-    fn take(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
+    fn take(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, TurnError> {
         let (memory, vring) = (&guest.memory, &mut guest.vring);
-        let pending = vring.pending(memory).map_err(Stop::Ring)?;
+        let pending = vring.pending(memory).map_err(TurnError::Ring)?;
         if pending == 0 {
             return self.ran_empty(guest, shared);
         }
         self.polling = Polling::Served;
         self.waits_since.get_or_insert(shared.due_since);
-        let chain = vring.peek(memory).map_err(Stop::Ring)?;
+        let chain = vring.peek(memory).map_err(TurnError::Ring)?;
         let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
         // Only now: this writes a flag, which a hostile driver may have placed over the chain just read.
         if pending > 1 || !self.grant.poll.is_zero() {
@@ -215,7 +214,7 @@ impl Requestq {
         }
     }
 
-    /// Takes a valid request off the ring and makes its first step, if it has its bus.
+    /// Takes a valid request off the ring and makes its first step, if its bus is free for it.
     fn begin(
         &mut self,
         guest: &mut Guest,
@@ -223,7 +222,7 @@ impl Requestq {
         answer: Answer<Chain>,
         chip_select: Option<u8>,
         shared: &mut Shared,
-    ) -> Result<Turn, Stop> {
+    ) -> Result<Turn, TurnError> {
         if let Some(ending) = self.release_other_holds(index, shared) {
             ending.wait(self.number);
             return Ok(Turn::Idle);
@@ -263,20 +262,21 @@ impl Requestq {
         if self.cut_pairs.are_shown_by(claim, chip_select, now) {
             self.log_cut_pair(chip_select);
         }
-        // Few had to wait since the clock was last read, and the difference takes 50 instructions.
+        // Most begin before the clock is read again: their wait is zero without the subtraction, which
+        // takes 50 instructions.
         let since = self.waits_since.take().filter(|since| *since != now);
         let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         self.tally.count_wait(chip_select, waited);
     }
 
-    /// Answers the next request without its going on the wire.
+    /// Answers the next request, which does not go on the wire.
     fn skip(
         &mut self,
         guest: &mut Guest,
         answer: Answer<Chain>,
         chip_select: Option<u8>,
         result: TransResult,
-    ) -> Result<Turn, Stop> {
+    ) -> Result<Turn, TurnError> {
         let answer = answer.consume(&mut guest.vring);
         self.waits_since = None;
         self.finish(guest, answer, chip_select, result)
@@ -288,25 +288,25 @@ impl Requestq {
         answer: Answer<Consumed>,
         chip_select: Option<u8>,
         result: TransResult,
-    ) -> Result<Turn, Stop> {
+    ) -> Result<Turn, TurnError> {
         self.tally.count(chip_select, result);
         answer
             .complete(&mut guest.vring, &guest.memory, result)
             .map(|()| Turn::Again)
-            .map_err(Stop::Ring)
+            .map_err(TurnError::Ring)
     }
 
     /// Nothing is queued: a chip select that is held only for a queued request is released, and the
     /// driver is asked to kick.
-    fn ran_empty(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
+    fn ran_empty(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, TurnError> {
         self.release_unless_followed(shared);
         let (memory, vring) = (&guest.memory, &mut guest.vring);
-        // First, so that the driver does not wait for the next look at the ring.
-        vring.notify(memory).map_err(Stop::Session)?;
+        // First, so that the driver does not wait until the ring was looked at again.
+        vring.notify(memory).map_err(TurnError::Session)?;
         if self.polling.goes_on(self.grant.poll, shared.now) {
             return Ok(Turn::Again);
         }
-        if vring.rearm(memory).map_err(Stop::Ring)? {
+        if vring.rearm(memory).map_err(TurnError::Ring)? {
             return Ok(Turn::Again);
         }
         let look = vring
@@ -316,7 +316,7 @@ impl Requestq {
     }
 
     /// Makes the next step of the request in progress.
-    fn advance(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, Stop> {
+    fn advance(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<Turn, TurnError> {
         let Some(active) = &mut self.active else {
             return Ok(Turn::Again);
         };
@@ -328,9 +328,9 @@ impl Requestq {
         }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         let transfer = &mut active.transfer;
-        // A driver does not wait through a long message for what was completed before it.
+        // The driver is notified of completed chains before a long message, not after it.
         if vring.is_unnotified() && Duration::from_nanos(transfer.next_message_ns()) > LONG {
-            vring.notify(memory).map_err(Stop::Session)?;
+            vring.notify(memory).map_err(TurnError::Session)?;
         }
         // A broken ring is reported at the next request.
         let follows = transfer.keeps_if_followed()
@@ -356,7 +356,7 @@ impl Requestq {
         bus: &mut Bus,
         transferred: Result<(), TransferError>,
         now: Instant,
-    ) -> Result<Turn, Stop> {
+    ) -> Result<Turn, TurnError> {
         let Some(active) = self.active.take() else {
             return Ok(Turn::Again);
         };
@@ -370,11 +370,10 @@ impl Requestq {
             }
             Err(error) => {
                 if let Some(name) = bus.note_failure(transfer.claim.device, &error) {
-                    let device = Quoted(&name);
                     self.log(
                         error.level(),
                         chip_select,
-                        format_args!("device={device} request failed"),
+                        format_args!("device={} request failed", Quoted(&name)),
                         &error,
                     );
                 }
@@ -385,8 +384,8 @@ impl Requestq {
         Ok(self.after_request(turn))
     }
 
-    /// Releases a chip select that is held only for a queued request: there is none. In the middle of a
-    /// chip's command it is held for the rest of that.
+    /// Releases a chip select that is held only for a queued request, of which there is none. In the middle
+    /// of a chip's command it stays asserted until the command ends.
     fn release_unless_followed(&self, shared: &mut Shared) {
         if self.grant.policy != HoldPolicy::Queued {
             return;

@@ -10,7 +10,8 @@ use crate::error::{SessionError, TransferError};
 use crate::serve::grant::Shared;
 use crate::spi::wire::TransResult;
 use crate::vhost_user::backend::Guest;
-use crate::vhost_user::message::Request;
+// Elsewhere in this module a request is one of the driver's.
+use crate::vhost_user::message::Request as Message;
 
 /// How much wire time a transfer may have left to be finished when its ring stops.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -22,9 +23,9 @@ pub(super) enum Intake {
     Open,
     /// A message waits for the request in progress to come to its end.
     Paused,
-    /// The same, and that message stops the ring: no request follows, for which chip select would be kept.
+    /// The same, and that message stops the ring: chip select is not kept for a request that follows.
     Stopping,
-    /// The daemon ends: none is taken any more.
+    /// They are not any more: the daemon ends.
     Ended,
 }
 
@@ -34,54 +35,54 @@ impl Requestq {
         self.intake = Intake::Ended;
     }
 
-    /// Brings the request in progress to where the message `request` can be handled; `false` if that
-    /// must wait for its end.
+    /// Brings the request in progress to where `message` can be handled; `false` if that must wait for the
+    /// request's end.
     ///
     /// A ring that stops (in QEMU: SET_VRING_ENABLE, then GET_VRING_BASE) lets a short request finish,
     /// and so does memory that changes, which is no reason to release chip select either. A message
-    /// that changes the ring otherwise ends the request. A region that is added takes nothing away.
+    /// that changes the ring otherwise aborts the request. A region that is added takes nothing away.
     ///
     /// # Errors
-    /// The call eventfd blocked.
+    /// The call eventfd blocked, or cannot be written to.
     pub fn quiesce_for(
         &mut self,
-        request: Request,
+        message: Message,
         guest: &mut Guest,
         shared: &mut Shared,
     ) -> Result<bool, SessionError> {
-        if matches!(request, Request::SET_MEM_TABLE | Request::REM_MEM_REG) {
+        if matches!(message, Message::SET_MEM_TABLE | Message::REM_MEM_REG) {
             return self.pause(Intake::Paused, guest, shared);
         }
         if matches!(
-            request,
-            Request::GET_VRING_BASE | Request::SET_VRING_ENABLE | Request::RESET_OWNER
+            message,
+            Message::GET_VRING_BASE | Message::SET_VRING_ENABLE | Message::RESET_OWNER
         ) {
             return self.stop(guest, shared);
         }
         if matches!(
-            request,
-            Request::SET_VRING_NUM
-                | Request::SET_VRING_ADDR
-                | Request::SET_VRING_BASE
-                | Request::SET_FEATURES
-                | Request::RESET_DEVICE
+            message,
+            Message::SET_VRING_NUM
+                | Message::SET_VRING_ADDR
+                | Message::SET_VRING_BASE
+                | Message::SET_FEATURES
+                | Message::RESET_DEVICE
         ) {
             self.abort(guest, shared)?;
         }
         Ok(true)
     }
 
-    /// As [`Requestq::quiesce_for`] a message that stops the ring.
+    /// The same as [`Requestq::quiesce_for`] does for a message that stops the ring.
     ///
     /// # Errors
-    /// The call eventfd blocked.
+    /// As [`Requestq::abort`].
     pub fn stop(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<bool, SessionError> {
         self.pause(Intake::Stopping, guest, shared)
     }
 
-    /// Lets no other request begin. The one in progress goes on, with this `intake` meanwhile, if it has
-    /// at most [`GRACE`] to go, and is aborted otherwise. Returns whether none is in progress any more;
-    /// the driver was then notified of all completed chains.
+    /// Lets the request in progress go on if it has at most [`GRACE`] to go, with this `intake` until its
+    /// end, so that no other begins; else aborts it. Returns whether none is in progress any more; the
+    /// driver was then notified of all completed chains.
     ///
     /// # Errors
     /// As [`Requestq::abort`].
@@ -116,11 +117,11 @@ impl Requestq {
         }
     }
 
-    /// Ends the request in progress with `TRANS_ERR`, releases chip select, and tells the driver
-    /// all that it was not told yet.
+    /// Ends the request in progress with `TRANS_ERR`, releases chip select, and notifies the driver of
+    /// all completed chains.
     ///
     /// # Errors
-    /// The call eventfd blocked.
+    /// The call eventfd blocked, or cannot be written to.
     pub fn abort(&mut self, guest: &mut Guest, shared: &mut Shared) -> Result<(), SessionError> {
         self.set_intake(Intake::Open);
         self.waits_since = None;
@@ -142,8 +143,8 @@ impl Requestq {
         guest.vring.notify(&guest.memory)
     }
 
-    /// What the loop does after a turn that ended a request: `turn`, unless a message may have waited for
-    /// that.
+    /// The loop's next action after a turn that ended a request: `turn`, unless a message may have waited
+    /// for that end.
     pub(super) fn after_request(&self, turn: Turn) -> Turn {
         match self.intake {
             Intake::Open => turn,
