@@ -2,8 +2,8 @@
 
 //! The loop: waits for events, gives every guest its turn, keeps the deadlines.
 //!
-//! Events only mark whose turn it is; all work is done in turns, one request or step each, round
-//! robin. Where several front-ends are connected the loop looks for events after one turn of each
+//! Kicks and messages only mark whose turn it is; they are handled in turns, one request or step each,
+//! round robin. Where several front-ends are connected the loop looks for events after one turn of each
 //! guest that has work, so that a flood delays another guest by one request; a guest alone has its
 //! queue served without looks in between, for 64 turns or a millisecond.
 //!
@@ -37,6 +37,7 @@ use crate::virtqueue::sigbus;
 mod deadlines;
 mod end;
 
+/// Most events that one look takes.
 const EVENTS: usize = 32;
 /// Most turns of a guest that is alone between two looks for events.
 const TURNS: usize = 64;
@@ -57,9 +58,9 @@ pub struct EventLoop {
     /// How many front-ends are connected.
     connected: usize,
     report: Report,
-    /// When the kernel is asked again to take fds that it did not take.
+    /// When the kernel is asked again to close fds that it did not take.
     collect_at: Option<Instant>,
-    /// Since the end was asked for: when it will come whatever is on the wire.
+    /// If the end was asked for: when it will come, whatever is on the wire.
     ends_at: Option<Instant>,
 }
 
@@ -124,7 +125,7 @@ impl EventLoop {
             self.shared.now = Instant::now();
             for event in events.iter().take(count) {
                 if let Some(token) = Token::decode(event.data()) {
-                    self.mark(token, event.event_set());
+                    self.handle_event(token, event.event_set());
                 }
             }
             self.serve();
@@ -143,9 +144,9 @@ impl EventLoop {
         }
     }
 
-    fn mark(&mut self, token: Token, events: EventSet) {
+    fn handle_event(&mut self, token: Token, events: EventSet) {
         match token {
-            Token::Signal => self.obey(),
+            Token::Signal => self.handle_signal(),
             Token::Timer => self.expire(),
             Token::Listener(guest)
                 if events.intersects(EventSet::HANG_UP | EventSet::READ_HANG_UP) =>
@@ -178,9 +179,9 @@ impl EventLoop {
         }
     }
 
-    /// Gives turns, until nobody has anything to do or it is time to look for events.
+    /// Gives turns, until no session has anything to do or it is time to look for events.
     fn serve(&mut self) {
-        // Before the first turn: a long one is followed by a look for events.
+        // Counted from before the first turn, so that a look for events follows a turn that was long.
         let ends_at = self.shared.now.checked_add(TURNS_TIME);
         let mut last = None;
         let is_alone = self.connected <= 1;
@@ -203,7 +204,7 @@ impl EventLoop {
             if again.is_none() && self.turns.is_empty() {
                 break;
             }
-            // An ioctl or a message has moved it on already.
+            // If it moved on, the clock was read after an ioctl or a message.
             if self.shared.now == before {
                 self.shared.now = Instant::now();
             }
@@ -315,7 +316,7 @@ impl EventLoop {
         }
     }
 
-    fn obey(&mut self) {
+    fn handle_signal(&mut self) {
         match signals::take(&self.signals) {
             Some(libc::SIGUSR1) => self.report.begin(),
             Some(_) => self.wind_up(),

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use crate::config::GuestNumber;
 
+/// What is known of a session's turns.
 #[derive(Debug, Clone, Copy, Default)]
 struct Due {
     /// Since when it is in a queue.
@@ -28,7 +29,7 @@ struct Due {
     wake_at: Option<Instant>,
 }
 
-/// Who is in the queue behind what happened.
+/// Who is in the queue of those that had a turn ([`Turns`]' `again`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entrant {
     Session(GuestNumber),
@@ -56,7 +57,7 @@ pub struct Taken {
     pub since: Instant,
 }
 
-/// The sessions that are to have a turn.
+/// The sessions that are to have a turn, and the buses that rest.
 #[derive(Debug)]
 pub struct Turns {
     /// Something happened for them.
@@ -84,12 +85,12 @@ impl Turns {
         }
     }
 
-    /// How many sessions are to have a turn.
+    /// How many sessions are to have a turn, and buses rest.
     pub fn len(&self) -> usize {
         self.fresh.len().saturating_add(self.again.len())
     }
 
-    /// Whether nobody is to have a turn.
+    /// Whether no session is to have a turn, and no bus rests.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -10,7 +10,7 @@ use crate::config::GuestNumber;
 use crate::serve::session::Session;
 use crate::spi::bus::Bus;
 
-/// How long until the kernel is asked again to take fds that it did not take.
+/// How long until the kernel is asked again to close fds that it did not take.
 const RETRY: Duration = Duration::from_millis(10);
 
 impl EventLoop {
@@ -81,7 +81,7 @@ impl EventLoop {
         }
     }
 
-    /// Hands the fds whose close was deferred to the kernel, now or a little later.
+    /// Hands the fds whose close was deferred to the kernel. If it does not take them, tries again later.
     pub(super) fn collect(&mut self) {
         if !self.shared.deferred.take_touched() {
             return;
