@@ -147,7 +147,8 @@ impl Session {
     /// comes. Returns whether there was one that was accepted.
     ///
     /// # Errors
-    /// The host could not take the connection: after [`Session::close`] the next one has to wait.
+    /// The host could not take the connection, or has too many fds of earlier ones to close: after
+    /// [`Session::close`] the next one has to wait.
     pub fn accept(&mut self, poller: &Poller) -> Result<bool, SessionError> {
         let Origin::Socket(listener) = &self.origin else {
             return Ok(false);
@@ -162,7 +163,7 @@ impl Session {
                 return Ok(false);
             }
         }
-        // The daemon still has the fds of the last ones.
+        // The kernel has not closed the fds of the last ones yet.
         if self.closer.pending() > MAX_DEFERRED {
             return Err(SessionError::Uncollected);
         }
@@ -340,12 +341,12 @@ impl Session {
         guest.vring.notify(&guest.memory)
     }
 
-    /// Begins no other request, and ends the one in progress unless it is short. For the end of the
-    /// daemon.
+    /// For the end of the daemon: begins no other request, and aborts the one in progress unless it is
+    /// short.
     pub fn wind_up(&mut self, shared: &mut Shared) {
         self.requestq.stop_accepting();
         if let Some(mut guest) = self.state.guest() {
-            // An eventfd that blocks has done so for the last time.
+            // Its error would end the connection, which the end of the daemon does anyway.
             let _ = self.requestq.stop(&mut guest, shared);
         }
     }
@@ -390,7 +391,7 @@ impl Session {
         let State::Connected(connection) = std::mem::replace(&mut self.state, state) else {
             return false;
         };
-        // It ends anyway: an eventfd that blocks has done so for the last time.
+        // Its error would end the connection, which ends anyway.
         let _ = self
             .requestq
             .abort(&mut connection.backend().guest(), shared);

@@ -50,7 +50,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// A new one, whose messages change `backend` and may bring `guest_memory`.
+    /// A new connection, whose messages change `backend` and may bring `guest_memory`.
     ///
     /// # Errors
     /// The host refused it. Then the front-end sees its end.
@@ -181,18 +181,20 @@ impl Connection {
         Ok(sent)
     }
 
-    /// Closes it. The close of the front-end's fds, of those still queued too, is deferred.
+    /// Ends the connection. The close of the front-end's fds is deferred, also of those still queued in the
+    /// socket.
     pub(super) fn end(self, closer: &Closer) {
         // The last close, which would remove it, is not ours.
         self.poller.remove(self.fd());
         // The front-end sees the end now, whenever the kernel gets to it.
         shut_down(self.fd());
-        // With the eventfds and the memory that the front-end brought.
+        // With it go the eventfds and the memory that the front-end brought.
         drop(self.handler);
+        // Else its close, which follows, is quick: see [`Reader`].
         if !self.reader.is_drained {
             closer.defer_close(self.stream);
         }
-        // With the fds of a message that is not whole.
+        // With it go the fds of a message that is not whole.
         drop(self.reader);
         closer.queue.collect();
     }
