@@ -19,7 +19,7 @@ use crate::spi::wire::TransResult;
 
 /// How long until a line is tried again for which stderr had no room.
 const RETRY: Duration = Duration::from_millis(10);
-/// How often, until nobody is taken to read any more.
+/// Most tries of a line. After them the report is given up, as nobody seems to read stderr.
 const TRIES: u32 = 100;
 
 /// The requests to one chip select.
@@ -226,7 +226,7 @@ impl Report {
         }
     }
 
-    /// Begins, or has another one follow that which is under way.
+    /// Begins a report. If one is under way, another one follows it.
     pub fn begin(&mut self) {
         self.again = self.next.is_some();
         self.next.get_or_insert((0, 0));

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The grant of a guest, and the validation of its requests against it.
+//! The grant of a guest, the validation of its requests against it, and what all guests share.
 //!
-//! Must not: touch a bus or a ring.
+//! Must not: change a bus (validation reads one), or know rings. Called by `requestq` for each request;
+//! `session` and `event_loop` use [`Shared`].
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -47,7 +48,7 @@ pub struct Grant {
 pub struct Shared {
     /// The controllers.
     pub buses: Vec<Bus>,
-    /// Where messages are made.
+    /// Where SPI messages are made.
     pub scratch: Scratch,
     /// The segments of the request that is being parsed. One for all guests: a store for each of them
     /// would take a page each.
@@ -92,7 +93,7 @@ impl Grant {
     /// index of its bus, and its transfer, which has not begun.
     ///
     /// # Errors
-    /// The first thing that is not acceptable.
+    /// The first field, length or address that is not acceptable.
     pub fn validate(
         &self,
         number: GuestNumber,
