@@ -93,15 +93,16 @@
 //!
 //! # Confinement
 //!
-//! The stages in their order; `main` calls them before the first byte from a front-end is read.
+//! The stages in their order. `main` runs all of them before the first byte from a front-end is read.
 //!
 //! | stage | what is left |
 //! |---|---|
 //! | close inherited fds, before anything is opened | stdin, stdout, stderr, sockets that were handed in, and what a preloaded library opened close-on-exec |
+//! | limit of fds, before the devices are opened | all fds that the host allows, with a warning if the guests can need more; with too few for one guest, the daemon does not start |
 //! | `no_new_privs`, no capabilities | the rights of its user, also where that is root |
 //! | not dumpable | no core dumps; debuggers and `/proc/PID` for root alone |
-//! | resource limits | no other process, no core file; all fds that the host allows, with a warning if the guests can need more; with too few for one guest, the daemon does not start |
-//! | Landlock | of the file system, only the right to remove files in the directories of its sockets and below: any file that its user may remove there. No TCP, no abstract sockets, no signals to others. A kernel without Landlock is logged once. |
+//! | resource limits | no other process, no core file |
+//! | Landlock | of the file system, only the right to remove files in the directories of its sockets and below: any file that its user may remove there. No TCP, no abstract sockets, no signals to others, if the kernel's version of Landlock has these. A kernel without Landlock is logged once. |
 //! | seccomp | the system calls in the table of [`confine::seccomp`], with their arguments: SPI ioctls only on the devices' fds, no file opened, no socket made, no program, process or executable memory. Anything else ends the process (`--seccomp=kill`) or is logged (`log`). |
 //!
 //! `--seccomp=none` leaves out the filter and Landlock, for a wrapper that cannot run under them, such as

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Fatal> {
-    // These say which fds stay. Their errors are reported after `prepare`.
+    // The options and the sockets handed in say which fds stay. Their errors are reported after
+    // `prepare`, which finds out what a line on stderr has to begin with.
     let command = Command::parse(std::env::args_os().skip(1), &|name| std::env::var_os(name));
     let mut guests: &[Source] = &[];
     if let Ok(Command::Run(config)) = &command {

@@ -14,9 +14,11 @@
 //! | host | its files, programs, log and memory | reached or used up |
 //!
 //! In this order: a device that hears a command nobody gave is worse than a guest that waits.
-//! In the tables below the treatment is *avoided* where the damage cannot come about, *reduced* where it is bounded (how
-//! long others wait, how many files stay open), *shared* where the administrator decides and *retained* where nothing is
-//! done. Feasibility is for who integrates the daemon to rate: it depends on who may run code in a guest or a VMM.
+//!
+//! In the tables below the treatment is *avoided* where the damage cannot come about, *reduced* where it is
+//! bounded (how long others wait, how many files stay open), *shared* where the administrator decides and
+//! *retained* where nothing is done. Those who integrate the daemon rate the feasibility: it depends on who
+//! may run code in a guest or a VMM.
 //!
 //! # Who is trusted with what
 //!
@@ -79,7 +81,7 @@
 //! | fds that were left open by accident | host | a file or socket of the host is reached | avoided | all but those handed in are closed, before anything is opened | `fds_inherited_are_all_closed`, `fds_inherited_are_closed_but_for_those_handed_in` |
 //! | an fd handed in that is another than was meant; variables meant for another process | host | a file or socket of the host is reached | avoided | each is looked at before anything is opened, so that no fd of ours is taken for it; `LISTEN_PID` and `WATCHDOG_PID` must be ours | `handed_in_fd_of_no_use_is_refused_with_option_value_and_cause`, `activation_of_another_process_is_ignored`, `handed_in_socket_whose_messages_would_not_be_understood_is_refused` |
 //! | a connection, or a lock on the directory, while a socket is being made | chips | a program connects that must not | avoided | it has its permissions when it is bound, and does not listen before it has its group; a lock is waited for two seconds | `sockets_have_the_mode_that_is_given_whatever_the_umask`, `sockets_are_given_to_the_group_by_number`, `socket_directory_locked_by_another_process_delays_the_start_by_two_seconds` |
-//! | a service manager that does not read, is gone, or was never there | time | the loop waits for a reader | avoided | its socket does not wait and cannot reach anybody else | `notify_socket_that_nobody_reads_or_that_is_gone_costs_nothing`, `notify_socket_that_cannot_be_reached_is_one_line_and_the_daemon_serves` |
+//! | a service manager that does not read, is gone, or was never there | time | the loop waits for a reader | avoided | its socket does not wait, and is connected to it alone | `notify_socket_that_nobody_reads_or_that_is_gone_costs_nothing`, `notify_socket_that_cannot_be_reached_is_one_line_and_the_daemon_serves` |
 //! | a clock that jumps | time | a delay is too short or without end | avoided | only `CLOCK_MONOTONIC` is looked at: the filter allows no other | `filter_wants_every_argument_of_every_rule` |
 //! | a device that fails or is unplugged | data | a failed transfer is taken for a good one | avoided | `TRANS_ERR`; a line that cannot be released blocks its controller until it can | `line_that_could_not_be_released_is_tried_again_at_the_end` |
 //!
