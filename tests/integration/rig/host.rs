@@ -442,5 +442,5 @@ impl Host {
     }
 }
 
-/// How long the rig waits for what must happen; generous, since two cores may serve many tests.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the rig waits for what must happen; generous, since two cores may serve many tests and other work.
+pub const PATIENCE: Duration = Duration::from_secs(60);
