@@ -3,42 +3,95 @@
 # end how long each took now. Sourced by tests/run and .ci/run at the top of the tree.
 # shellcheck shell=bash
 
+declare -A needs=() # FUNCTION: those of other parts that must have passed before it starts
+
+# A PART is `FUNCTION TEXT`. AT_ONCE of them run side by side, earlier ones first. What a part prints is shown when it has
+# ended, and is in a log until then; with AT_ONCE=1 it is shown at once. The first that fails ends the others and the
+# script. FIRST says how long all take where no last time is known.
+run_parts() { # NAME FIRST AT_ONCE PART...
+    name=$1 first=$2 at_once=$3
+    shift 3
+    logs=${CARGO_TARGET_DIR:-target}/parts/$name times=$logs/times
+    mkdir -p "$logs"
+    rm -f "$logs"/*.log
+    [ ! -f "$times" ] || first="the last time they took $(in_minutes "$(time_of all)")"
+    echo "$name: $# parts, $at_once at a time; $first"
+    for part; do
+        printf '%s: %5s s  %s\n' "$name" "$(time_of "${part#* }")" "${part#* }"
+    done
+
+    waiting=("$@") done=()
+    declare -gA running=() since=() passed=()
+    set -m # each part is a process group, so that all it started can be ended
+    trap end_parts EXIT
+    trap 'exit 130' INT TERM HUP
+    start_parts
+    while [ ${#running[@]} -gt 0 ]; do
+        await_part
+        start_parts # not in a condition: there `set -e` would be ignored in the parts
+    done
+    report
+    { printf '%s\n' "${done[@]}" && echo "$SECONDS all"; } >"$times"
+    echo "PASS: $name: all parts"
+}
+
 in_minutes() { # SECONDS
     echo "$(($1 / 60)) min $(($1 % 60)) s"
 }
+time_of() { # TEXT: how long it took the last time, if that is known
+    awk -v text="$1" '{ seconds = $1; sub(/^[0-9]+ /, "") } $0 == text { print seconds }' "$times" 2>/dev/null
+}
 
-# A PART is `FUNCTION TEXT`. The first that fails ends the script with its exit code. FIRST says how long all take where
-# no last time is known.
-run_parts() { # NAME FIRST PART...
-    local name=$1 first=$2 part text seconds start=$SECONDS before status=0
-    shift 2
-    local times=${CARGO_TARGET_DIR:-target}/times/$name
-    mkdir -p "${times%/*}"
-    if [ -f "$times" ]; then
-        first="the last time they took $(in_minutes "$(awk '{ all += $1 } END { print all }' "$times")")"
+start_parts() { # as many as may run now
+    local part left=()
+    for part in "${waiting[@]}"; do
+        if [ ${#running[@]} -lt "$at_once" ] && may_start "${part%% *}"; then
+            start_part "$part"
+        else
+            left+=("$part")
+        fi
+    done
+    waiting=("${left[@]}")
+}
+may_start() { # FUNCTION
+    local needed
+    for needed in ${needs[$1]-}; do
+        [ -n "${passed[$needed]-}" ] || return 1
+    done
+}
+start_part() { # PART
+    local function=${1%% *} output log=
+    if [ "$at_once" = 1 ]; then exec {output}>&1; else log=$logs/$function.log && exec {output}>"$log"; fi
+    echo "$name: --- ${1#* }${log:+ ($log)}"
+    (set -e; "$function") </dev/null >&"$output" 2>&1 {output}>&- &
+    exec {output}>&-
+    running[$!]=$1 since[$!]=$SECONDS
+}
+await_part() { # one of those that run
+    local process status=0 part
+    wait -n -p process "${!running[@]}" || status=$?
+    part=${running[$process]}
+    unset "running[$process]"
+    done+=("$((SECONDS - since[$process])) ${part#* }")
+    passed[${part%% *}]=1
+    if [ "$at_once" != 1 ]; then
+        echo "$name: --- what it printed: ${part#* }"
+        cat "$logs/${part%% *}.log"
     fi
-    echo "$name: $# parts; $first"
-    for part; do
-        text=${part#* }
-        printf '%s: %5s s  %s\n' "$name" "$(sed -n "s/^\([0-9]*\) $text\$/\1/p" "$times" 2>/dev/null)" "$text"
+    [ $status = 0 ] || { end_parts; report; echo "FAIL: $name: ${part#* }"; exit $status; }
+}
+end_parts() { # those that still run, with all that they started
+    local process
+    for process in "${!running[@]}"; do
+        kill -TERM -- "-$process" || true
+    done 2>/dev/null
+    wait 2>/dev/null
+}
+report() {
+    local line
+    echo "$name: $(in_minutes $SECONDS) in all:"
+    for line in "${done[@]}"; do
+        printf '%s: %5s s  %s\n' "$name" "${line%% *}" "${line#* }"
     done
-    : >"$times.new"
-    for part; do
-        text=${part#* } before=$SECONDS
-        echo "$name: --- $text"
-        # A subshell of its own, not in a condition: there `set -e` would be ignored in the part.
-        set +e
-        (set -e; "${part%% *}")
-        status=$?
-        set -e
-        echo "$((SECONDS - before)) $text" >>"$times.new"
-        [ $status = 0 ] || break
-    done
-    echo "$name: $(in_minutes $((SECONDS - start))) in all:"
-    while read -r seconds text; do
-        printf '%s: %5s s  %s\n' "$name" "$seconds" "$text"
-    done <"$times.new"
-    [ $status = 0 ] || { echo "FAIL: $name: ${part#* }"; exit $status; }
-    mv "$times.new" "$times"
-    echo "PASS: $name: all parts"
+    for line in "${running[@]}"; do echo "$name: was ended:  ${line#* }"; done
 }
