@@ -71,11 +71,7 @@ struct Refusal {
 }
 
 /// The next message's pieces, up to one that is refused.
-fn plan(
-    case: &Case,
-    progress: &mut Progress,
-    refusal: &mut Refusal,
-) -> (Vec<Piece>, Option<u32>) {
+fn plan(case: &Case, progress: &mut Progress, refusal: &mut Refusal) -> (Vec<Piece>, Option<u32>) {
     let work = Work {
         tx: &case.tx,
         rx: &case.rx,
