@@ -9,8 +9,8 @@
 //!
 //! Invariant: chip select is asserted only while the bus is `Running` or `Held`; a line that could
 //! not be released is released before anything else happens on the bus. Must not: know rings.
-//! Called by `requestq`, by `grant` for the phase of a chip, and by `event_loop` when a hold runs out or a
-//! guest waits.
+//! Called by `requestq`, by `grant` for the phase of a chip, and by `event_loop` when a hold runs out, a
+//! guest waits or the bus rests.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -89,8 +89,8 @@ impl Bus {
         }
     }
 
-    /// Whether a request with this claim may begin; releases the guest's own hold if it does not
-    /// continue it.
+    /// Whether a request with this claim may begin. Releases the guest's own hold if the request does not
+    /// continue it, or if others wait and the assertion has lasted too long.
     pub fn access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
         let is_taken = match &self.state {
             State::Free => false,
@@ -120,7 +120,7 @@ impl Bus {
         self.access_free(claim, now)
     }
 
-    /// The same, of a bus on which nothing is selected or held.
+    /// The same, for a bus that nobody holds.
     fn access_free(&mut self, claim: &Claim, now: &mut Instant) -> Access {
         let cut = self.take_cut(claim.guest);
         if cut.is_some_and(|cut| cut.is_like(claim)) {
@@ -167,8 +167,8 @@ impl Bus {
         self.release_all(now);
     }
 
-    /// Gives the bus to the transfer that [`Bus::access`] found it free for, whose segments are in
-    /// `store`, which is exchanged for another.
+    /// Gives the bus to the transfer for which [`Bus::access`] found it free. Takes the transfer's segments
+    /// with their `store`, and leaves another one in its place.
     pub fn begin(&mut self, claim: &Claim, store: &mut Box<Store>, now: Instant) {
         std::mem::swap(&mut self.store, store);
         let asserted_at = self.hold().map_or(now, |hold| hold.asserted_at);
@@ -179,8 +179,8 @@ impl Bus {
         }
     }
 
-    /// Makes the next step of the transfer in progress. After `Done` and errors the bus is free or
-    /// held.
+    /// Makes the next step of the transfer in progress. After `Done` the bus is held or free, after an
+    /// error it is free.
     ///
     /// # Errors
     /// The transfer failed; chip select was released.
@@ -210,7 +210,7 @@ impl Bus {
                 self.state = if let (true, State::Running(_, asserted_at)) = (kept, &self.state) {
                     State::Held(Hold::new(claim, head, *asserted_at, *now))
                 } else {
-                    // By the last message itself.
+                    // The last message released chip select itself.
                     device.note_release(*now);
                     State::Free
                 };
@@ -255,8 +255,8 @@ impl Bus {
         }
     }
 
-    /// Notes that a transfer to `device` failed; the device's name if the log is to have it: a device
-    /// that is gone or suspended says so once.
+    /// Notes that a transfer to `device` failed. Returns the device's name if that is to be logged: of a
+    /// device that is gone or suspended, only the first failure is.
     pub fn note_failure(&mut self, device: usize, error: &TransferError) -> Option<&str> {
         let device = self.devices.get_mut(device)?;
         let known = device.set_down(error.is_shutdown());
@@ -317,7 +317,8 @@ impl Bus {
         self.rests
     }
 
-    /// Whether the bus rests. If so, `guest` waits for the end of that.
+    /// Whether the bus rests. If so, `guest` has a turn later: it waits for the bus, or, if it has the bus,
+    /// [`Bus::end_rest`] returns it.
     pub fn turns_away(&mut self, guest: GuestNumber) -> bool {
         if self.rests && self.owner() != Some(guest) {
             self.wait(guest);

@@ -6,7 +6,8 @@
 //! only its state changes: the mode it is in and whose that is, the chip select line, the end of an
 //! inactive delay, and whether it failed.
 //!
-//! Invariant: `line` is `Released` only if the last message or a mode that was set released it.
+//! Invariant: `line` is `Released` only if the last message or a mode that was set released it, or the
+//! device was gone or suspended before its line was touched.
 //! Must not: know rings, or which guest may use the bus. Called by `bus` and `transfer`.
 
 use std::io;

@@ -19,7 +19,7 @@
 //! of the next reset, and widths that are set by `71` or `b8`, are not followed.
 //!
 //! Pure: bytes and lengths in, values out. Called by `grant` for each request to a chip, in the phase
-//! that `bus` says; and by `bus` when the request has ended.
+//! that `bus` says; and by `device` when the request has ended.
 
 use crate::config::{ChipConfig, GuestNumber};
 use crate::error::ParamError;
@@ -170,7 +170,8 @@ impl Chip {
         let next_state = &mut framed.next_state;
         let len = len.saturating_sub(u64::from(opcode_len > 0));
         framed.remaining = begun.advance(len, receives);
-        // A question for the status is part of the procedure, also before its answer.
+        // Reading the status (`05`) does not end a procedure of [`Address::Once`], even in a request before
+        // the answer.
         let asks_status = opcode == 0x05;
         next_state.once = asks_status && self.state.once;
         if framed.remaining.is_none() {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A hold: chip select that stays asserted between two requests of a guest.
+//!
+//! Called by `bus`, which keeps the hold; `grant` makes the claims.
 
 use std::time::{Duration, Instant};
 

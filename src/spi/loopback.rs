@@ -3,8 +3,8 @@
 //! The built-in device: sends back what it is sent, and reads as 0xff like an idle line.
 //!
 //! It lets a guest be brought up before there is hardware. The bytes move at once; the wire time is
-//! a deadline of the transfer that asked for them. On request it does things wrong, so that a guest's
-//! handling of errors and time-outs can be tested.
+//! a deadline of the transfer that asked for them. The options `fail=` and `delay-ms=` make it fail or
+//! answer late, so that a guest's handling of errors and time-outs can be tested.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::spi::probe::Capabilities;
 use crate::spi::spidev::{SPI_CPHA, SPI_CPOL, SPI_LOOP, SPI_LSB_FIRST};
 use crate::virtqueue::memory::Memory;
 
-/// Most bytes of one message: short enough that the loop looks up between two of them.
+/// Most bytes of one message: so few that the loop soon looks for events again.
 pub const MESSAGE_LEN: u32 = 1 << 16;
 const IDLE: [u8; 256] = [0xff; 256];
 
@@ -60,8 +60,8 @@ impl Loopback {
 pub fn transfer(memory: &Memory, piece: &Piece) -> Option<()> {
     let slice = |place| match place {
         Place::At(address) => memory.slice(address, piece.len).map(Some),
-        // Not reached: a transfer to a loopback is planned in single bytes, so no word is cut, and the
-        // command line refuses chip= with it, so there is no lead.
+        // `Cut` and `Lead` are not reached: a transfer to a loopback is planned in single bytes, so no word
+        // is cut, and the command line refuses chip= with it, so there is no lead.
         Place::Absent | Place::Cut(_) | Place::Lead(_) => Some(None),
     };
     match (slice(piece.tx)?, slice(piece.rx)?) {

@@ -3,8 +3,8 @@
 //! One spidev message: transfers whose buffers lie in guest memory.
 //!
 //! The storage is allocated once. A [`Message`] borrows it, and the guest memory in which its buffers
-//! lie, so that no pointer outlives the step that made it: between two steps a message of the
-//! front-end may unmap the memory.
+//! lie, so that no pointer outlives the step that made it: between two steps a vhost-user
+//! message may unmap the memory.
 //!
 //! Invariant: each pointer is 0, or is valid for its transfer's `len` bytes while the message lives.
 //!
@@ -114,7 +114,7 @@ impl<'m> Message<'m> {
             len,
             ..self.template
         };
-        // There are two words for each transfer, so neither list grows beyond its capacity.
+        // `words` has an entry for each transfer that fits, so neither list grows beyond its capacity.
         self.scratch.transfers.push(transfer);
         if let Place::Cut(position) = piece.rx {
             self.scratch.rx_cuts.push((index, position, len));
@@ -161,7 +161,8 @@ fn word_part(word: &mut [u8; 4], len: u32) -> Option<&mut [u8]> {
 }
 
 /// The pointer for spidev to one direction of a piece of `len` bytes; 0 for none. A word that is cut is
-/// copied to `word`, which the pointer then leads to. `None` if a byte is not in guest memory any more.
+/// copied to `word`, to which the pointer then leads: also one to be received, which shows that all of
+/// it is in memory. `None` if a byte is not in guest memory any more.
 #[inline(always)]
 fn pointer(
     memory: &Memory,

@@ -145,8 +145,7 @@ pub struct Progress {
 /// returns the message's length in bytes, which is never 0.
 ///
 /// # Errors
-/// The first error of `emit`; `progress` is then at the refused piece. There is no piece within the
-/// limits.
+/// The first error of `emit`; `progress` is then at the refused piece. Or no piece is within the limits.
 pub fn plan_message(
     work: &Work<'_>,
     budget: &Budget,

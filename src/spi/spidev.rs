@@ -4,8 +4,9 @@
 //!
 //! Owns the device fd, and the knowledge which mode was last set.
 //!
-//! Every `SPI_IOC_WR_*` makes the kernel call `spi_setup()`, which forces chip select off. So none
-//! is used in the steady state, and `WR_MODE32` with the unchanged value is how a line is released.
+//! Every `SPI_IOC_WR_*` makes the kernel call `spi_setup()`, which forces chip select off. So after the
+//! start only `WR_MODE32` is used: to set another mode between two assertions, or, with the unchanged
+//! value, to release a line.
 //!
 //! Must not: know VIRTIO.
 

@@ -10,7 +10,8 @@
 //! Invariant: a step either makes progress, or waits for a moment, or ends the transfer. After an error
 //! `Device::line` says whether chip select may be asserted.
 //!
-//! Must not: know rings, or who waits for the bus. Called by `bus`, which releases chip select.
+//! Must not: know rings, or who waits for the bus. Made by `grant`. Called by `bus`, which releases chip
+//! select; `requestq` asks how long it will take.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ pub enum Step {
     },
 }
 
-/// The bytes that are left, and the bounds of the message that takes the next of them.
+/// The bytes of the request, and the bounds of its next message.
 struct NextMessage<'s> {
     work: Work<'s>,
     budget: Budget,
@@ -126,8 +127,8 @@ impl Transfer {
         self.timing.words_budget_ns.min(self.timing.total_ns)
     }
 
-    /// Whether one message holds all of it. Only then is chip select not held between two ioctls, in
-    /// which a device of the controller that is not this daemon's could be selected beside it.
+    /// Whether one message holds all of it. Otherwise chip select is held between two ioctls, and meanwhile
+    /// a device of the controller that is not this daemon's could be selected beside it.
     pub fn fits_one_message(&self, device: &Device, store: &Store) -> bool {
         let (next, mut progress) = (self.next_message(device, store), Progress::default());
         let planned = plan_message(&next.work, &next.budget, &mut progress, |_| Ok(()));
@@ -152,8 +153,8 @@ impl Transfer {
             self.busy_until = Some(until).filter(|until| until > now);
             return self.after_message(follows);
         }
-        // Setting the mode calls spi_setup(), which releases chip select. So this fails before the line
-        // is touched, and within one assertion the mode is the same: `Hold::is_continued_by`.
+        // Setting a mode calls spi_setup(), which releases chip select. So it is set before chip select is
+        // asserted. Within one assertion the mode stays the same (`Hold::is_continued_by`): none is set.
         let used = device.use_mode(self.claim.mode);
         used.map_err(TransferError::Ioctl)?;
         let before = device.line;
@@ -196,8 +197,8 @@ impl Transfer {
         self.keep == Keep::Always || (self.keeps_if_followed() && follows)
     }
 
-    /// The bounds of the next message. The setup delay is due where chip select is to be asserted,
-    /// and takes a transfer of its own.
+    /// The request's bytes and the bounds of its next message. The setup delay is due where chip select is
+    /// to be asserted, and takes a transfer of its own.
     fn next_message<'s>(&self, device: &Device, store: &'s Store) -> NextMessage<'s> {
         let sets_up = self.head.cs_setup_ns > 0 && device.line != Line::Asserted;
         let (timing, word_len) = (&self.timing, self.head.word_len());

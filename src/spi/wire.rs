@@ -228,10 +228,10 @@ pub fn word_size_bit(bits: u8) -> u32 {
     1u32.checked_shl(shift).unwrap_or(0)
 }
 
-/// `error`, unless what it is about holds.
+/// Checks a condition that `holds`.
 ///
 /// # Errors
-/// That.
+/// `error`, if it does not.
 pub fn ensure(holds: bool, error: ParamError) -> Result<(), ParamError> {
     if holds { Ok(()) } else { Err(error) }
 }
