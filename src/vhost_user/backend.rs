@@ -3,12 +3,13 @@
 //! The effect of each vhost-user message on one guest's memory and vring.
 //!
 //! The `vhost` crate decodes a message and calls the method of its request; messages that may bring
-//! fds are decoded in `with_fds`, which calls `Backend::change` and its like. A method checks the
-//! index, then the values, then acts. An error ends the connection, after an acknowledgement if the
+//! fds are decoded in `with_fds`, which calls `Backend::change`. A method checks index and values before
+//! it acts. An error ends the connection, after an acknowledgement if the
 //! message asked for one.
 //!
 //! Invariant: after each message the vring runs if and only if it is started, enabled and in memory.
-//! `session` has paused or ended the transfer in progress before a message that affects it comes here.
+//! `session` has waited for the transfer in progress, or aborted it, before a message that affects it
+//! comes here.
 //!
 //! Must not: touch the connection or a device. Called by `handler`.
 

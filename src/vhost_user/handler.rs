@@ -110,7 +110,7 @@ impl Handler {
     /// all of it.
     ///
     /// # Errors
-    /// It left.
+    /// The front-end left.
     pub fn send_reply(&mut self, stream: RawFd) -> Result<bool, SessionError> {
         if !self.unsent.is_empty() {
             let taken = socket::send(stream, &self.unsent);

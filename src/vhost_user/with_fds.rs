@@ -34,7 +34,7 @@ use crate::virtqueue::memory::{RegionDescription, UserAddress};
 const NO_FD: u8 = 1 << 0;
 const NOT_AN_EVENTFD: Error = Error::InvalidOperation("not an eventfd");
 
-/// What came with a message.
+/// The files that came with a message.
 type Files = Vec<FrontendFile>;
 
 impl Backend {

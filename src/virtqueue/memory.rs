@@ -226,7 +226,7 @@ impl Memory {
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
     }
 
-    /// The last region that begins at `at` or below, and the offset from its begin, which may be beyond its
+    /// The last region that begins at `at` or below, and the offset of `at` in it, which may be beyond its
     /// end. Every access comes here.
     #[inline(always)]
     fn last_before(&self, at: GuestAddress) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {

@@ -3,9 +3,9 @@
 //! A guest memory file that is truncated ends that guest's session, not the process.
 //!
 //! The file of a mapping is the front-end's, which can shrink it at any moment: our next access beyond
-//! its end raises SIGBUS. The handler then puts anonymous memory in place of
-//! the piece that was touched, so that the access goes on harmlessly, and marks the region; the loop
-//! ends the session to which it belongs. Any other SIGBUS is a fault of our own and ends the process.
+//! its end raises SIGBUS. The handler then puts anonymous memory in place of the piece that was touched,
+//! so that the access goes on harmlessly, and marks the region; the loop ends the session to which it
+//! belongs. Any other SIGBUS is a fault of our own and ends the process.
 //!
 //! Only a piece: where the kernel does not overcommit (`vm.overcommit_memory=2`), it would refuse to
 //! replace a region of more than the host can grant, and the process would end. So it is the smallest

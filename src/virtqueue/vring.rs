@@ -14,7 +14,8 @@
 //! Should: trust nothing in the ring. Its indices and heads are checked each time that they are read,
 //! and a ring that breaks the rules stops. Must not: know what the bytes of a request mean.
 //!
-//! Called by `backend` and `with_fds` for messages about the ring, by `requestq` for each request.
+//! Called by `backend` and `with_fds` for messages about the ring, by `requestq` and `request` for each
+//! request, and by `session` for notifications.
 
 use std::sync::atomic::Ordering;
 
@@ -57,7 +58,7 @@ struct Part {
     at: UserAddress,
     /// Length in bytes.
     len: usize,
-    /// Gives the queue its guest address, whose alignment is checked.
+    /// Sets the part's guest address in the queue, which checks its alignment.
     set: SetAddress,
 }
 
@@ -153,7 +154,7 @@ impl Default for Vring {
 }
 
 impl Vring {
-    /// Resets the ring to its state at the begin of a session and gives up its fds. Only the
+    /// Resets the ring to its state at the start of a session and gives up its fds. Only the
     /// acknowledgement of protocol features outlives this: the ring must still be enabled.
     pub fn reset(&mut self) {
         *self = Self {
