@@ -42,7 +42,7 @@ fn run() -> Result<(), Fatal> {
     }
     let handed_in = handed_in::adopt(guests);
     let fds: Vec<RawFd> = handed_in.iter().flatten().map(Socket::as_raw_fd).collect();
-    stages::leave_inherited(&fds);
+    stages::close_inherited(&fds);
     let signals = assemble::prepare()?;
     match command? {
         Command::Run(config) => serve(config, handed_in?, signals),

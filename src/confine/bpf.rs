@@ -39,7 +39,7 @@ const AUDIT_ARCH: u32 = 0xc000_00b7;
 #[cfg(target_arch = "riscv64")]
 const AUDIT_ARCH: u32 = 0xc000_00f3;
 
-/// Numbers from here on are x32's, on x86_64: the same calls by another door.
+/// Numbers from here on are x32's, on x86_64: the same calls by other numbers.
 const X32_BIT: u32 = 0x4000_0000;
 
 // Offsets in `struct seccomp_data`: number, architecture, instruction pointer, six arguments of

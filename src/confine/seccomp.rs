@@ -234,7 +234,7 @@ const STARTUP: &[&str] = &[
     "unlink",
     // locked_memory::lock
     "mlockall",
-    // stages::leave_inherited and stages::restrict
+    // stages::close_inherited and stages::restrict
     "capset close_range prctl seccomp",
     "landlock_add_rule landlock_create_ruleset landlock_restrict_self",
 ];

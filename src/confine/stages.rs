@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The stages of confinement. [`leave_inherited`] and [`allow_fds`] come before the process opens
-//! anything, [`restrict`] between the last file opened and the first byte from a front-end.
+//! The stages of confinement. [`close_inherited`] comes before the process opens anything, [`allow_fds`]
+//! before it opens devices and sockets. [`restrict`] runs all others, between the last file opened and the
+//! first byte from a front-end.
 //!
 //! | stage | takes away |
 //! |---|---|
-//! | [`leave_inherited`] | fds that were inherited and not handed in |
+//! | [`close_inherited`] | fds that were inherited and not handed in |
 //! | `no_new_privs` | rights that a program executed could gain |
 //! | `drop_capabilities` | every capability, even where the daemon runs as root |
 //! | `PR_SET_DUMPABLE` | core dumps, debuggers and `/proc/PID` of other processes of this user |
@@ -13,7 +14,7 @@
 //! | [`landlock`] | the file system, but for removing our sockets; TCP; signals to others |
 //! | [`seccomp`] | every system call that its table does not list |
 //!
-//! Should: leave everything on that `--seccomp` does not turn off. Must not: open anything.
+//! Should: leave everything on that `--seccomp` does not turn off. Must not: open what stays open.
 
 use std::fs;
 use std::io;
@@ -42,12 +43,12 @@ const FDS_OF_MESSAGE: u64 = 253 + 32 + 32 + 2;
 const FDS_TO_SERVE: u64 = 24;
 
 /// Closes the fds that the process inherited, but stdio: none is used, and a front-end's socket or a
-/// directory among them would be a way around what follows.
+/// directory among them would get around the stages that follow.
 ///
 /// An fd that is closed on execution was not inherited, and stays: a library that was loaded before
 /// `main` may own it, or it was handed in and adopted. If the list of fds cannot be read, only stdio and
 /// those in `adopted` stay.
-pub fn leave_inherited(adopted: &[RawFd]) {
+pub fn close_inherited(adopted: &[RawFd]) {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else {
         close_all_but(adopted);
         return;
@@ -127,8 +128,8 @@ fn drop_capabilities() -> io::Result<()> {
 
 const CLEAR_AMBIENT: u32 = 4; // PR_CAP_AMBIENT_CLEAR_ALL
 
-/// Takes all fds that the host allows; before anything is opened. Says so if `guests` guests of
-/// `devices` devices can need more: then a guest's need can become another's lack.
+/// Raises the limit of fds to all that the host allows, before devices and sockets are opened. Warns if
+/// `guests` guests of `devices` devices can need more: then one guest can leave too few for another.
 ///
 /// Not fewer than the host allows: their number also bounds how many of this user's files may be in
 /// flight when the kernel is to close a front-end's fds (`deferred_close`).
@@ -167,7 +168,7 @@ fn fds_needed(guests: usize, devices: usize) -> (u64, u64) {
     (least, [opened, of_guests, FDS_OF_MESSAGE].iter().sum())
 }
 
-/// Takes core dumps and other processes away.
+/// Sets the limits that rule out core dumps and other processes.
 fn limit() -> io::Result<()> {
     let none = libc::rlimit {
         rlim_cur: 0,

@@ -23,10 +23,10 @@ const UNWANTED: [(&str, libc::c_int); 3] = [
     ("SO_PASSPIDFD", 76),
 ];
 
-/// The way that a guest's front-ends come.
+/// Where a guest's front-ends come from.
 #[derive(Debug)]
 pub enum Socket {
-    /// They connect to it, one after the other.
+    /// They connect to this socket, one after the other.
     Listening(Listener),
     /// The guest's only one is connected already, by the fd of this number.
     Connected(UnixStream, RawFd),
@@ -43,10 +43,10 @@ impl AsRawFd for Socket {
 
 /// Takes over those of `sources` that are fds, in their order, as duplicates that are closed on
 /// execution and do not wait. The fds themselves go with all others that were inherited
-/// (`stages::leave_inherited`).
+/// (`stages::close_inherited`).
 ///
 /// # Errors
-/// The first that is no such socket, or the same as another.
+/// The first that is not such a socket, or is the same as another.
 pub fn adopt(sources: &[Source]) -> Result<Vec<Socket>, Fatal> {
     let mut sockets = Vec::new();
     let mut seen: Vec<(u64, RawFd)> = Vec::new();

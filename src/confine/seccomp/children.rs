@@ -188,7 +188,7 @@ const UNFILTERED: [c_long; 2] = [335, 336];
 #[cfg(not(target_arch = "x86_64"))]
 const UNFILTERED: [c_long; 0] = [];
 
-/// Every number of this architecture that is not in the table, up to well behind the last one.
+/// Every number of this architecture that is not in the table, up to well beyond the last one.
 #[test]
 fn child_dies_of_every_call_that_no_rule_names() {
     if !is_program("child_dies_of_every_call_that_no_rule_names") {
@@ -213,7 +213,7 @@ fn child_dies_of_calls_by_another_door() {
         // SAFETY: getpid() of 32-bit programs, which reads no memory.
         unsafe { std::arch::asm!("int 0x80", inlateout("eax") 20 => _) };
     });
-    // A kernel without 32-bit programs has no such door.
+    // A kernel without 32-bit programs has no such entry.
     let ends = [libc::SIGSYS, libc::SIGSEGV];
     assert!(libc::WIFSIGNALED(status) && ends.contains(&libc::WTERMSIG(status)));
 }
