@@ -117,7 +117,7 @@ fn in_flight(batch: &[DeferredFd]) -> io::Result<(UnixStream, UnixStream)> {
 #[derive(Debug, Clone, Default)]
 pub struct Closer {
     guest: GuestNumber,
-    /// That of all guests.
+    /// The deferred fds of all guests.
     pub queue: Rc<DeferredClose>,
 }
 

@@ -93,8 +93,8 @@ impl Poller {
     }
 
     /// Changes which `events` of `fd`, which was added, are wanted. To remove it and add it again could
-    /// fail: the kernel limits how many fds a user has in all its sets,
-    /// and a front-end may be of the same user.
+    /// fail: the kernel limits how many fds a user has in all its sets, and a front-end may be of the same
+    /// user.
     pub fn modify(&self, fd: RawFd, token: Token, events: EventSet) {
         let event = EpollEvent::new(events, token.encode());
         // It can only fail for an fd that is not in the set.

@@ -379,8 +379,8 @@ pub fn drop_capabilities() -> io::Result<()> {
     checked(result).map(drop)
 }
 
-/// The limits of `resource`, whose type differs between the C libraries. They are `new` ones from now on if
-/// there are any.
+/// Returns the limits of `resource`, whose type differs between the C libraries, and then sets them to
+/// `new`, if given.
 ///
 /// # Errors
 /// The kernel's.

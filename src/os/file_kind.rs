@@ -19,15 +19,15 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 pub enum FileKind {
     /// Memory: a memfd, or a file on tmpfs or hugetlbfs.
     Memory,
-    /// Memory, if it can be mapped: a driver's file, a DMA-BUF, a file on a disk. Its pages and its close
-    /// may wait for whoever is behind it.
+    /// Memory, if it can be mapped: a driver's file, a DMA-BUF, a file on a disk. An access to its pages,
+    /// and its close, may wait for that driver or disk, or for a FUSE server.
     Mappable,
     /// An anonymous inode: of these, only an eventfd takes a write of zero, which is tried where an
     /// eventfd is wanted.
     Anonymous,
     /// One end of a socketpair.
     SocketEnd,
-    /// Nothing.
+    /// None.
     Unwanted,
 }
 

@@ -46,7 +46,7 @@ pub struct Listener {
 pub struct Access {
     mode: libc::mode_t,
     group: Option<libc::gid_t>,
-    /// A lock on a directory was waited for in vain: none is any more.
+    /// A lock on a directory was not released in time: no other one is waited for.
     waited: Cell<bool>,
 }
 
@@ -124,7 +124,7 @@ impl Listener {
     fn try_create(path: &Path, access: &Access) -> io::Result<(Self, SocketFile)> {
         let (directory, name) = open_directory(path)?;
         lock(&directory, path, &access.waited)?;
-        clear_the_way(path)?;
+        remove_stale(path)?;
         let socket = bind(path, access.mode)?;
         let file = SocketFile {
             identity: identify(&directory, &name)?,
@@ -136,7 +136,7 @@ impl Listener {
         given
             .and_then(|()| ffi::listen(&socket))
             .and_then(|()| ffi::unlock(file.directory()))
-            // The start fails anyway, whether it can be removed or not.
+            // The start fails anyway, whether the socket can be removed or not.
             .inspect_err(|_| drop(file.remove()))?;
         let listener = Self {
             socket: socket.into(),
@@ -221,7 +221,7 @@ fn lock(directory: &File, path: &Path, waited: &Cell<bool>) -> io::Result<()> {
     Ok(())
 }
 
-/// The same, but `None` for a file that is not there.
+/// `result`, but `None` if it failed because a file is not there.
 fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -229,11 +229,11 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Removes a socket on which nobody listens.
+/// Removes the socket at `path`, if there is one and nobody listens on it.
 ///
 /// # Errors
 /// It is something else, or in use, and stays.
-fn clear_the_way(path: &Path) -> io::Result<()> {
+fn remove_stale(path: &Path) -> io::Result<()> {
     let Some(found) = if_there(std::fs::symlink_metadata(path))? else {
         return Ok(());
     };
@@ -305,7 +305,7 @@ impl SocketFile {
     /// Removes the socket, if it still has its name.
     ///
     /// # Errors
-    /// It is still there: a directory of somebody else's, without the capability to write to it.
+    /// It is still there: the directory is another user's, and the capability to write to it is gone.
     pub fn remove(&self) -> io::Result<()> {
         if if_there(identify(&self.directory, &self.name))? == Some(self.identity) {
             if_there(ffi::remove(self.directory(), &self.name))?;

@@ -2,7 +2,8 @@
 
 //! Lines on stderr.
 //!
-//! A line is written whole or not at all, never waits, and is cut at 512 bytes. What a guest or
+//! A line is cut at 512 bytes and written by one call if stderr has room, else dropped. If another process
+//! takes the room first, a tick of `write_timeout` ends the wait. What a guest or
 //! front-end can cause goes through its [`GuestLines`], which limit how many are written and count
 //! the others. Lines about guests have fields:
 //! `guest=0 cs=1 request refused: cause="bits_per_word 0 is not supported"`.
@@ -220,7 +221,7 @@ impl Limiter {
         admitted
     }
 
-    /// Only lines that are wanted are counted, so this one is wanted, too.
+    /// Tells how many lines were dropped, whatever the level: they were of a level that is wanted.
     fn tell_dropped(&mut self) {
         let (guest, count) = (self.guest, self.unsaid);
         let write = |what| (self.write)(LogLevel::Warning, what);

@@ -4,8 +4,8 @@
 //! are served, `STATUS=` with the number of those connected, `WATCHDOG=1` for as long as the loop
 //! turns, `STOPPING=1` when the end has begun.
 //!
-//! The socket is connected before confinement. After it, it can only be written to, which reaches
-//! nobody but that peer. A message arrives or is lost: a service manager that does not read, or is
+//! The socket is connected before confinement. After that it is only written to, which reaches that peer
+//! alone. A message arrives or is lost: a service manager that does not read, or is
 //! gone, costs us nothing.
 
 use std::ffi::OsStr;

@@ -9,7 +9,7 @@
 //! while a write is being made: a daemon that lost the CPU between [`arm`] and the write still has
 //! its tick. The second tick without a write disarms it, so that an idle daemon never wakes up, and
 //! a busy one makes no system call for it. Once a write was caught waiting, ticks come every
-//! `HASTY_MS`: where one front-end is hostile more may be, and all 64 together must not cost a
+//! `SHORT_TICK_MS`: where one front-end is hostile more may be, and all 64 together must not cost a
 //! second.
 //!
 //! Measured alternative: `io_submit()` with `IOCB_FLAG_RESFD` never blocks, at three times the cost
@@ -26,10 +26,10 @@ use crate::os::ffi::set_interval_timer;
 
 /// Milliseconds between ticks: the longest that the first write can block.
 const TICK_MS: u32 = 100;
-/// Milliseconds between ticks after that.
-const HASTY_MS: u32 = 10;
+/// Milliseconds between ticks after a write blocked.
+const SHORT_TICK_MS: u32 = 10;
 
-// The signal handler uses the second. Both are used by [`arm`], which the panic hook's line needs as well.
+// Statics: the signal handler uses `WRITES`, and `arm()`, which the panic hook's line needs, uses both.
 
 static INTERVAL_MS: AtomicU32 = AtomicU32::new(TICK_MS);
 /// One of the four below: from this the next tick decides whether ticks go on.
@@ -100,8 +100,8 @@ pub fn signal(eventfd: &FrontendFile) -> Result<(), SessionError> {
 
 /// Shortens the ticks for good: a write was caught waiting.
 pub fn shorten() {
-    INTERVAL_MS.store(HASTY_MS, Ordering::Relaxed);
-    set_interval_timer(HASTY_MS);
+    INTERVAL_MS.store(SHORT_TICK_MS, Ordering::Relaxed);
+    set_interval_timer(SHORT_TICK_MS);
 }
 
 /// Atomics and at most one system call: safe at any point of the program.
