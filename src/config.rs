@@ -232,9 +232,9 @@ pub struct ChipConfig {
 pub enum ChipKind {
     /// SPI NOR flash.
     Nor,
-    /// 23K256 and its kin.
+    /// 23K256 and compatible SRAM.
     Sram,
-    /// AT25 and its kin.
+    /// AT25 and compatible EEPROM.
     Eeprom,
 }
 

@@ -36,7 +36,7 @@ pub enum ParamError {
     /// The chain is malformed or has no result byte in memory, device-readable bytes came after
     /// device-writable ones, or there are fewer than the 32 of the head.
     Malformed,
-    /// More pieces than the fixed store holds.
+    /// More segments than the fixed store holds.
     TooManyPieces,
     /// A buffer lies outside the guest's memory.
     Address(u64),
@@ -177,7 +177,7 @@ texts! {
 /// The driver broke the rules of the ring itself: the vring stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingError {
-    /// The avail index is further ahead than the ring is long.
+    /// The available index is further ahead than the ring is long.
     AvailIndex(u16),
     /// A chain's head is not an index of the descriptor table.
     Head(u16),
@@ -223,7 +223,7 @@ pub enum SessionError {
 }
 
 impl SessionError {
-    /// Whether nobody is to blame.
+    /// Whether the connection ends without a fault of anybody's.
     pub fn is_in_order(&self) -> bool {
         matches!(self, Self::Disconnected | Self::Shutdown)
     }
@@ -268,7 +268,7 @@ pub enum ExitCode {
     Usage = 64,
     /// `EX_NOINPUT`: a device is not there, or is not a spidev.
     NoInput = 66,
-    /// `EX_UNAVAILABLE`: a device or socket is somebody else's.
+    /// `EX_UNAVAILABLE`: another process has the device or socket.
     Unavailable = 69,
     /// `EX_OSERR`: the host refused a system call.
     OsError = 71,
@@ -293,7 +293,7 @@ impl ExitCode {
 /// The daemon cannot start or go on: one line on stderr and an exit code.
 #[derive(Debug)]
 pub struct Fatal {
-    /// The thing and what is wrong with it, in lower case, without a final full stop.
+    /// The subject and what is wrong with it, in lower case, without a final full stop.
     pub message: String,
     /// The process's exit code.
     pub code: ExitCode,
@@ -309,13 +309,13 @@ impl Fatal {
         }
     }
 
-    /// A system call that failed on `thing`; the class follows from `error` where it tells more
-    /// than `code`.
+    /// A system call that failed on `subject`; the class follows from `error` where it tells more than
+    /// `code`.
     #[cold]
-    pub fn os(code: ExitCode, thing: impl fmt::Display, error: &io::Error) -> Self {
+    pub fn os(code: ExitCode, subject: impl fmt::Display, error: &io::Error) -> Self {
         let denied = error.kind() == io::ErrorKind::PermissionDenied;
         let code = if denied { ExitCode::NoPermission } else { code };
-        Self::new(code, format!("{thing}: {error}"))
+        Self::new(code, format!("{subject}: {error}"))
     }
 }
 

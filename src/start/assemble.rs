@@ -148,7 +148,7 @@ fn bufsiz() -> Result<u32, Fatal> {
 }
 
 /// The guests' sockets: those that were `handed_in`, in their order, and the others made. Those that
-/// were made are removed at the end of the process, also where that is here.
+/// were made are removed at the end of the process, also if an error here ends it.
 ///
 /// # Errors
 /// The first socket that cannot be made.

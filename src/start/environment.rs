@@ -36,7 +36,7 @@ pub fn listen_fds(variables: Variables<'_>) -> Result<usize, Fatal> {
 /// Half of the time that the service manager waits for a sign of life.
 ///
 /// # Errors
-/// As above.
+/// As [`listen_fds`].
 pub fn alive_every(variables: Variables<'_>) -> Result<Option<Duration>, Fatal> {
     let name = "WATCHDOG_USEC";
     if variables(name).is_none() || is_meant(variables, "WATCHDOG_PID")? == Some(false) {

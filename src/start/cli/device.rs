@@ -132,7 +132,7 @@ fn check_needs(path: &DevicePath, has_chip: bool, seen: &[&str]) -> Result<(), S
     Ok(())
 }
 
-/// Sets an option of a device, or returns what it is instead.
+/// Sets an option of a device, or returns what the option is instead.
 fn set(
     device: &mut DeviceConfig,
     chip: &mut ChipOptions,
