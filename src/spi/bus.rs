@@ -66,7 +66,7 @@ pub struct Bus {
     state: State,
     /// The segments of the transfer in progress.
     store: Box<Store>,
-    /// For each guest whose hold ran out or was cut: what its last request had claimed, until its next.
+    /// For each guest whose hold ran out: what its last request had claimed, until its next request.
     cuts: Vec<Option<Claim>>,
     waiters: VecDeque<GuestNumber>,
     /// A long message is over, and none begins until all sessions that were queued at its end have had a

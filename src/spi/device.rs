@@ -81,7 +81,7 @@ pub struct Device {
 pub enum Line {
     /// Nothing is selected.
     Released,
-    /// A message failed since the device was gone or suspended: it was not touched. A release is
+    /// A message failed because the device was gone or suspended: it was not touched. A release is
     /// tried all the same, and if that fails too, the line counts as released.
     Untouched,
     /// It is, or may be, asserted.

@@ -3,8 +3,8 @@
 //! One spidev message: transfers whose buffers lie in guest memory.
 //!
 //! The storage is allocated once. A [`Message`] borrows it, and the guest memory in which its buffers
-//! lie, so that no pointer outlives the step that made it: between two steps a vhost-user
-//! message may unmap the memory.
+//! lie, so that no pointer outlives the step that made it: between two steps a vhost-user message may
+//! unmap the memory.
 //!
 //! Invariant: each pointer is 0, or is valid for its transfer's `len` bytes while the message lives.
 //!

@@ -62,9 +62,9 @@ impl Position {
         }
     }
 
-    /// Calls `each` with the guest address of each byte from here on, and with the same one of `bytes`:
-    /// one at a time, since a segment can end after any of them. `None` as soon as `each` returns that, or
-    /// there are no more.
+    /// Calls `each` for each of `bytes`, with the guest address of the byte that belongs there, from here
+    /// on. One at a time, since a segment can end after any of them. `None` as soon as `each` returns that,
+    /// or the segments end.
     pub fn each_byte(
         mut self,
         segments: &[Segment],

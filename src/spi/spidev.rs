@@ -2,7 +2,7 @@
 
 //! Linux's spidev: `include/uapi/linux/spi/spidev.h` and what `drivers/spi/spidev.c` makes of it.
 //!
-//! Owns the device fd, and the knowledge which mode was last set.
+//! Owns the device fd, and knows which mode was set last.
 //!
 //! Every `SPI_IOC_WR_*` makes the kernel call `spi_setup()`, which forces chip select off. So after the
 //! start only `WR_MODE32` is used: to set another mode between two assertions, or, with the unchanged
@@ -195,8 +195,8 @@ impl Spidev {
     }
 }
 
-/// Which device of the host a file is, whatever path led to it: its device number, or in the absence
-/// of one device and inode of the file.
+/// Which device of the host a file is, whatever path led to it: its device number, or, if it has none,
+/// the file's own device and inode.
 fn identity(file: &File) -> io::Result<(u64, u64)> {
     let metadata = file.metadata()?;
     Ok(match metadata.rdev() {

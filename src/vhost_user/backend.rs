@@ -3,9 +3,9 @@
 //! The effect of each vhost-user message on one guest's memory and vring.
 //!
 //! The `vhost` crate decodes a message and calls the method of its request; messages that may bring
-//! fds are decoded in `with_fds`, which calls `Backend::change`. A method checks index and values before
-//! it acts. An error ends the connection, after an acknowledgement if the
-//! message asked for one.
+//! fds are decoded in `with_fds`, which calls `Backend::change`. That checks the index of the ring. An
+//! error ends the connection, after an acknowledgement if the message asked for one. With the connection
+//! ends what the message had changed before.
 //!
 //! Invariant: after each message the vring runs if and only if it is started, enabled and in memory.
 //! `session` has waited for the transfer in progress, or aborted it, before a message that affects it
@@ -112,7 +112,7 @@ impl Backend {
         let Guest { memory, vring } = &mut *guest;
         if let Err(misplaced) = vring.update(memory) {
             return Err(match vring.set_broken() {
-                // It is known by its kind in `SessionError::of_vhost`.
+                // `SessionError::of_vhost` knows it by its kind.
                 Err(SessionError::CallBlocked) => {
                     Error::ReqHandlerError(ErrorKind::Interrupted.into())
                 }

@@ -128,7 +128,7 @@ impl Header {
 
     /// The acknowledgement of the message, if it asks for one (vhost-user, "REPLY_ACK"): the same request,
     /// and 0 if it succeeded. The flag has no meaning for a request with a reply of its own. A message that
-    /// is not allowed may ask for one, too: it is refused by it.
+    /// is not allowed may ask for one, too: the acknowledgement then refuses it.
     pub fn ack(&self, succeeded: bool) -> Option<[[u8; 4]; 5]> {
         let has_reply = matches!(self.served, Some((_, Kind::Reply)));
         let asks = self.flags & (FLAG_NEED_REPLY | FLAG_REPLY) == FLAG_NEED_REPLY;

@@ -76,8 +76,8 @@ fn cannot_map(error: impl Display) -> String {
     format!("cannot map region: {error}")
 }
 
-/// A region that is mapped. Fields are dropped in this order: the close of the file is deferred once
-/// the mapping, which has a part in it, is gone.
+/// A region that is mapped. Fields are dropped in this order: the close of the file is deferred after
+/// the mapping, which shares it, is gone.
 #[derive(Debug)]
 pub struct Region {
     description: RegionDescription,

@@ -69,7 +69,7 @@ impl Part {
     /// in several without a gap between them.
     ///
     /// # Errors
-    /// One of these bytes is not in guest memory, or the first one is not.
+    /// The first byte, or another one of the `len`, is not in guest memory.
     fn locate(&self, memory: &Memory, len: usize) -> Result<GuestAddress, String> {
         let begin = memory.translate(self.at);
         let begin = begin.ok_or_else(|| self.misplaced("begins outside guest memory"))?;
