@@ -4,7 +4,8 @@
 //!
 //! `RULES` is the policy, to be read line by line: a system call, tests on its arguments, and the
 //! function that needs it; a `cfg` in front says for which targets it is. Several rules for one
-//! call are alternatives. Whatever matches no rule, or comes from another architecture, is fatal.
+//! call are alternatives. A call that matches no rule, or comes from another architecture, ends the
+//! process, or with `--seccomp=log` is logged.
 //! `tests/syscalls` sees every rule used, but for those that say why it cannot and what test does.
 //!
 //! `STARTUP` names the calls before the filter is there, for service managers, which
@@ -267,8 +268,8 @@ impl Pins {
         }
     }
 
-    /// The rules with their numbers. A rule about devices or directories, of which there are none,
-    /// allows nothing.
+    /// The rules with their numbers. A rule about devices or directories allows nothing if there are
+    /// none.
     fn apply(&self, rules: &[Rule]) -> Vec<Allowed> {
         let condition = |test: &Test| Condition {
             argument: test.argument,

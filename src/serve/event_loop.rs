@@ -52,8 +52,8 @@ pub struct EventLoop {
     sd_notify: SdNotify,
     timer: DeadlineTimer,
     turns: Turns,
-    /// Sessions that may have a deadline: they had messages or were closed since they had none. The
-    /// others need not be asked, so that idle guests cost nothing.
+    /// Sessions that may have a deadline: those that had messages or were closed, until they are found to
+    /// have none. The others need not be asked, so that idle guests cost nothing.
     timed: Vec<GuestNumber>,
     /// How many front-ends are connected.
     connected: usize,

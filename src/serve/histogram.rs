@@ -3,7 +3,7 @@
 //! How often something took how long, by powers of two of microseconds.
 //!
 //! Counting is a shift and an addition. A percentile is known as well as a power of two: what is
-//! printed is never less than the true one. Above all powers it is the longest.
+//! printed is never less than the true one. Above the last power, the longest duration is printed.
 
 use std::time::Duration;
 

@@ -47,8 +47,8 @@ fn failed(error: io::Error) -> Fatal {
     Fatal::os(ExitCode::OsError, "cannot start", &error)
 }
 
-/// Installs the handlers of panics, SIGALRM and SIGBUS, on which all else relies, and the
-/// signalfd of the signals that end the daemon.
+/// Prepares what all else relies on: log lines, the handlers of panics, SIGALRM and SIGBUS, and the
+/// signalfd of the signals that end the daemon or print its counters.
 ///
 /// # Errors
 /// The host refused a system call.

@@ -222,7 +222,7 @@ fn guests_below(count: usize) -> u64 {
         .map_or(u64::MAX, |bit| bit.wrapping_sub(1))
 }
 
-/// That there are all `guests` that `what` is for, where there are `count`.
+/// Checks that all `guests` that `what` is for exist, where there are `count`.
 fn check_guests(guests: u64, count: usize, what: &str) -> Result<(), Fatal> {
     if guests & !guests_below(count) == 0 {
         return Ok(());

@@ -98,7 +98,7 @@ impl Options<'_> {
         Ok(sources)
     }
 
-    /// That the sockets are named in one place, where the command line lists `first` and `passed` of
+    /// Checks that the sockets are named in one place, where the command line lists `first` and `passed` of
     /// them were handed in by a service manager.
     fn check_place(&self, first: Option<&Source>, passed: usize) -> Result<(), Fatal> {
         let base = self.get("socket-path").map(|_| "option '--socket-path'");
