@@ -5,7 +5,7 @@
 //! process's user may, so the sockets are best in a directory of their own.
 //!
 //! The seccomp filter already lets no path through to the kernel but those of `unlinkat` and `statx`, and
-//! addresses of sockets (`sendto`, `sendmsg`). Landlock is a second layer, which also covers what a
+//! addresses of sockets (`sendmsg`). Landlock is a second layer, which also covers what a
 //! mistake in the table would let through, and TCP, abstract sockets and signals to others
 //! (`Documentation/userspace-api/landlock.rst` in Linux). It restricts neither `statx` nor datagrams to a
 //! socket with a path. Files that are open stay as usable as they were.

@@ -143,7 +143,7 @@ rules! {
     SYS_setsockopt      [is(1, SOL_SOCKET), is(2, SO_OOBINLINE)]        "os::socket::receive_urgent_inline";
     SYS_epoll_ctl       []                                              "os::epoll::add";
     SYS_recvmsg         [is(2, RECEIVE_FLAGS)]                          "os::ffi::receive";
-    SYS_sendto          [is(3, SEND_FLAGS)]                             "os::ffi::send";
+    SYS_sendto          [is(3, SEND_FLAGS), is(5, 0)]                   "os::ffi::send";
     SYS_recvmsg         [is(2, 0)]                                      "vhost_user::handler::hand_over";
     SYS_sendmsg         [is(2, MSG_NOSIGNAL)]                           "vhost_user::handler::hand_over";
     SYS_shutdown        [is(1, SHUT_RDWR)]                              "os::ffi::shut_down";

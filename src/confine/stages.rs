@@ -32,8 +32,8 @@ const FDS: u64 = 8;
 /// Fds of a guest that is not connected: its socket, and the directory of that.
 const FDS_OF_SOCKET: u64 = 2;
 /// Fds of a guest that is served, beside its regions: connection, a pair of sockets, kick, call, err;
-/// and what may have to be left open, which is 15 and all that a further message brings.
-const FDS_OF_GUEST: u64 = 6 + 15 + 253;
+/// and what may have to be left open, which is 16 and all that a further message brings.
+const FDS_OF_GUEST: u64 = 6 + 16 + 253;
 /// Fds that one message can bring or need, for one guest at a time: all that a receipt brings beside
 /// a table of regions, what waits for the kernel to close it, and a pair of sockets for that.
 const FDS_OF_MESSAGE: u64 = 253 + 32 + 32 + 2;

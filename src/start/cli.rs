@@ -377,12 +377,12 @@ mod tests {
             (
                 &["-l", "e,max-speed-hz=0"],
                 "option '--device': 'e,max-speed-hz=0' has 'max-speed-hz=0', which is not a clock \
-                 in Hz from 1 to 4294967295, in plain digits",
+                 in Hz up to 4294967295, in plain digits",
             ),
             (
                 &["-l", "e,min-speed-hz=10M"],
                 "option '--device': 'e,min-speed-hz=10M' has 'min-speed-hz=10M', which is not a \
-                 clock in Hz from 1 to 4294967295, in plain digits",
+                 clock in Hz up to 4294967295, in plain digits",
             ),
             (
                 &["-l", "e,cs-high=yes"],

@@ -235,8 +235,9 @@ impl VhostUserBackendReqHandler for Backend {
 
     fn set_protocol_features(&self, features: u64) -> Result<()> {
         let acked = VhostUserProtocolFeatures::from_bits_retain(features);
+        accepted(PROTOCOL_FEATURES.contains(acked))?;
         self.acked.set(acked);
-        accepted(PROTOCOL_FEATURES.contains(acked))
+        Ok(())
     }
 
     /// Bytes after the config space are 0: a front-end may ask for a longer one than VIRTIO 1.4 has.

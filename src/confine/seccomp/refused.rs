@@ -46,6 +46,7 @@ const TIOCSTI: u32 = 0x5412;
 const TCP: i32 = libc::IPPROTO_TCP;
 const CLOEXEC: i32 = libc::SOCK_CLOEXEC;
 const CODE: i32 = libc::PROT_READ | libc::PROT_EXEC;
+const NO_SIGPIPE: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 /// A call that is refused.
 pub(super) struct Refused {
@@ -86,6 +87,7 @@ refused! {
     SYS_sendmsg         [3, 0, 0]                                   "a message that may end in SIGPIPE";
     SYS_setsockopt      [3, TCP, libc::SO_OOBINLINE]                "an option of TCP";
     SYS_sendto          [3, 0, 0, 0]                                "bytes that may end in SIGPIPE";
+    SYS_sendto          [3, 0, 0, NO_SIGPIPE, 0, 16]                "bytes to an address";
     SYS_setsockopt      [3, libc::SOL_SOCKET, libc::SO_SNDBUF]      "the size of a buffer";
     SYS_getsockopt      [3, TCP, libc::SO_DOMAIN]                   "an option of TCP, read";
     SYS_getsockopt      [3, libc::SOL_SOCKET, libc::SO_PEERCRED]    "another option, read";

@@ -13,7 +13,7 @@ use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
 const COMMA: &str = "has a list of guests with a comma; write '+', as in 0+3-5";
-const NOT_A_CLOCK: &str = "not a clock in Hz from 1 to 4294967295, in plain digits";
+const NOT_A_CLOCK: &str = "not a clock in Hz up to 4294967295, in plain digits";
 const NOT_A_COUNT: &str = "not a number from 1 to 4294967295, in plain digits";
 const NOT_A_DELAY: &str = "not a number from 1 to 60000, in plain digits";
 const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
