@@ -360,6 +360,28 @@ fn requestq_ring_that_stops_keeps_the_hold_delay_of_a_queued_hold() {
 }
 
 #[test]
+fn requestq_hold_on_another_controller_ends_first_when_its_delay_is_over() {
+    let mut rig = Rig::new(HoldPolicy::Spec);
+    rig.players[0].offer(Ask {
+        hold_ns: 1_000_000,
+        ..KEEP
+    });
+    rig.run(0);
+    let next = rig.players[0].offer(Ask {
+        chip_select: 2,
+        ..USUAL
+    });
+    assert_eq!(rig.turn(0), Turn::Idle);
+    let released = rig.shared.buses[0].deadline();
+    assert_eq!(released, Some(rig.shared.now + MS));
+    rig.shared.now += MS;
+    rig.expire();
+    assert_eq!(rig.shared.buses[0].next_waiter(), GuestNumber::new(0));
+    rig.run(0);
+    assert_eq!(rig.players[0].result(next), TransResult::TransOk.byte());
+}
+
+#[test]
 fn requestq_waiter_that_leaves_no_longer_cuts_the_holder() {
     let mut rig = Rig::new(HoldPolicy::Spec);
     rig.players[0].requestq.grant.hold_timeout = 60_000 * MS;
