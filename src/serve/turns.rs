@@ -9,7 +9,8 @@
 //! sending messages cannot keep a third from going on.
 //!
 //! A bus that rests after a long message is in the queue, too: when its turn has come, all sessions that
-//! were queued before it have had theirs.
+//! were queued before it have had theirs. No session that was queued later passes it: if that needs the
+//! bus, its turn would be of no use, and afterwards it could not pass the sessions that wait.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -21,6 +22,8 @@ use crate::config::GuestNumber;
 struct Due {
     /// Since when it is in a queue.
     queued_since: Option<Instant>,
+    /// Number of the last turn before it was queued.
+    queued_after: u64,
     /// Messages may have come in.
     has_messages: bool,
     /// Number of its last turn.
@@ -165,17 +168,20 @@ impl Turns {
             return false;
         }
         due.queued_since = Some(now);
+        due.queued_after = self.count;
         true
     }
 
     /// Who is next.
     pub fn take(&mut self) -> Option<Next> {
-        let entrant = match (self.fresh.front(), self.again.front()) {
-            (Some(&fresh), Some(&(_, before))) if !self.had_turn_since(before, fresh) => {
-                self.take_fresh()
-            }
-            (_, Some(_)) => self.again.pop_front().map(|(entrant, _)| entrant),
-            (_, None) => self.take_fresh(),
+        let fresh_first = match (self.fresh.front(), self.again.front()) {
+            (Some(&fresh), Some(&(waiting, before))) => self.passes(fresh, waiting, before),
+            (fresh, _) => fresh.is_some(),
+        };
+        let entrant = if fresh_first {
+            self.fresh.pop_front().map(Entrant::Session)
+        } else {
+            self.again.pop_front().map(|(entrant, _)| entrant)
         };
         match entrant? {
             Entrant::Bus(index) => Some(Next::Bus(index)),
@@ -183,14 +189,15 @@ impl Turns {
         }
     }
 
-    fn take_fresh(&mut self) -> Option<Entrant> {
-        self.fresh.pop_front().map(Entrant::Session)
-    }
-
-    /// Whether a session has had a turn after the one with the number `before`.
-    fn had_turn_since(&self, before: u64, number: GuestNumber) -> bool {
-        let due = self.due.get(number.index());
-        due.is_some_and(|due| due.last_turn > before)
+    /// Whether `fresh` goes before `waiting`, which was queued after the turn with the number `before`.
+    fn passes(&self, fresh: GuestNumber, waiting: Entrant, before: u64) -> bool {
+        let since = |due: &Due| match waiting {
+            Entrant::Session(_) => due.last_turn,
+            Entrant::Bus(_) => due.queued_after,
+        };
+        self.due
+            .get(fresh.index())
+            .is_some_and(|due| since(due) <= before)
     }
 
     fn begin_turn(&mut self, number: GuestNumber) -> Option<Taken> {
@@ -297,5 +304,21 @@ mod tests {
         assert_eq!(take(&mut turns), Some((0, false)));
         assert_eq!(take(&mut turns), Some((1, false)));
         assert_eq!(turns.take(), None);
+    }
+    #[test]
+    fn turn_of_a_bus_comes_before_that_of_a_session_that_was_queued_later() {
+        let now = Instant::now();
+        let mut turns = Turns::new(3, 1);
+        turns.queue(guest(0), false, now);
+        turns.queue(guest(1), false, now);
+        assert_eq!(take(&mut turns), Some((0, false)));
+        turns.queue_bus(7);
+        // An event is seen after the turn in which it happened: it may be older than the place of the bus.
+        turns.queue(guest(0), false, now);
+        assert_eq!(take(&mut turns), Some((1, false)));
+        turns.queue(guest(2), false, now);
+        assert_eq!(take(&mut turns), Some((0, false)));
+        assert_eq!(turns.take(), Some(Next::Bus(7)));
+        assert_eq!(take(&mut turns), Some((2, false)));
     }
 }

@@ -190,3 +190,28 @@ fn turns_on_another_controller_are_waited_for_by_a_single_message() {
         assert_eq!(results(guest, flood), [TRANS_OK; ROUNDS as usize]);
     }
 }
+
+#[test]
+fn turns_on_a_controller_that_another_guest_just_used_wait_for_a_single_message_of_another() {
+    let other = (1, 0);
+    let host = three_devices();
+    let (_daemon, mut guests) = serve_three(&host, 3, &[]);
+    let [first, second, third] = [0, 1, 2].map(|n| host.gate_message(other, n));
+    // So long that the daemon looks for events after it, and that its controller rests.
+    let long = std::time::Duration::from_millis(2);
+    host.delay_message(DEV, 0, long);
+    let flood = queue(&mut guests[2], &[both(let_go(2)); 3]);
+    first.reached();
+    std::thread::sleep(long);
+    let used = queue(&mut guests[0], &[both(let_go(0))]);
+    first.release();
+    assert_eq!(results(&mut guests[0], &used), [TRANS_OK]);
+    second.reached();
+    std::thread::sleep(long);
+    let request = queue(&mut guests[1], &[both(let_go(0))]);
+    second.release();
+    // The third message on the other controller is not over before this is answered.
+    assert_eq!(results(&mut guests[1], &request), [TRANS_OK]);
+    third.release();
+    assert_eq!(results(&mut guests[2], &flood), [TRANS_OK; 3]);
+}
