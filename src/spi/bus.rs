@@ -92,6 +92,18 @@ impl Bus {
     /// Whether a request with this claim may begin. Releases the guest's own hold if the request does not
     /// continue it, or if others wait and the assertion has lasted too long.
     pub fn access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
+        let phase = self.phase(claim);
+        let access = self.find_access(claim, now);
+        // What `framing` made of the request by its phase is what the chip will see.
+        debug_assert!(match (&access, phase) {
+            (Access::Free, Phase::Within(_)) => matches!(self.state, State::Held(_)),
+            (Access::Free, Phase::Cut) => false,
+            _ => true,
+        });
+        access
+    }
+
+    fn find_access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
         let is_taken = match &self.state {
             State::Free => false,
             State::Reserved(guest) => *guest != claim.guest,
@@ -134,8 +146,9 @@ impl Bus {
         until.map_or(Access::Free, Access::NotBefore)
     }
 
-    /// In which phase a request with this claim finds its chip. It agrees with [`Bus::access`], which lets
-    /// the request continue the hold or refuses it if it is `Within`, and refuses it if it is `Cut`.
+    /// In which phase a request with this claim finds its chip. Must agree with [`Bus::access`], which
+    /// debug builds check: `Within` only if that lets the request continue the hold or refuses it, `Cut`
+    /// only if that refuses it.
     pub fn phase(&self, claim: &Claim) -> Phase {
         let hold = self.hold().filter(|hold| hold.is_continued_by(claim));
         let cut = self.cut(claim.guest).filter(|cut| cut.is_like(claim));
