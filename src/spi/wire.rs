@@ -346,8 +346,8 @@ impl Config {
 /// The encoding of the mode bits in the config space (VIRTIO 1.4, `mode_func_supported`): two bits each
 /// for CPHA and CPOL, "0 is supported" and "1 is supported"; one each for the others.
 fn mode_func_supported(mode_mask: u32) -> u32 {
-    // Both bits for 0 are always set, since every device has mode 0. They move CPHA up by one bit, and the
-    // others by two.
+    // Both bits for 0 are always set, since every device has mode 0. The bit for CPHA 1 is one above that
+    // of CPHA in the mask; that of each other is two above its own.
     1 << 0 | 1 << 2 | (mode_mask & CPHA) << 1 | (mode_mask & !CPHA) << 2
 }
 

@@ -30,7 +30,7 @@ use crate::vhost_user::message::{HEADER_LEN, Request};
 use crate::vhost_user::reader::Message;
 use crate::virtqueue::memory::{RegionDescription, UserAddress};
 
-/// Bit 8 of the u64 with a ring's index, the lowest of its second byte.
+/// Of the second byte of the u64 with a ring's index: no fd comes with the message.
 const NO_FD: u8 = 1 << 0;
 const NOT_AN_EVENTFD: Error = Error::InvalidOperation("not an eventfd");
 

@@ -106,11 +106,13 @@ impl Options<'_> {
             Source::Path(_) => "option '--socket'",
             Source::Fd(_, by) => by,
         });
-        let why = match (base.or(listed), listed, passed) {
-            (None, _, 0) => NO_SOCKET.to_owned(),
-            (Some(base), Some(listed), _) if base != listed => format!("{base} excludes {listed}"),
-            (Some(option), _, 1..) => format!("{LISTEN_FDS}: '{passed}' excludes {option}"),
-            _ if base.is_none() && self.get("socket-count").is_some() => {
+        let why = match (base, listed, passed) {
+            (None, None, 0) => NO_SOCKET.to_owned(),
+            (Some(base), Some(listed), _) => format!("{base} excludes {listed}"),
+            (Some(option), None, 1..) | (None, Some(option), 1..) => {
+                format!("{LISTEN_FDS}: '{passed}' excludes {option}")
+            }
+            (None, _, _) if self.get("socket-count").is_some() => {
                 "option '--socket-count' needs '--socket-path'".to_owned()
             }
             _ => return Ok(()),
