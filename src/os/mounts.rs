@@ -26,8 +26,13 @@ const CHUNK_LEN: usize = 4096;
 /// Major and minor number of a file system.
 pub type DeviceNumber = (u32, u32);
 
-/// A mount: its number in the table, and that of its file system there.
-type Mount = (u32, DeviceNumber);
+/// A mount, as the table has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mount {
+    id: u32,
+    /// That of its file system.
+    number: DeviceNumber,
+}
 
 /// A line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +51,10 @@ impl<'a> Line<'a> {
         let mount_point = fields.nth(1)?;
         fields.find(|field| *field == "-")?;
         Some(Self {
-            mount: (id, (major.parse().ok()?, minor.parse().ok()?)),
+            mount: Mount {
+                id,
+                number: (major.parse().ok()?, minor.parse().ok()?),
+            },
             kind: fields.next()?,
             mount_point,
         })
@@ -78,11 +86,11 @@ impl Mounts {
         let lines: Vec<Line<'_>> = text.lines().filter_map(Line::parse).collect();
         let trusted = lines.iter().filter(|line| TRUSTED.contains(&line.kind));
         let trusted = trusted.filter_map(|line| {
-            let (_, mut number) = line.mount;
+            let mut number = line.mount.number;
             if line.kind == "btrfs" {
                 number = of_files(line.mount_point)?;
                 // Something else is mounted on top of it.
-                if lines.iter().any(|other| other.mount.1 == number) {
+                if lines.iter().any(|other| other.mount.number == number) {
                     return None;
                 }
             }
@@ -92,7 +100,7 @@ impl Mounts {
         Self {
             table: None,
             trusted: trusted.collect(),
-            fuse_on_disk: on_disk.map(|line| line.mount.1).collect(),
+            fuse_on_disk: on_disk.map(|line| line.mount.number).collect(),
         }
     }
 

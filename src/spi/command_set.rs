@@ -88,10 +88,27 @@ impl Effect {
     }
 }
 
-/// One command of a chip: its opcode, how many bytes of address follow that, what follows the address,
-/// after dummy bytes, and what it does.
+/// One command of a chip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Command(pub u8, pub Address, pub Data, pub Effect);
+pub struct Command {
+    /// Its first byte.
+    pub opcode: u8,
+    /// How many bytes of address follow the opcode.
+    pub address: Address,
+    /// What follows the address, after dummy bytes.
+    pub data: Data,
+    /// What it does.
+    pub effect: Effect,
+}
+
+const fn row(opcode: u8, address: Address, data: Data, effect: Effect) -> Command {
+    Command {
+        opcode,
+        address,
+        data,
+        effect,
+    }
+}
 
 /// The commands of chips of this kind.
 pub fn commands(kind: ChipKind) -> &'static [Command] {
@@ -105,136 +122,136 @@ pub fn commands(kind: ChipKind) -> &'static [Command] {
 /// SPI NOR flash.
 const NOR: [Command; 94] = [
     // Reads.
-    Command(0x03, Width, Receive, Reads),         // READ
-    Command(0x0b, Width, Receive, Reads),         // FAST READ, 1 dummy byte
-    Command(0x3b, Width, Receive, Reads),         // dual output, 1 dummy byte
-    Command(0x6b, Width, Receive, Reads),         // quad output, 1 dummy byte
-    Command(0xbb, Width, Receive, Continuous),    // dual I/O, mode byte
-    Command(0xeb, Width, Receive, Continuous),    // quad I/O, mode byte, 2 dummy bytes
-    Command(0xe7, Width, Receive, Continuous),    // quad I/O of words, mode byte, 1 dummy byte
-    Command(0x13, Fixed(4), Receive, Reads),      // READ
-    Command(0x0c, Fixed(4), Receive, Reads),      // FAST READ, 1 dummy byte
-    Command(0x3c, Fixed(4), Receive, Reads),      // dual output, 1 dummy byte
-    Command(0x6c, Fixed(4), Receive, Reads),      // quad output, 1 dummy byte
-    Command(0xbc, Fixed(4), Receive, Continuous), // dual I/O, mode byte
-    Command(0xec, Fixed(4), Receive, Continuous), // quad I/O, mode byte, 2 dummy bytes
-    Command(0x48, Width, Receive, Reads),         // security registers, 1 dummy byte
+    row(0x03, Width, Receive, Reads),         // READ
+    row(0x0b, Width, Receive, Reads),         // FAST READ, 1 dummy byte
+    row(0x3b, Width, Receive, Reads),         // dual output, 1 dummy byte
+    row(0x6b, Width, Receive, Reads),         // quad output, 1 dummy byte
+    row(0xbb, Width, Receive, Continuous),    // dual I/O, mode byte
+    row(0xeb, Width, Receive, Continuous),    // quad I/O, mode byte, 2 dummy bytes
+    row(0xe7, Width, Receive, Continuous),    // quad I/O of words, mode byte, 1 dummy byte
+    row(0x13, Fixed(4), Receive, Reads),      // READ
+    row(0x0c, Fixed(4), Receive, Reads),      // FAST READ, 1 dummy byte
+    row(0x3c, Fixed(4), Receive, Reads),      // dual output, 1 dummy byte
+    row(0x6c, Fixed(4), Receive, Reads),      // quad output, 1 dummy byte
+    row(0xbc, Fixed(4), Receive, Continuous), // dual I/O, mode byte
+    row(0xec, Fixed(4), Receive, Continuous), // quad I/O, mode byte, 2 dummy bytes
+    row(0x48, Width, Receive, Reads),         // security registers, 1 dummy byte
     // Identification.
-    Command(0x9f, Zero, Receive, Reads),     // JEDEC id
-    Command(0x9e, Zero, Receive, Reads),     // JEDEC id (Micron)
-    Command(0xaf, Zero, Receive, Reads),     // JEDEC id on all lanes
-    Command(0x90, Fixed(3), Receive, Reads), // manufacturer and device id
-    Command(0x5a, Fixed(3), Receive, Reads), // SFDP, 1 dummy byte
-    Command(0x4b, Zero, Receive, Reads),     // unique id, 4 dummy bytes
+    row(0x9f, Zero, Receive, Reads),     // JEDEC id
+    row(0x9e, Zero, Receive, Reads),     // JEDEC id (Micron)
+    row(0xaf, Zero, Receive, Reads),     // JEDEC id on all lanes
+    row(0x90, Fixed(3), Receive, Reads), // manufacturer and device id
+    row(0x5a, Fixed(3), Receive, Reads), // SFDP, 1 dummy byte
+    row(0x4b, Zero, Receive, Reads),     // unique id, 4 dummy bytes
     // Registers, read.
-    Command(0x05, Zero, Receive, Reads),     // status 1
-    Command(0x07, Zero, Receive, Reads),     // status 2 (Spansion)
-    Command(0x3f, Zero, Receive, Reads),     // status 2
-    Command(0x15, Zero, Receive, Reads),     // status 3 (Winbond), configuration (Macronix)
-    Command(0x35, Zero, Receive, State),     // configuration; enters QPI (Macronix)
-    Command(0x70, Zero, Receive, State),     // flag status; busy on the data line (SST)
-    Command(0x16, Zero, Receive, Reads),     // bank (Spansion)
-    Command(0xc8, Zero, Receive, Reads),     // extended address
-    Command(0x2b, Zero, Receive, Reads),     // security (Macronix)
-    Command(0x65, Width, Receive, Reads), // any (Spansion); enhanced volatile (Micron: no address)
-    Command(0x85, Zero, Receive, Reads),  // volatile (Micron)
-    Command(0xb5, Zero, Receive, Reads),  // nonvolatile (Micron)
-    Command(0x3d, Width, Receive, Reads), // block lock
-    Command(0xe8, Width, Receive, Reads), // block lock (Micron)
-    Command(0xe0, Fixed(4), Receive, Reads), // dynamic protection
-    Command(0xe2, Fixed(4), Receive, Reads), // persistent protection
-    Command(0xa7, Zero, Receive, Reads),  // lock of persistent protection
+    row(0x05, Zero, Receive, Reads),     // status 1
+    row(0x07, Zero, Receive, Reads),     // status 2 (Spansion)
+    row(0x3f, Zero, Receive, Reads),     // status 2
+    row(0x15, Zero, Receive, Reads),     // status 3 (Winbond), configuration (Macronix)
+    row(0x35, Zero, Receive, State),     // configuration; enters QPI (Macronix)
+    row(0x70, Zero, Receive, State),     // flag status; busy on the data line (SST)
+    row(0x16, Zero, Receive, Reads),     // bank (Spansion)
+    row(0xc8, Zero, Receive, Reads),     // extended address
+    row(0x2b, Zero, Receive, Reads),     // security (Macronix)
+    row(0x65, Width, Receive, Reads),    // any (Spansion); enhanced volatile (Micron: no address)
+    row(0x85, Zero, Receive, Reads),     // volatile (Micron)
+    row(0xb5, Zero, Receive, Reads),     // nonvolatile (Micron)
+    row(0x3d, Width, Receive, Reads),    // block lock
+    row(0xe8, Width, Receive, Reads),    // block lock (Micron)
+    row(0xe0, Fixed(4), Receive, Reads), // dynamic protection
+    row(0xe2, Fixed(4), Receive, Reads), // persistent protection
+    row(0xa7, Zero, Receive, Reads),     // lock of persistent protection
     // Writes.
-    Command(0x02, Width, Send, Contents),       // PAGE PROGRAM
-    Command(0x32, Width, Send, Contents),       // the same, quad input
-    Command(0x38, Width, Send, Contents), // the same, quad I/O; enters QPI (Winbond: no address)
-    Command(0xa2, Width, Send, Contents), // the same, dual input
-    Command(0x12, Fixed(4), Send, Contents), // PAGE PROGRAM
-    Command(0x34, Fixed(4), Send, Contents), // the same, quad input
-    Command(0x3e, Fixed(4), Send, Contents), // the same, quad I/O
-    Command(0xad, Once, Send, Contents),  // word after word (SST)
-    Command(0x42, Width, Send, Contents), // security registers
-    Command(0x20, Width, Nothing, Contents), // erase 4 KiB
-    Command(0xd7, Width, Nothing, Contents), // erase 4 KiB (PMC)
-    Command(0x52, Width, Nothing, Contents), // erase 32 KiB
-    Command(0xd8, Width, Nothing, Contents), // erase 64 KiB
-    Command(0x21, Fixed(4), Nothing, Contents), // erase 4 KiB
-    Command(0x5c, Fixed(4), Nothing, Contents), // erase 32 KiB
-    Command(0xdc, Fixed(4), Nothing, Contents), // erase 64 KiB
-    Command(0xc4, Width, Nothing, Contents), // erase a die
-    Command(0x44, Width, Nothing, Contents), // erase security registers
-    Command(0xc7, Zero, Nothing, Contents), // erase all
-    Command(0x60, Zero, Nothing, Contents), // erase all
+    row(0x02, Width, Send, Contents),       // PAGE PROGRAM
+    row(0x32, Width, Send, Contents),       // the same, quad input
+    row(0x38, Width, Send, Contents),       // the same, quad I/O; enters QPI (Winbond: no address)
+    row(0xa2, Width, Send, Contents),       // the same, dual input
+    row(0x12, Fixed(4), Send, Contents),    // PAGE PROGRAM
+    row(0x34, Fixed(4), Send, Contents),    // the same, quad input
+    row(0x3e, Fixed(4), Send, Contents),    // the same, quad I/O
+    row(0xad, Once, Send, Contents),        // word after word (SST)
+    row(0x42, Width, Send, Contents),       // security registers
+    row(0x20, Width, Nothing, Contents),    // erase 4 KiB
+    row(0xd7, Width, Nothing, Contents),    // erase 4 KiB (PMC)
+    row(0x52, Width, Nothing, Contents),    // erase 32 KiB
+    row(0xd8, Width, Nothing, Contents),    // erase 64 KiB
+    row(0x21, Fixed(4), Nothing, Contents), // erase 4 KiB
+    row(0x5c, Fixed(4), Nothing, Contents), // erase 32 KiB
+    row(0xdc, Fixed(4), Nothing, Contents), // erase 64 KiB
+    row(0xc4, Width, Nothing, Contents),    // erase a die
+    row(0x44, Width, Nothing, Contents),    // erase security registers
+    row(0xc7, Zero, Nothing, Contents),     // erase all
+    row(0x60, Zero, Nothing, Contents),     // erase all
     // Write enable, registers, protection.
-    Command(0x06, Zero, Nothing, State),     // WRITE ENABLE
-    Command(0x04, Zero, Nothing, State),     // WRITE DISABLE
-    Command(0x50, Zero, Nothing, State),     // write enable of status (SST); clears flags (Micron)
-    Command(0x82, Zero, Nothing, State),     // clears flags (Cypress)
-    Command(0x01, Zero, Send, State),        // status 1, configuration
-    Command(0x31, Zero, Send, State),        // status 2
-    Command(0x11, Zero, Send, State),        // status 3
-    Command(0x61, Zero, Send, State),        // enhanced volatile (Micron)
-    Command(0x81, Zero, Send, State),        // volatile (Micron)
-    Command(0xb1, Zero, Send, State),        // nonvolatile (Micron)
-    Command(0x71, Width, Send, State),       // any (Spansion)
-    Command(0xc5, Zero, Send, State),        // extended address
-    Command(0xc2, Zero, Send, State),        // selects a die
-    Command(0xc0, Zero, Send, State),        // read parameters
-    Command(0x77, Zero, Send, State),        // burst with wrap, 3 dummy bytes
-    Command(0x36, Width, Nothing, State),    // locks a block
-    Command(0x39, Width, Nothing, State),    // unlocks a block
-    Command(0x7e, Zero, Nothing, State),     // locks all
-    Command(0x98, Zero, Nothing, State),     // unlocks all
-    Command(0xe5, Width, Send, State),       // block lock (Micron)
-    Command(0xe1, Fixed(4), Send, State),    // dynamic protection
-    Command(0xe3, Fixed(4), Nothing, State), // persistent protection
-    Command(0xe4, Zero, Nothing, State),     // erases persistent protection
-    Command(0xa6, Zero, Nothing, State),     // locks persistent protection
-    Command(0x2f, Zero, Nothing, State),     // security (Macronix)
+    row(0x06, Zero, Nothing, State),     // WRITE ENABLE
+    row(0x04, Zero, Nothing, State),     // WRITE DISABLE
+    row(0x50, Zero, Nothing, State),     // write enable of status (SST); clears flags (Micron)
+    row(0x82, Zero, Nothing, State),     // clears flags (Cypress)
+    row(0x01, Zero, Send, State),        // status 1, configuration
+    row(0x31, Zero, Send, State),        // status 2
+    row(0x11, Zero, Send, State),        // status 3
+    row(0x61, Zero, Send, State),        // enhanced volatile (Micron)
+    row(0x81, Zero, Send, State),        // volatile (Micron)
+    row(0xb1, Zero, Send, State),        // nonvolatile (Micron)
+    row(0x71, Width, Send, State),       // any (Spansion)
+    row(0xc5, Zero, Send, State),        // extended address
+    row(0xc2, Zero, Send, State),        // selects a die
+    row(0xc0, Zero, Send, State),        // read parameters
+    row(0x77, Zero, Send, State),        // burst with wrap, 3 dummy bytes
+    row(0x36, Width, Nothing, State),    // locks a block
+    row(0x39, Width, Nothing, State),    // unlocks a block
+    row(0x7e, Zero, Nothing, State),     // locks all
+    row(0x98, Zero, Nothing, State),     // unlocks all
+    row(0xe5, Width, Send, State),       // block lock (Micron)
+    row(0xe1, Fixed(4), Send, State),    // dynamic protection
+    row(0xe3, Fixed(4), Nothing, State), // persistent protection
+    row(0xe4, Zero, Nothing, State),     // erases persistent protection
+    row(0xa6, Zero, Nothing, State),     // locks persistent protection
+    row(0x2f, Zero, Nothing, State),     // security (Macronix)
     // Suspend, power, mode.
-    Command(0x75, Zero, Nothing, State),       // suspends
-    Command(0xb0, Zero, Nothing, State),       // suspends
-    Command(0x7a, Zero, Nothing, State),       // resumes
-    Command(0x30, Zero, Nothing, State),       // resumes; clears flags (Spansion)
-    Command(0xb9, Zero, Nothing, State),       // deep power-down
-    Command(0xab, Zero, ReceiveIfMore, State), // leaves it; electronic id, 3 dummy bytes
-    Command(0xb7, Zero, Nothing, EnterFour),   // four-byte mode
-    Command(0xe9, Zero, Nothing, LeaveFour),   // three-byte mode
-    Command(0x17, Zero, Send, Bank),           // bank (Spansion)
-    Command(0x66, Zero, Nothing, EnableReset), // enables reset
-    Command(0x99, Zero, Nothing, Reset),       // reset
-    Command(0xff, Zero, Nothing, State),       // leaves continuous read, or QPI
+    row(0x75, Zero, Nothing, State),       // suspends
+    row(0xb0, Zero, Nothing, State),       // suspends
+    row(0x7a, Zero, Nothing, State),       // resumes
+    row(0x30, Zero, Nothing, State),       // resumes; clears flags (Spansion)
+    row(0xb9, Zero, Nothing, State),       // deep power-down
+    row(0xab, Zero, ReceiveIfMore, State), // leaves it; electronic id, 3 dummy bytes
+    row(0xb7, Zero, Nothing, EnterFour),   // four-byte mode
+    row(0xe9, Zero, Nothing, LeaveFour),   // three-byte mode
+    row(0x17, Zero, Send, Bank),           // bank (Spansion)
+    row(0x66, Zero, Nothing, EnableReset), // enables reset
+    row(0x99, Zero, Nothing, Reset),       // reset
+    row(0xff, Zero, Nothing, State),       // leaves continuous read, or QPI
 ];
 
 /// Microchip 23K256, 23LC512 and 23LC1024.
 const SRAM: [Command; 7] = [
-    Command(0x03, Width, Receive, Reads),
-    Command(0x02, Width, Send, Contents),
-    Command(0x05, Zero, Receive, Reads), // mode register
-    Command(0x01, Zero, Send, State),    // mode register
-    Command(0x3b, Zero, Nothing, State), // two lanes
-    Command(0x38, Zero, Nothing, State), // four lanes
-    Command(0xff, Zero, Nothing, State), // one lane
+    row(0x03, Width, Receive, Reads),
+    row(0x02, Width, Send, Contents),
+    row(0x05, Zero, Receive, Reads), // mode register
+    row(0x01, Zero, Send, State),    // mode register
+    row(0x3b, Zero, Nothing, State), // two lanes
+    row(0x38, Zero, Nothing, State), // four lanes
+    row(0xff, Zero, Nothing, State), // one lane
 ];
 
 /// Atmel AT25 and ST M95, with what Microchip's 25AA and Cypress's FM25 have besides.
 const EEPROM: [Command; 16] = [
-    Command(0x03, Width, Receive, Reads),
-    Command(0x0b, Width, Receive, Reads), // upper half (512 bytes); fast read, 1 dummy byte (FM25)
-    Command(0x02, Width, Send, Contents),
-    Command(0x0a, Width, Send, Contents), // upper half (512 bytes)
-    Command(0x06, Zero, Nothing, State),  // WRITE ENABLE
-    Command(0x04, Zero, Nothing, State),  // WRITE DISABLE
-    Command(0x05, Zero, Receive, Reads),  // status
-    Command(0x01, Zero, Send, State),     // status
-    Command(0x83, Width, Receive, Reads), // identification page (M95)
-    Command(0x82, Width, Send, Contents), // identification page (M95)
-    Command(0x9f, Zero, Receive, Reads),  // id (FM25)
-    Command(0x42, Width, Nothing, Contents), // erases a page (25AA512)
-    Command(0xd8, Width, Nothing, Contents), // erases a sector (25AA512)
-    Command(0xc7, Zero, Nothing, Contents), // erases all (25AA512)
-    Command(0xb9, Zero, Nothing, State),  // power-down
-    Command(0xab, Zero, ReceiveIfMore, State), // leaves it; electronic id
+    row(0x03, Width, Receive, Reads),
+    row(0x0b, Width, Receive, Reads), // upper half (512 bytes); fast read, 1 dummy byte (FM25)
+    row(0x02, Width, Send, Contents),
+    row(0x0a, Width, Send, Contents),      // upper half (512 bytes)
+    row(0x06, Zero, Nothing, State),       // WRITE ENABLE
+    row(0x04, Zero, Nothing, State),       // WRITE DISABLE
+    row(0x05, Zero, Receive, Reads),       // status
+    row(0x01, Zero, Send, State),          // status
+    row(0x83, Width, Receive, Reads),      // identification page (M95)
+    row(0x82, Width, Send, Contents),      // identification page (M95)
+    row(0x9f, Zero, Receive, Reads),       // id (FM25)
+    row(0x42, Width, Nothing, Contents),   // erases a page (25AA512)
+    row(0xd8, Width, Nothing, Contents),   // erases a sector (25AA512)
+    row(0xc7, Zero, Nothing, Contents),    // erases all (25AA512)
+    row(0xb9, Zero, Nothing, State),       // power-down
+    row(0xab, Zero, ReceiveIfMore, State), // leaves it; electronic id
 ];
 
 #[cfg(test)]
@@ -244,7 +261,7 @@ mod tests {
     #[test]
     fn command_sets_have_each_opcode_once() {
         for kind in [ChipKind::Nor, ChipKind::Sram, ChipKind::Eeprom] {
-            let mut opcodes: Vec<u8> = commands(kind).iter().map(|c| c.0).collect();
+            let mut opcodes: Vec<u8> = commands(kind).iter().map(|c| c.opcode).collect();
             let count = opcodes.len();
             opcodes.sort_unstable();
             opcodes.dedup();

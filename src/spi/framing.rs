@@ -89,8 +89,7 @@ impl Begun {
     /// What is left of the command after a request with `len` bytes of it after the opcode, which
     /// `receives`; `None` if it has ended.
     fn advance(mut self, len: u64, receives: bool) -> Option<Self> {
-        let Command(_, _, data, _) = self.command;
-        let ends = match data {
+        let ends = match self.command.data {
             Data::Nothing => len >= self.address_left,
             Data::Send => len > self.address_left,
             Data::Receive => receives,
@@ -110,7 +109,7 @@ impl Chip {
 
     fn command(&self, opcode: u8) -> Option<Command> {
         let mut commands = commands(self.config.kind).iter();
-        commands.find(|known| known.0 == opcode).copied()
+        commands.find(|known| known.opcode == opcode).copied()
     }
 
     /// Checks that `guest` may send a request that finds the chip in `phase`; `lead` has the first bytes
@@ -142,7 +141,7 @@ impl Chip {
         } else if read_only {
             self.command(opcode).map_or(
                 Some("is not in the table of chip=, and this guest is read-only"),
-                |Command(.., effect)| effect.why_not_read_only(),
+                |command| command.effect.why_not_read_only(),
             )
         } else {
             None
@@ -166,7 +165,12 @@ impl Chip {
         let Some(begun) = begun else {
             return framed;
         };
-        let Command(opcode, address, data, effect) = begun.command;
+        let Command {
+            opcode,
+            address,
+            data,
+            effect,
+        } = begun.command;
         let next_state = &mut framed.next_state;
         let len = len.saturating_sub(u64::from(opcode_len > 0));
         framed.remaining = begun.advance(len, receives);
@@ -190,8 +194,7 @@ impl Chip {
 
     fn begin(&self, opcode: u8) -> Option<Begun> {
         let command = self.command(opcode)?;
-        let Command(_, address, ..) = command;
-        let address_left = match address {
+        let address_left = match command.address {
             Address::Zero => 0,
             Address::Once if self.state.once => 0,
             Address::Width | Address::Once => self.state.width,
