@@ -67,11 +67,8 @@ impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "longest_wait_us={}", self.waited.longest_us())?;
         for (name, times) in [("wait", &self.waited), ("service", &self.served)] {
-            let [p50, p99, p999] = times.percentiles_us();
-            write!(
-                f,
-                " {name}_p50_us={p50} {name}_p99_us={p99} {name}_p999_us={p999}"
-            )?;
+            let [a, b, c] = times.percentiles_us();
+            write!(f, " {name}_p50_us={a} {name}_p99_us={b} {name}_p999_us={c}")?;
         }
         write!(f, " longest_service_us={}", self.served.longest_us())
     }

@@ -323,9 +323,6 @@ impl Requestq {
         let Some(bus) = shared.buses.get_mut(active.bus) else {
             return Ok(Turn::Idle);
         };
-        if bus.turns_away(self.number) {
-            return Ok(Turn::Idle);
-        }
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         let transfer = &mut active.transfer;
         // The driver is notified of completed chains before a long message, not after it.

@@ -49,9 +49,9 @@ enum State {
     Free,
     /// Nobody; this guest, which waited longest, may begin in its next turn.
     Reserved(GuestNumber),
-    /// A transfer of this guest in progress; chip select was asserted for it, or for the one that it
-    /// continues, at this moment.
-    Running(GuestNumber, Instant),
+    /// A transfer in progress; chip select was asserted for it, or for the one that it continues, at this
+    /// moment.
+    Running(Instant),
     /// A guest between two requests.
     Held(Hold),
 }
@@ -107,7 +107,7 @@ impl Bus {
         let is_taken = match &self.state {
             State::Free => false,
             State::Reserved(guest) => *guest != claim.guest,
-            State::Running(..) => true,
+            State::Running(_) => true,
             State::Held(hold) => hold.claim.guest != claim.guest || hold.ending,
         };
         if is_taken {
@@ -185,8 +185,8 @@ impl Bus {
     pub fn begin(&mut self, claim: &Claim, store: &mut Box<Store>, now: Instant) {
         std::mem::swap(&mut self.store, store);
         let asserted_at = self.hold().map_or(now, |hold| hold.asserted_at);
-        debug_assert!(!matches!(self.state, State::Running(..)));
-        self.state = State::Running(claim.guest, asserted_at);
+        debug_assert!(!matches!(self.state, State::Running(_)));
+        self.state = State::Running(asserted_at);
         if let Some(device) = self.devices.get_mut(claim.device) {
             device.set_user(claim.guest);
         }
@@ -205,7 +205,7 @@ impl Bus {
         follows: bool,
         now: &mut Instant,
     ) -> Result<Step, TransferError> {
-        debug_assert!(matches!(self.state, State::Running(..)));
+        debug_assert!(matches!(self.state, State::Running(_)));
         let Some(device) = self.devices.get_mut(transfer.claim.device) else {
             return Err(TransferError::Aborted);
         };
@@ -220,7 +220,7 @@ impl Bus {
                 device.set_down(false);
                 device.note_outcome(transfer.claim.framed.as_ref(), true);
                 let (claim, head) = (transfer.claim, &transfer.head);
-                self.state = if let (true, State::Running(_, asserted_at)) = (kept, &self.state) {
+                self.state = if let (true, State::Running(asserted_at)) = (kept, &self.state) {
                     State::Held(Hold::new(claim, head, *asserted_at, *now))
                 } else {
                     // The last message released chip select itself.
@@ -236,7 +236,7 @@ impl Bus {
     /// Ends the transfer in progress before its end, and releases chip select where it may be
     /// asserted.
     pub fn abandon(&mut self, transfer: &Transfer, now: &mut Instant) {
-        debug_assert!(matches!(self.state, State::Running(..)));
+        debug_assert!(matches!(self.state, State::Running(_)));
         if let Some(device) = self.devices.get_mut(transfer.claim.device) {
             device.note_outcome(transfer.claim.framed.as_ref(), false);
         }
@@ -296,7 +296,7 @@ impl Bus {
     fn hold(&self) -> Option<&Hold> {
         match &self.state {
             State::Held(hold) => Some(hold),
-            State::Free | State::Reserved(_) | State::Running(..) => None,
+            State::Free | State::Reserved(_) | State::Running(_) => None,
         }
     }
 
@@ -330,29 +330,22 @@ impl Bus {
         self.rests
     }
 
-    /// Whether the bus rests. If so, `guest` has a turn later: it waits for the bus, or, if it has the bus,
-    /// [`Bus::end_rest`] returns it.
+    /// Whether the bus rests, so that no request of `guest` may begin. Its next turn comes later: it waits
+    /// for the bus, or, if it holds that, [`Bus::end_rest`] returns it.
     pub fn turns_away(&mut self, guest: GuestNumber) -> bool {
-        if self.rests && self.owner() != Some(guest) {
+        if self.rests && self.held_by(guest).is_none() {
             self.wait(guest);
         }
         self.rests
     }
 
-    /// Lets messages begin again. Returns the guest that is to have a turn: the one that has the bus, or
-    /// else the one that has waited longest.
+    /// Lets messages begin again. Returns the guest that is to have a turn: the one that holds the bus, or
+    /// else the one that has waited longest. A transfer in progress needs none: it had its turn before the
+    /// rest began, and is in the queue behind that.
     pub fn end_rest(&mut self) -> Option<GuestNumber> {
         self.rests = false;
-        self.owner().or_else(|| self.next_waiter())
-    }
-
-    /// The guest that has the bus.
-    fn owner(&self) -> Option<GuestNumber> {
-        match &self.state {
-            State::Running(guest, _) => Some(*guest),
-            State::Held(hold) => Some(hold.claim.guest),
-            State::Free | State::Reserved(_) => None,
-        }
+        let holder = self.hold().map(|hold| hold.claim.guest);
+        holder.or_else(|| self.next_waiter())
     }
 
     /// The guest that has waited longest, once the bus is free and does not rest; it is reserved for
@@ -530,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn end_rest_returns_the_guest_that_has_the_bus_or_else_the_one_that_waited_longest() {
+    fn end_rest_returns_the_guest_that_holds_the_bus_or_else_the_one_that_waited_longest() {
         let mut now = Instant::now();
         let [holder, first, second] = [0, 1, 2].map(|number| GuestNumber::new(number).unwrap());
         let mut bus = held(false, Duration::ZERO, now);

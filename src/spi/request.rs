@@ -230,11 +230,13 @@ impl Parser<'_> {
         }
         ensure(self.head_len == HEAD_LEN, ParamError::Malformed)?;
         let segments = &mut self.store.segments;
-        if let Some(last) = segments.last_mut() {
-            last.len = last.len.saturating_sub(1);
-            if last.len == 0 {
-                segments.pop();
-            }
+        if let Some(Segment {
+            address,
+            len: len @ 2..,
+        }) = segments.pop()
+        {
+            let len = len.saturating_sub(1);
+            segments.push(Segment { address, len });
         }
         Ok(Request {
             head: TransferHead::parse(&self.head),
