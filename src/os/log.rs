@@ -3,9 +3,9 @@
 //! Lines on stderr.
 //!
 //! A line is cut at 512 bytes and written by one call if stderr has room, else dropped. If another process
-//! takes the room first, a tick of `write_timeout` ends the wait. What a guest or
-//! front-end can cause goes through its [`GuestLines`], which limit how many are written and count
-//! the others. Lines about guests have fields:
+//! takes the room first, a tick of `write_timeout` ends the wait. What a guest or front-end can cause goes
+//! through its [`GuestLines`], which limit how many are written and count the others. Lines about guests
+//! have fields:
 //! `guest=0 cs=1 request refused: cause="bits_per_word 0 is not supported"`.
 //!
 //! Where stderr is the journal, which the environment says as systemd.exec(5) has it

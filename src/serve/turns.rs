@@ -305,6 +305,7 @@ mod tests {
         assert_eq!(take(&mut turns), Some((1, false)));
         assert_eq!(turns.take(), None);
     }
+
     #[test]
     fn turn_of_a_bus_comes_before_that_of_a_session_that_was_queued_later() {
         let now = Instant::now();
