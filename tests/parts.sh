@@ -3,7 +3,8 @@
 # end how long each took now. Sourced by tests/run and .ci/run at the top of the tree.
 # shellcheck shell=bash
 
-declare -A needs=() # FUNCTION: those of other parts that must have passed before it starts
+declare -A needs=()  # FUNCTION: those of other parts that must have passed before it starts
+declare -A inputs=() # FUNCTION: all that it tests; if none of these files is newer than its last pass, it is not run again
 
 # A PART is `FUNCTION TEXT`. AT_ONCE of them run side by side, earlier ones first. What a part prints is shown when it has
 # ended, and is in a log until then; with AT_ONCE=1 it is shown at once. The first that fails ends the others and the
@@ -20,7 +21,7 @@ run_parts() { # NAME FIRST AT_ONCE PART...
         printf '%s: %5s s  %s\n' "$name" "$(time_of "${part#* }")" "${part#* }"
     done
 
-    waiting=("$@") done=()
+    waiting=("$@") done=() kept=()
     declare -gA running=() since=() passed=()
     set -m # each part is a process group, so that all it started can be ended
     trap end_parts EXIT
@@ -31,7 +32,10 @@ run_parts() { # NAME FIRST AT_ONCE PART...
         start_parts # not in a condition: there `set -e` would be ignored in the parts
     done
     report
-    { printf '%s\n' "${done[@]}" && echo "$SECONDS all"; } >"$times"
+    local all="$SECONDS all"
+    [ ${#kept[@]} = 0 ] || all="$(time_of all) all"
+    printf '%s\n' "${done[@]}" "${kept[@]}" "$all" >"$times.new"
+    mv "$times.new" "$times"
     echo "PASS: $name: all parts"
 }
 
@@ -45,7 +49,11 @@ time_of() { # TEXT: how long it took the last time, if that is known
 start_parts() { # as many as may run now
     local part left=()
     for part in "${waiting[@]}"; do
-        if [ ${#running[@]} -lt "$at_once" ] && may_start "${part%% *}"; then
+        if ! may_start "${part%% *}"; then
+            left+=("$part")
+        elif is_unchanged "${part%% *}"; then
+            keep_part "$part"
+        elif [ ${#running[@]} -lt "$at_once" ]; then
             start_part "$part"
         else
             left+=("$part")
@@ -59,8 +67,22 @@ may_start() { # FUNCTION
         [ -n "${passed[$needed]-}" ] || return 1
     done
 }
+is_unchanged() { # FUNCTION: it passed, and none of its inputs changed since that began
+    local stamp=$logs/$1.passed newer
+    local -a files
+    read -ra files <<<"${inputs[$1]-}"
+    [ ${#files[@]} -gt 0 ] && [ -f "$stamp" ] && newer=$(find "${files[@]}" -type f -newer "$stamp" -print -quit) && [ -z "$newer" ]
+}
+keep_part() { # PART
+    echo "$name: --- not run again: ${1#* }: passed on $(date -r "$logs/${1%% *}.passed" '+%F %T'), and nothing that it tests changed"
+    echo "$name:     (rm -r $logs has all parts run)"
+    kept+=("$(time_of "${1#* }") ${1#* }")
+    passed[${1%% *}]=1
+}
 start_part() { # PART
     local function=${1%% *} output log=
+    rm -f "$logs/$function.passed"
+    touch "$logs/$function.began"
     if [ "$at_once" = 1 ]; then exec {output}>&1; else log=$logs/$function.log && exec {output}>"$log"; fi
     echo "$name: --- ${1#* }${log:+ ($log)}"
     (set -e; "$function") </dev/null >&"$output" 2>&1 {output}>&- &
@@ -79,6 +101,7 @@ await_part() { # one of those that run
         cat "$logs/${part%% *}.log"
     fi
     [ $status = 0 ] || { end_parts; report; echo "FAIL: $name: ${part#* }"; exit $status; }
+    mv "$logs/${part%% *}.began" "$logs/${part%% *}.passed"
 }
 end_parts() { # those that still run, with all that they started
     local process
@@ -93,5 +116,6 @@ report() {
     for line in "${done[@]}"; do
         printf '%s: %5s s  %s\n' "$name" "${line%% *}" "${line#* }"
     done
+    for line in "${kept[@]}"; do echo "$name: was not run: ${line#* }"; done
     for line in "${running[@]}"; do echo "$name: was ended:  ${line#* }"; done
 }
