@@ -7,13 +7,13 @@
 //!
 //! | asset | what it is | damage |
 //! |---|---|---|
-//! | chips | the devices on the bus, and what is sent to them | a command that nobody gave, or one that is cut |
+//! | chips | the devices on the bus, and what is sent to them | a command that nobody gave, or a part of one |
 //! | data | another guest's memory, requests and answers | read, changed, lost or reported wrongly |
 //! | time | the time that another guest's requests take | above the bound below |
 //! | daemon | that it runs | no guest is served; a chip may stay selected until it is started again |
 //! | host | its files, programs, log and memory | reached or used up |
 //!
-//! In this order: a device that hears a command nobody gave is worse than a guest that waits.
+//! The order is that of importance: a chip that receives a wrong command is worse than a guest that waits.
 //!
 //! In the tables below the treatment is *avoided* where the damage cannot come about, *reduced* where it is
 //! bounded (how long others wait, how many files stay open), *shared* where the administrator decides and
@@ -59,7 +59,7 @@
 //!
 //! | attack | asset | damage | treatment | defence | shown by |
 //! |---|---|---|---|---|---|
-//! | an avail index that jumps, heads beyond the ring | daemon | chains that nobody made are served | avoided | the ring is broken: it stops, and its err fd is signalled | `vring_indices_wrap_at_65536`, `pending_beyond_the_size_breaks_the_ring`, `peek_of_a_head_beyond_the_table_breaks_the_ring` |
+//! | an avail index that jumps, heads beyond the ring | daemon | chains that nobody made are served | avoided | the ring is broken: it stops, and its err fd is signalled | `vring_index_that_jumps_stops_the_ring_signals_err_and_is_logged`, `pending_beyond_the_size_breaks_the_ring`, `peek_of_a_head_beyond_the_table_breaks_the_ring` |
 //! | descriptors that loop, wrap, point outside, nest, or were not negotiated | daemon | memory is read out of bounds, or without end | avoided | each is read once, at most 1,024 of them; a malformed chain is completed with length 0 | `indirect_table_of_1024_is_a_whole_chain`, `walk_of_a_loop_is_broken`, `walk_of_a_table_outside_memory_is_broken`, `walk_of_an_indirect_table_in_a_table_is_broken`, `chain_of_indirect_beside_next_is_used_with_length_0`, `chain_in_an_indirect_table_that_was_not_negotiated_is_used_with_length_0`, `chain_of_1025_buffers_most_of_them_empty_is_used_with_length_0`, `request_with_readable_after_writable_is_not_carried_out` |
 //! | bytes that change while they are read | chips | another command is sent than was checked | avoided | head and descriptors are copied once; payload is the guest's own affair | `request_payload_pointers_are_the_guests_memory` |
 //! | requests of gigabytes or years | time | others wait for as long | reduced | refused above `--max-transfer-len` and `--max-transfer-ms`, no memory is taken for them; one ioctl is at most `--max-message-ms` on the wire | `time_of_each_message_at_a_low_speed_is_at_most_100_ms`, `time_of_one_word_above_100_ms_is_param_err`, `time_of_each_message_is_at_most_what_is_set` |
@@ -100,19 +100,22 @@
 //!          256 KiB / bufsiz but at least 4, each rounded up
 //! ```
 //!
-//! The turn of a guest can be a message of less than 1 ms, after which a controller does not rest.
+//! The 1 ms is for a guest's turn: it may send one message that is shorter, after which its controller does not
+//! rest (see [`bus`](crate::spi::bus)).
 //!
-//! Of n, a driver that means no harm has T / M and --max-transfer-len / bufsiz: delays can take three fifths
-//! of each message, and a word more than half of the rest; and each small buffer counts as 128 bytes, a word
-//! that is cut too. A transfer may ask that its chip select stay released after it, for at most 40 ms: who
-//! waits for the same one waits that, too, and meanwhile each guest of another chip select may go once more.
+//! The n of a driver that means no harm is the sum of T / M and --max-transfer-len / bufsiz. A hostile driver can
+//! multiply the first by five: delays take up to three fifths of each message, and a word that takes more than
+//! half of the rest leaves no room for a second one. It can add the third term: spidev counts each small buffer
+//! as 128 bytes, and a word across two buffers is one by itself.
 //!
-//! All these are the administrator's to set. A hold without a request ends after
-//! `--cs-hold-timeout-ms`, within T. A controller that hangs adds what its driver allows, by
-//! `spi_transfer_wait()` in Linux as much again as the wire time and 200 ms. A front-end adds 10 ms
-//! where a write to its eventfd blocks (100 ms the first time in the daemon's life), after which its
-//! socket does not listen for 1 to 64 seconds; one that has much memory can buy more with it: see the
-//! first of what is not defended. Shown by
+//! A transfer may ask that its chip select stay released after it, for at most 40 ms. A guest that waits for the
+//! same chip select waits that time, too; meanwhile each guest of another chip select may have one turn more.
+//!
+//! The administrator sets M, T, the length and `bufsiz`. A hold without a request ends after
+//! `--cs-hold-timeout-ms`, within T. If a controller hangs, Linux's `spi_transfer_wait()` gives up after twice
+//! the wire time and 200 ms. A front-end adds 10 ms if a write to its eventfd blocks (100 ms the first time in
+//! the daemon's life), after which its socket does not listen for 1 to 64 seconds. One with much memory can add
+//! more: see the first entry of "Not defended". Shown by
 //! `turns_on_another_controller_are_waited_for_by_a_single_message`,
 //! `time_of_each_message_is_at_most_what_is_set`, `validate_lets_words_have_a_fifth_of_each_message_at_least`,
 //! `plan_of_buffers_cut_to_harm_has_no_more_messages_than_its_bound` and
@@ -122,22 +125,22 @@
 //!
 //! In brackets: the asset and the treatment.
 //!
-//! - (time, shared) A front-end's memory, in proportion to how much it has. While it punches a hole into it
-//!   (`fallocate()`), an access to a page there waits for the whole hole, ours too: 0.4 s for
-//!   each GiB (measured, with the machine loaded: 1.6 s for 2 GiB). And what was touched here of
-//!   memory that goes away is unmapped here: 0.1 s for each GiB of which every 64 KiB were touched
-//!   (0.5 s for 3 GiB, loaded). The host bounds it by how much memory each VM may have.
+//! - (time, shared) A front-end's memory, in proportion to its size. While the front-end punches a hole into it
+//!   (`fallocate()`), our access to a page there waits until the whole hole is made: 0.4 s for
+//!   each GiB (measured, with the machine loaded: 1.6 s for 2 GiB). When memory is removed, the daemon
+//!   unmaps the pages that it touched: 0.1 s for each GiB of which every 64 KiB were touched
+//!   (0.5 s for 3 GiB, loaded). The host bounds this by the memory that each VM may have.
 //! - (time, shared) With `--guest-memory=any`, the daemon's time against any front-end. An access to a page of a file
-//!   waits for whoever is behind it: a disk, a driver, a FUSE server that may never answer. So does the
+//!   waits for the disk, the driver or the FUSE server that provides it, which may never answer. So does the
 //!   close of a file of such a server. The administrator who gives the option trusts every front-end
 //!   with the time of all guests.
 //! - (host, retained) A file that had to be left open, since its close may wait for ever, is closed at the end of the
-//!   process: that is in order by then (lines released, sockets removed), but the process stays until
-//!   its file system answers or is aborted (`/sys/fs/fuse/connections`); and so may its parent.
+//!   process. By then chip selects are released and sockets removed, but the process stays until the file
+//!   system answers or is aborted (`/sys/fs/fuse/connections`), and a parent that waits for it waits as well.
 //! - (data, retained) A front-end against its own guest, or a guest against its front-end: they share memory.
 //! - (chips, shared) Other users of the same controller: drivers of the host and other programs. The kernel has no
 //!   lock on a bus for user space; see CHIP SELECT in the manual page.
-//! - (data, retained) A device against its host: what it answers is passed on.
+//! - (data, retained) A guest against its chips: their answers are passed on as they are.
 //! - (chips, shared) Guests that share a chip, beyond `read-only=` and `deny=`: one that may write can leave it in any
 //!   mode, in which the next guest finds it, or keep it busy. A controller that cannot keep chip select
 //!   between two messages splits a command into several, which were not checked as such.
@@ -155,7 +158,7 @@
 //!   kernel makes the last close in the daemon.
 //! - (time, shared) A front-end of the daemon's own user can use up what the kernel grants that user: files in
 //!   flight, watches, memory. Give each front-end a user of its own.
-//! - (data, retained) What can be learned of other guests from how long a request takes.
+//! - (data, retained) Timing: the time that a request takes tells something of other guests' requests.
 //!
 //! # Not offered
 //!

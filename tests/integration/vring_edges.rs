@@ -336,6 +336,26 @@ fn vring_index_1_is_refused() {
 }
 
 #[test]
+fn vring_index_that_jumps_stops_the_ring_signals_err_and_is_logged() {
+    let host = Host::with_devices(1);
+    let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
+    let (mut bad, mut good) = (Guest::connect(&daemon, 0), Guest::connect(&daemon, 1));
+    let index = bad.ring.layout.avail + 2;
+    bad.memory.store_u16(index, 1000);
+    bad.kick_anyway();
+    assert!(sys::readable(bad.err.as_raw_fd(), PATIENCE));
+    let cause = "ring stopped: cause=\"avail index jumped to 1000,";
+    daemon.wait_line(&["guest=0", cause]);
+    good.assert_served();
+    assert!(host.edges(DEV) > 0 && bad.ring.device_idx(&bad.memory) == 0);
+    // The connection stays, and a ring that is started again is served.
+    assert_eq!(bad.stop(), 0);
+    bad.memory.store_u16(index, 0);
+    bad.start();
+    bad.assert_served();
+}
+
+#[test]
 fn err_eventfd_full_and_blocking_ends_the_session_and_is_named() {
     let host = Host::with_devices(1);
     let daemon = Setup::new(&host).guests(2).device("/dev/spidev0.0").start();
