@@ -24,7 +24,7 @@ pub struct Config {
     pub guests: Vec<Source>,
     /// Who may connect to the sockets that are made.
     pub access: AccessConfig,
-    /// The socket where a service manager is told how things go: a path, or `@` and an abstract name.
+    /// The service manager's socket: a path, or `@` and an abstract name.
     pub notify_socket: Option<OsString>,
     /// How often it is told that the daemon lives.
     pub alive_every: Option<Duration>,
@@ -40,7 +40,7 @@ pub struct Config {
     pub poll: Duration,
     /// What guest memory may be.
     pub guest_memory: GuestMemory,
-    /// The daemon's own pages stay in memory.
+    /// Whether the daemon's own pages are locked in memory.
     pub lock_memory: bool,
     /// The seccomp filter's action.
     pub seccomp: SeccompMode,
@@ -51,7 +51,7 @@ pub struct Config {
 /// Where a guest's front-end comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A socket that is made there.
+    /// A socket that the daemon makes at this path.
     Path(PathBuf),
     /// A socket that was handed in as this fd; and the option or variable that names it.
     Fd(RawFd, &'static str),
@@ -89,9 +89,9 @@ pub struct TransferConfig {
 /// The files that guest memory may be in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuestMemory {
-    /// Those whose pages wait for nobody: memfd, tmpfs, hugetlbfs.
+    /// Those that live in memory: memfd, tmpfs, hugetlbfs. An access to a page waits for no other program.
     Sealed,
-    /// All that can be mapped shared. What is behind a page can make an access wait for ever.
+    /// All that can be mapped shared. An access to a page may wait for ever, for a disk or another program.
     Any,
 }
 
@@ -113,7 +113,7 @@ pub enum LogLevel {
     Error = 3,
     /// A refused request or message, or less protection than there could be.
     Warning = 4,
-    /// All else.
+    /// A socket listens, a front-end came or left.
     Info = 6,
 }
 
@@ -147,7 +147,7 @@ impl GuestNumber {
         (index < MAX_GUESTS).then_some(Self(number))
     }
 
-    /// All that there can be, in order.
+    /// All possible numbers, in order.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..MAX_GUESTS).filter_map(Self::new)
     }
@@ -179,7 +179,7 @@ impl fmt::Display for GuestNumber {
 pub struct DeviceConfig {
     /// As on the command line.
     pub name: String,
-    /// Which one; `start` puts the node in place of a directory of sysfs.
+    /// Its path; `start` replaces a directory of sysfs by the path of the node.
     pub path: DevicePath,
     /// Guests that may use it, a bit each.
     pub guests: u64,
@@ -191,24 +191,24 @@ pub struct DeviceConfig {
     pub cs_high: Option<bool>,
     /// Whether guests may loop the controller back.
     pub loop_mode: Option<bool>,
-    /// The controller does delays between words.
+    /// Whether the controller carries out delays between words.
     pub word_delay: bool,
-    /// The controller does setup delays.
+    /// Whether the controller carries out setup delays.
     pub cs_setup: bool,
-    /// Nobody else uses the controller.
+    /// Whether nobody else uses the controller.
     pub exclusive_bus: bool,
-    /// The chip, if its commands are to be known.
+    /// The chip, if `chip=` was given.
     pub chip: Option<ChipConfig>,
-    /// What the loopback is to do wrong.
+    /// Faults of the loopback.
     pub faults: Faults,
 }
 
 /// Faults of the loopback, for tests of guests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// Every so many transfers one fails.
+    /// Every n-th transfer fails.
     pub fail_every: Option<u32>,
-    /// How much later each is answered.
+    /// By how much each answer is delayed.
     pub delay: Option<Duration>,
 }
 

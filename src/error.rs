@@ -4,13 +4,13 @@
 //!
 //! | type | cause | consequence |
 //! |---|---|---|
-//! | [`ParamError`] | driver | `PARAM_ERR` in the result byte, the queue goes on |
+//! | [`ParamError`] | driver | `PARAM_ERR` in the result byte, or used length 0 where there is none; the queue goes on |
 //! | [`TransferError`] | host or wire | `TRANS_ERR` in the result byte, the queue goes on |
 //! | [`RingError`] | driver | that vring stops, its err eventfd is signalled |
 //! | [`SessionError`] | front-end | the connection ends, the socket listens again |
 //! | [`Fatal`] | host or administrator | one line on stderr and an exit code |
 //!
-//! There is no `From` between them: where one turns into another, a `match` says so.
+//! There is no `From` between them: each conversion is written out.
 
 use std::fmt;
 use std::io;
@@ -36,7 +36,7 @@ pub enum ParamError {
     /// The chain is malformed or has no result byte in memory, device-readable bytes came after
     /// device-writable ones, or there are fewer than the 32 of the head.
     Malformed,
-    /// More segments than the fixed store holds.
+    /// More segments than [`Store`](crate::spi::request::Store) holds.
     TooManyPieces,
     /// A buffer lies outside the guest's memory.
     Address(u64),
@@ -90,7 +90,8 @@ pub enum ParamError {
 texts! {
     ParamError {
         Self::Malformed => "no whole head at the start, or no result byte at the end",
-        Self::TooManyPieces => "cut into too many pieces",
+        Self::TooManyPieces =>
+            "more than 1024 segments: a buffer counts once for each memory region that it lies in",
         Self::Address(address) => "buffer at {address:#x} is outside guest memory",
         Self::ChipSelect(id) => "this guest has no chip select {id}",
         Self::BitsPerWord(bits) => "bits_per_word {bits} is not supported",
@@ -149,7 +150,7 @@ impl TransferError {
         matches!(self, Self::Ioctl(error) if error.raw_os_error() == Some(libc::ESHUTDOWN))
     }
 
-    /// How much it matters: most to say of a device, least of a front-end that gave up.
+    /// The log level: error if the device failed, info if the front-end ended the transfer.
     pub fn level(&self) -> LogLevel {
         match self {
             Self::Ioctl(_) | Self::Short(_) | Self::Stuck | Self::NoMessage => LogLevel::Error,
@@ -223,12 +224,12 @@ pub enum SessionError {
 }
 
 impl SessionError {
-    /// Whether the connection ends without a fault of anybody's.
+    /// Whether the connection ends in the usual way, which is no warning in the log.
     pub fn is_in_order(&self) -> bool {
         matches!(self, Self::Disconnected | Self::Shutdown)
     }
 
-    /// The end of the connection that an error of the `vhost` crate means.
+    /// The `SessionError` for an error of the `vhost` crate.
     pub fn of_vhost(error: vhost::vhost_user::Error) -> Self {
         if matches!(error, vhost::vhost_user::Error::Disconnected) {
             return Self::Disconnected;
@@ -274,7 +275,7 @@ pub enum ExitCode {
     OsError = 71,
     /// `EX_CANTCREAT`: a socket cannot be made.
     CantCreate = 73,
-    /// `EX_IOERR`: the text cannot be written to stdout.
+    /// `EX_IOERR`: the text of `--help` or the like cannot be written to stdout.
     IoError = 74,
     /// `EX_NOPERM`: a device or socket directory may not be used.
     NoPermission = 77,
@@ -309,8 +310,7 @@ impl Fatal {
         }
     }
 
-    /// A system call that failed on `subject`; the class follows from `error` where it tells more than
-    /// `code`.
+    /// A system call that failed on `subject`: exit code `code`, or `NoPermission` if permission was denied.
     #[cold]
     pub fn os(code: ExitCode, subject: impl fmt::Display, error: &io::Error) -> Self {
         let denied = error.kind() == io::ErrorKind::PermissionDenied;
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn errors_that_seldom_come_say_what_they_are_about() {
         for (error, words) in [
-            (ParamError::TooManyPieces.to_string(), "pieces"),
+            (ParamError::TooManyPieces.to_string(), "segments"),
             (ParamError::HalfDuplex.to_string(), "half-duplex"),
             (TransferError::Memory.to_string(), "guest memory"),
             (RingError::Head(7).to_string(), "head 7"),

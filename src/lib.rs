@@ -23,6 +23,37 @@
 //! system calls or fewer where requests come one at a time: `epoll_wait`, the ioctl, and the `write` that
 //! notifies.
 //!
+//! # In which order to read
+//!
+//! Hostile bytes reach three rooms: read [`vhost_user`], [`virtqueue`] and [`spi`] first, then [`serve`]. It is
+//! enough to know of [`os`] that it wraps the kernel. [`confine`] and [`start`] end before the first byte of a
+//! front-end is read. Unsafe code is in [`os::ffi`], [`os::stdout`], [`spi::spidev`], [`virtqueue::sigbus`] and
+//! the program's `no_unwinder`; the `mod` line of each has the reason. What bounds time is in [`threats`].
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | guest | a virtual machine: its driver, and its front-end at a socket of its own |
+//! | session | a guest's socket, and the connection of the front-end that is there now |
+//! | request | a descriptor chain of the driver. vhost-user calls the code of a message a request, too: only in [`vhost_user`] |
+//! | transfer | a request that was accepted, on its way over the wire |
+//! | message | in [`vhost_user`], what a front-end sends; in [`spi`], one SPI ioctl: a transfer is one or several |
+//! | piece | the part of a transfer that is one `struct spi_ioc_transfer` of a message |
+//! | bus | an SPI controller of the host with its devices |
+//! | device | a chip select of the host: a spidev, or the loopback |
+//! | line | the signal of a device's chip select; elsewhere, a line of the log |
+//! | hold | chip select that stays asserted between two requests |
+//! | rest | after a message of a millisecond or more, a bus begins no other until each session that is queued has had a turn |
+//!
+//! # From an error to the log
+//!
+//! The types in [`error`] say whom an error costs. A request that is refused (`ParamError`) or fails
+//! (`TransferError`) goes no further than [`serve::requestq`]: that completes the chain with the result byte and
+//! logs the cause by the guest's [`os::log::GuestLines`], which limit how many lines are written. A broken ring
+//! (`RingError`) stops there, too. A `SessionError` goes up to [`serve::event_loop`], which has
+//! [`serve::session`] log it and close the connection. `Fatal` ends `main`, which logs it and exits with its code.
+//!
 //! # Trust
 //!
 //! All input is validated: [`threats`] says who is trusted with what, which attacks were tried, and
@@ -33,8 +64,8 @@
 //! [`vhost_user::backend`]. [`virtqueue::memory`] checks and maps shared memory, and
 //! [`virtqueue::sigbus`] catches accesses to pages that the front-end truncates later.
 //! [`os::deferred_close`] closes the fds that a front-end brought. Requests pass [`spi::request`] and
-//! [`spi::wire`]. Errors have the types in [`error`]. Before the first byte from a front-end is read,
-//! [`confine::stages`] drops every privilege that the process no longer needs.
+//! [`spi::wire`]. Before the first byte from a front-end is read, [`confine::stages`] drops every privilege that
+//! the process no longer needs.
 //!
 //! # Modules, top to bottom: each uses only those below it
 //!
@@ -53,7 +84,7 @@
 //!
 //! Each field of a request is validated before anything is sent. `PARAM_ERR` answers what is invalid
 //! or not supported by the device; such a request has touched neither the bus nor the receive buffer.
-//! Where VIRTIO leaves a choice, this one was made:
+//! Where VIRTIO leaves a choice, these were made:
 //!
 //! - `cs_change` other than 0 and 1 is refused; the reserved bytes are ignored.
 //! - `freq` 0 means the highest clock that the device allows (`max-speed-hz=`).
@@ -93,7 +124,7 @@
 //!
 //! # Confinement
 //!
-//! The stages in their order. `main` runs all of them before the first byte from a front-end is read.
+//! `main` runs these stages, in this order, before the first byte from a front-end is read:
 //!
 //! | stage | what is left |
 //! |---|---|

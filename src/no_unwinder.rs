@@ -3,17 +3,17 @@
 //! The unwinder of the shipped program: there is none.
 //!
 //! A panic ends the process at once (`panic = "abort"`), after a hook that prints no backtrace
-//! (`emergency_cleanup`). The standard library's own hook would print one, and brings a reader of debug
-//! information for that, which opens files: four tenths of the program. It gets at the stack by
-//! `_Unwind_Backtrace` alone. With the one below, which does not return, the linker sees that none of that
-//! is ever reached, and leaves it out.
+//! (`emergency_cleanup`). The standard library's own hook would print one, for which it brings a reader of
+//! debug information that opens files: four tenths of the program. That hook reaches the stack only by
+//! `_Unwind_Backtrace`. The one below does not return, so the linker sees that nothing after it is reached,
+//! and leaves out the reader.
 //!
-//! The others only an unwinder would call. With them the C compiler's library, `libgcc_s`, need not
-//! be loaded, which takes time and 16 KiB of memory at each start.
+//! Only an unwinder would call the other functions. Since they are here, the program does not load
+//! `libgcc_s`, the C compiler's library, which would take time and 16 KiB of memory at each start.
 //!
-//! All are hidden: libraries that are loaded beside the program, such as preloaded ones, may have an
-//! unwinder, and must not find these instead. The tables that unwinding reads stay in the program,
-//! for debuggers.
+//! All are hidden: a library that is loaded with the program, such as a preloaded one, may have an
+//! unwinder of its own, which must not find these. The tables for unwinding stay in the program, for
+//! debuggers.
 
 use std::arch::global_asm;
 use std::process;
