@@ -3,9 +3,9 @@
 //! The effect of each vhost-user message on one guest's memory and vring.
 //!
 //! The `vhost` crate decodes a message and calls the method of its request; messages that may bring
-//! fds are decoded in `with_fds`, which calls `Backend::change`. That checks the index of the ring. An
-//! error ends the connection, after an acknowledgement if the message asked for one. With the connection
-//! ends what the message had changed before.
+//! fds are decoded in `with_fds`. Both change the guest by `Backend::change`, which checks the index of the
+//! ring. An error ends the connection, after an acknowledgement if the message asked for one, and with it
+//! all that the message had changed.
 //!
 //! Invariant: after each message the vring runs if and only if it is started, enabled and in memory.
 //! `session` has waited for the transfer in progress, or aborted it, before a message that affects it
@@ -93,8 +93,8 @@ impl Backend {
     }
 
     /// Changes the guest for a message about ring `index`, or about the device with its one ring, 0. Then
-    /// lets the ring run or not according to its new state: nearly every message can be the one after which
-    /// all that a ring needs is there, and front-ends differ in their order.
+    /// decides anew whether the ring runs: front-ends send messages in different orders, so nearly every
+    /// message can bring the last thing that the ring needs.
     ///
     /// # Errors
     /// There is no such ring; `change` failed; or the ring should run and is not in memory: it is then
@@ -112,11 +112,11 @@ impl Backend {
         let Guest { memory, vring } = &mut *guest;
         if let Err(misplaced) = vring.update(memory) {
             return Err(match vring.set_broken() {
-                // `SessionError::of_vhost` knows it by its kind.
+                // `SessionError::of_vhost` turns this kind into `CallBlocked` again.
                 Err(SessionError::CallBlocked) => {
                     Error::ReqHandlerError(ErrorKind::Interrupted.into())
                 }
-                // An err fd that cannot be written to has nobody who reads it.
+                // An err fd that cannot be written to reports nothing: the message is refused all the same.
                 Ok(()) | Err(_) => refused(misplaced),
             });
         }
@@ -145,7 +145,7 @@ macro_rules! refuse {
 }
 
 impl VhostUserBackendReqHandler for Backend {
-    /// Begins a session: nothing to do, since the connection has begun it.
+    /// Makes the front-end the owner: nothing to do, since a connection has only one front-end.
     fn set_owner(&self) -> Result<()> {
         Ok(())
     }

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Gives whole messages to their handlers, and keeps the reply until the front-end takes it.
+//! Has whole messages carried out, and keeps the reply until the front-end takes it.
 //!
 //! The `vhost` crate decodes and answers every message that cannot bring fds. It reads and writes in
-//! loops that try again without waiting, which a front-end could keep busy for ever. So it never has
-//! the front-end's socket, but one end of a private socketpair: a whole message is put into the other
-//! end, where its loop finds it complete, and the reply is taken out, for which the pair has room.
+//! loops that try again without waiting, which a front-end could keep busy for ever. So the crate has one
+//! end of a private socketpair in place of the front-end's socket. A whole message is written to the other
+//! end, so that the crate's loop finds it complete, and the reply, for which the pair has room, is read
+//! there.
 //!
 //! Messages that may bring fds are decoded in [`with_fds`](super::with_fds). Sent through the pair,
 //! their fds would be files in flight, which the kernel limits for each user: another process of the
-//! daemon's user could keep every guest from sharing memory. So the crate never has an fd that it
-//! could close.
+//! daemon's user could keep every guest from sharing memory. Nor could the crate be kept from closing them,
+//! which may wait.
 //!
 //! Must not: receive from the front-end's socket. Called by `connection`.
 

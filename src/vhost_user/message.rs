@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The header of a message: which request it is, how long its body is, and the acknowledgement that
+//! The header of a message: the code of its request, the length of its body, and the acknowledgement that
 //! it may ask for (vhost-user, "Message Specification").
 //!
-//! Only a request that is listed here reaches a handler. The `vhost` crate knows more requests, some of
-//! which it acts on without negotiation, and reads a header of any version.
+//! Only a message whose code is listed here is carried out. The `vhost` crate knows more codes, acts on some
+//! of them without negotiation, and accepts a header of any version.
 //!
 //! Must not: receive or send. Called by `reader` when a header is there, and by `handler` for the
 //! acknowledgement.
@@ -40,7 +40,7 @@ pub enum Kind {
     Reply,
     /// [`with_fds`](super::with_fds), since its fds are guest memory; the answer is an acknowledgement.
     Memory,
-    /// The same, but its fd is the ring's.
+    /// The same, but its fd is the ring's kick, call or err.
     Eventfd,
 }
 

@@ -9,8 +9,8 @@
 //! it is a [`FrontendFile`], whose close is deferred. A file of which every close may wait is left open,
 //! and ends the connection, unless it came as guest memory and `--guest-memory=any` allows that.
 //!
-//! A receipt never asks for bytes after the end of the message, so that its fds are told from those of
-//! the next: the kernel hands out fds with the first byte of the piece that they were sent with.
+//! A receipt never asks for bytes after the end of the message, since the fds of the next message could come
+//! with them: the kernel hands out fds with the first byte that they were sent with.
 //!
 //! Must not: know the effect of a message. Called by `connection`.
 
@@ -57,7 +57,7 @@ pub struct Reader {
     files: Vec<FrontendFile>,
     guest_memory: GuestMemory,
     closer: Closer,
-    /// The peer is gone, and nothing that it sent is left in the socket, whose close is then quick.
+    /// The peer is gone, and nothing that it sent is left in the socket: the close of the socket is quick.
     pub is_drained: bool,
 }
 
@@ -107,8 +107,8 @@ impl Reader {
     /// [`FileKind::Mappable`](file_kind::FileKind::Mappable): their use is not known yet.
     ///
     /// # Errors
-    /// Some had to be left open, which puts the wait for their close off to the end of the process; or the
-    /// message has too many.
+    /// Some had to be left open, because their close may wait: the kernel closes them at the end of the
+    /// process. Or the message has too many.
     fn classify(&mut self, fds: Vec<OwnedFd>, mounts: &Mounts) -> Result<(), SessionError> {
         let shares_memory = || self.header().is_some_and(|header| header.shares_memory());
         let may_be_mapped = self.guest_memory == GuestMemory::Any && shares_memory();

@@ -4,7 +4,7 @@
 //!
 //! | message | body | fds |
 //! |---|---|---|
-//! | SET_MEM_TABLE | u32 count, u32 padding of 0, and of each region four u64 | one for each region |
+//! | SET_MEM_TABLE | u32 count, u32 padding of 0, and four u64 for each region | one for each region |
 //! | ADD_MEM_REG | u64 padding, four u64 | one |
 //! | REM_MEM_REG | the same | one, which is not used, or none |
 //! | SET_VRING_KICK, _CALL, _ERR | u64: index in bits 0 to 7, "no fd" in bit 8 | one or none |
@@ -12,8 +12,8 @@
 //! The four of a region: first guest address, length, first user address, offset in its file. All
 //! numbers are little-endian on the hosts that are supported (vhost-user: the host's byte order).
 //!
-//! Should: use a file only as its kind allows. A file that stays in the message is closed by `reader`,
-//! which defers that. Called by `handler`.
+//! Should: use a file only as its kind allows. `reader` defers the close of a file that stays
+//! in the message. Called by `handler`.
 
 use std::io::ErrorKind;
 
@@ -30,7 +30,7 @@ use crate::vhost_user::message::{HEADER_LEN, Request};
 use crate::vhost_user::reader::Message;
 use crate::virtqueue::memory::{RegionDescription, UserAddress};
 
-/// Of the second byte of the u64 with a ring's index: no fd comes with the message.
+/// Bit 8 of the u64, which is bit 0 of its second byte: no fd comes with the message.
 const NO_FD: u8 = 1 << 0;
 const NOT_AN_EVENTFD: Error = Error::InvalidOperation("not an eventfd");
 
@@ -66,8 +66,8 @@ impl Backend {
             return Err(Error::InvalidMessage);
         }
         self.change(0, |guest| {
-            // Before the new regions are mapped, so that no guest ever maps more than its share. If one
-            // of them is refused the connection ends, so nobody misses the old table.
+            // The old regions go before new ones are mapped, so that no guest ever maps more than its
+            // share. If a new one is refused the connection ends, so the old table is not missed.
             guest.memory.clear();
             for (region, file) in regions.into_iter().zip(files.drain(..)) {
                 guest.memory.add(region, file).map_err(refused)?;
@@ -134,7 +134,7 @@ fn describe(bytes: &[u8]) -> Result<RegionDescription> {
 /// Refuses a file that is not an eventfd; but SET_VRING_CALL and _ERR may bring one end of a
 /// socketpair, which user-mode Linux does.
 fn check_vring_file(request: Request, file: &FrontendFile) -> Result<()> {
-    // The write below is not tried on a socket: its reader would take it for a signal.
+    // The write below is not tried on a socket: its reader would take it for a notification.
     if file.kind == FileKind::SocketEnd && request != Request::SET_VRING_KICK {
         return Ok(());
     }
