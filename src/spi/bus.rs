@@ -146,9 +146,9 @@ impl Bus {
         until.map_or(Access::Free, Access::NotBefore)
     }
 
-    /// In which phase a request with this claim finds its chip. Must agree with [`Bus::access`], which
-    /// debug builds check: `Within` only if that lets the request continue the hold or refuses it, `Cut`
-    /// only if that refuses it.
+    /// The phase in which a request with this claim finds its chip. [`Bus::access`] must agree, which debug
+    /// builds check: after `Within` it lets the request continue the hold or refuses it, after `Cut` it
+    /// refuses it.
     pub fn phase(&self, claim: &Claim) -> Phase {
         let hold = self.hold().filter(|hold| hold.is_continued_by(claim));
         let cut = self.cut(claim.guest).filter(|cut| cut.is_like(claim));
@@ -165,8 +165,8 @@ impl Bus {
         last.is_some_and(|last| last.framed.is_some())
     }
 
-    /// Releases all lines that can be; whether all are released then. Lines of a bus that is free are
-    /// asserted only if they could not be released before.
+    /// Tries to release all lines; returns whether all are released. A line of a free bus is asserted only
+    /// if an earlier release failed.
     #[inline]
     pub fn release_all(&mut self, now: &mut Instant) -> bool {
         let devices = self.devices.iter_mut();
@@ -268,8 +268,8 @@ impl Bus {
         }
     }
 
-    /// Notes that a transfer to `device` failed. Returns the device's name if that is to be logged: of a
-    /// device that is gone or suspended, only the first failure is.
+    /// Notes that a transfer to `device` failed. Returns the device's name if the failure is to be logged. If
+    /// the device is gone or suspended, only the first one is.
     pub fn note_failure(&mut self, device: usize, error: &TransferError) -> Option<&str> {
         let device = self.devices.get_mut(device)?;
         let known = device.set_down(error.is_shutdown());
@@ -286,7 +286,7 @@ impl Bus {
         self.cuts.get_mut(guest.index())?.take()
     }
 
-    /// The guest's next request does not continue its hold here: ends that, and forgets one that ran out.
+    /// Ends the hold of `guest` here, which its next request does not continue, and forgets one that ran out.
     /// `false` if the hold delay is not over; the hold then ends at [`Bus::deadline`].
     pub fn release_for(&mut self, guest: GuestNumber, now: &mut Instant) -> bool {
         self.take_cut(guest);
@@ -340,8 +340,8 @@ impl Bus {
     }
 
     /// Lets messages begin again. Returns the guest that is to have a turn: the one that holds the bus, or
-    /// else the one that has waited longest. A transfer in progress needs none: it had its turn before the
-    /// rest began, and is in the queue behind that.
+    /// else the one that has waited longest. The guest of a transfer in progress needs none: its next
+    /// turn is queued already.
     pub fn end_rest(&mut self) -> Option<GuestNumber> {
         self.rests = false;
         let holder = self.hold().map(|hold| hold.claim.guest);
@@ -374,8 +374,8 @@ impl Bus {
     }
 
     /// Ends a hold that has run out. If `has_request` says that its guest has queued a request by now,
-    /// the hold stays and the guest is returned, which is to have a turn; unless others have waited too
-    /// long.
+    /// the hold stays and the guest is returned, which is to have a turn; unless others wait and the hold has
+    /// lasted as long as it may.
     pub fn expire(
         &mut self,
         now: &mut Instant,

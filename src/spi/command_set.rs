@@ -3,13 +3,13 @@
 //! Command sets of chips: tables to be read with a data sheet beside them.
 //!
 //! A command begins when chip select is asserted: an opcode, address bytes, dummy bytes, and data in
-//! one direction or none. Of these the tables have what tells where a command ends, and what it does
-//! to the chip. The number of dummy bytes is not needed, since a command that receives ends with the
-//! request that receives; in many chips it can be set. The comments have it as it is after power-up.
+//! one direction or none. The tables say where a command ends and what it does to the chip. They need no
+//! number of dummy bytes, which many chips can change: a command that receives ends with the request that
+//! receives. The comments have the number after power-up.
 //!
 //! NOR is what Linux's `drivers/mtd/spi-nor` and flashrom send on up to four lanes. Where vendors
-//! disagree, the table has Linux's meaning; and if a chip of one of them would change its mode, the
-//! effect is [`Effect::State`] though the opcode only asks in most chips.
+//! disagree, the table has Linux's meaning; but an opcode that changes the mode of one vendor's chips has
+//! [`Effect::State`], even if it only reads in most others.
 //!
 //! Must not: keep state. Called by `framing`.
 
@@ -27,7 +27,7 @@ pub enum Address {
     Zero,
     /// This many, whatever mode the chip is in.
     Fixed(u8),
-    /// As many as the chip's addresses have: of NOR flash, as its mode says.
+    /// The width of the chip's addresses; that of NOR flash depends on its mode.
     Width,
     /// As `Width`; but none if the command before, `05` aside, was this one too.
     Once,

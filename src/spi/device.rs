@@ -100,7 +100,7 @@ enum ModeOf {
 }
 
 impl Device {
-    /// Opens what `config` names, where `others` were opened before.
+    /// Opens the device of `config`. `others` are the devices opened before it.
     ///
     /// # Errors
     /// A spidev that cannot be opened, is locked by another process, is one of the others, or has no

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Where a command of a chip begins and ends, in requests that may hold any part of it.
+//! Where a command of a chip begins and ends, whatever part of it a request holds.
 //!
-//! The bytes of a command arrive in however many requests its driver makes of them. A command ends:
+//! A driver may divide the bytes of a command into any number of requests. A command ends:
 //!
 //! - with the first request that receives, if the chip answers it: whatever was sent after the
 //!   address is dummy bytes;
@@ -80,7 +80,7 @@ pub enum Phase {
 pub struct Framed {
     /// What is left of the command, for which chip select stays asserted; `None` if it has ended.
     pub remaining: Option<Begun>,
-    /// How many bytes at its start this was decided by: they must be sent as they were seen.
+    /// How many of its first bytes decided this: they must be sent as they were seen.
     pub lead_len: usize,
     next_state: ChipState,
 }
@@ -149,8 +149,8 @@ impl Chip {
         why.map_or(Ok(()), |why| Err(ParamError::Opcode(opcode, why)))
     }
 
-    /// Frames a request of `len` bytes on the wire, of which `lead` are the first that it sends: as many
-    /// as a [`crate::spi::lead::Lead`] has.
+    /// Finds which part of a command a request of `len` bytes is. `lead` has its first bytes: all of them, or
+    /// [`lead::MAX_LEN`](crate::spi::lead::MAX_LEN).
     pub fn frame(&self, phase: Phase, lead: &[u8], len: u64, receives: bool) -> Framed {
         let (begun, opcode_len) = match (phase, lead) {
             (Phase::Opcode, [opcode, ..]) => (self.begin(*opcode), 1),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The first bytes that a request to a chip sends, copied out of guest memory: those that `framing` checked
-//! go on the wire, whatever the driver writes to its memory meanwhile. All others are sent from where they
-//! are.
+//! go on the wire, whatever the driver writes to its memory meanwhile. All others are sent from guest
+//! memory.
 //!
 //! Called by `grant`, which makes the copy, and by `plan` and `message`, which send it.
 

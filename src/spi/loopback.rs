@@ -5,6 +5,8 @@
 //! It lets a guest be brought up before there is hardware. The bytes move at once; the wire time is
 //! a deadline of the transfer that asked for them. The options `fail=` and `delay-ms=` make it fail or
 //! answer late, so that a guest's handling of errors and time-outs can be tested.
+//!
+//! Called by `device` at the start, and by `transfer`.
 
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ pub const FOUND: Capabilities = Capabilities {
     max_speed_hz: 1_000_000_000,
 };
 
-/// Its faults, and how far it has got with them.
+/// The faults that it simulates, and the transfers since the last one.
 #[derive(Debug)]
 pub struct Loopback {
     faults: Faults,
@@ -45,7 +47,7 @@ impl Loopback {
         }
     }
 
-    /// A transfer begins. Returns how much later it is answered, and whether it is to fail.
+    /// A transfer begins. Returns by how much its answer is delayed, and whether it is to fail.
     pub fn begin(&mut self) -> (Duration, bool) {
         self.since_failure = self.since_failure.wrapping_add(1);
         let fails = self.faults.fail_every == Some(self.since_failure);

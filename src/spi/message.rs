@@ -42,7 +42,7 @@ pub struct Scratch {
     transfers: Vec<SpiIocTransfer>,
     /// Words to send and received words, at the index of their transfer.
     words: Box<[[[u8; 4]; 2]; MAX_PIECES]>,
-    /// Received words: the index of the transfer, and where and how long they are in the request.
+    /// Received words: the index of their transfer, their place in the request, and their length.
     rx_cuts: Vec<(usize, Position, u32)>,
 }
 

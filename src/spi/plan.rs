@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! How a request of any shape becomes messages that spidev accepts.
+//! Divides a transfer of any shape into messages that spidev accepts.
 //!
 //! Pure arithmetic on lengths. A request is two lists of segments (tx and rx, cut independently of
 //! each other); a message is a run of pieces, each a whole number of words, and contiguous on both sides

@@ -2,10 +2,12 @@
 
 //! What a spidev can do, found out at start.
 //!
-//! Mode, word size and speed can be read; what else is possible has to be tried. Each try that the
-//! kernel accepts is a call of `spi_setup()`, which drives chip select to its released level: no
-//! edge once the line is released, which is done first. A mode may also change the level of the idle
-//! clock, so as few modes as possible are tried. Whatever was changed is put back.
+//! Mode, word size and speed can be read; other modes and word sizes must be tried. Each try that the
+//! kernel accepts calls `spi_setup()`, which drives chip select to its released level. Chip select is
+//! released first, so that this makes no edge. A mode may also change the level of the idle clock, so as
+//! few modes as possible are tried. All that was changed is restored.
+//!
+//! Called by `device`.
 
 use std::io;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Linux's spidev: `include/uapi/linux/spi/spidev.h` and what `drivers/spi/spidev.c` makes of it.
+//! Linux's spidev: the ioctls of `include/uapi/linux/spi/spidev.h`, as `drivers/spi/spidev.c` carries them
+//! out.
 //!
 //! Owns the device fd, and knows which mode was set last.
 //!
@@ -8,7 +9,8 @@
 //! start only `WR_MODE32` is used: to set another mode between two assertions, or, with the unchanged
 //! value, to release a line.
 //!
-//! Must not: know VIRTIO.
+//! Must not: know VIRTIO. Called by `device`, `probe` and `transfer`; `emergency_cleanup` calls
+//! [`write_mode`].
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -44,7 +46,7 @@ const fn ioc(write: bool, nr: u32, size: u32) -> u32 {
     direction | (size << 16) | (0x6b << 8) | nr
 }
 
-/// The number of a request for a setting of `LEN` bytes, which is in the number.
+/// The number of an ioctl that reads or writes a setting of `LEN` bytes. It contains `LEN`.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting<const LEN: usize>(u32);
 
@@ -72,8 +74,8 @@ pub struct Spidev {
 }
 
 impl Spidev {
-    /// Opens and locks the device at `path`, which errors call `name`, where `others` were opened before,
-    /// with their names.
+    /// Opens and locks the device at `path`, which errors call `name`. `others` are the devices opened before
+    /// it, with their names.
     ///
     /// # Errors
     /// It is not there, may not be used, is not a spidev, is one of the others, or is another

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! One request in progress, one message at a time.
+//! One request in progress, sent one message at a time.
 //!
 //! A transfer lives across turns of the loop: between two messages chip select stays asserted, and the
 //! loop serves other guests and handles messages of any front-end. Meanwhile a transfer keeps guest

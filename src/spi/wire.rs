@@ -191,8 +191,7 @@ impl Timing {
 /// chip select that it names. Returns how long the request takes.
 ///
 /// VIRTIO 1.4, "SPI Controller Device / Device Operation": the device MUST verify the parameters
-/// and answer `PARAM_ERR` where one is invalid or not supported. `grant` checks `chip_select_id`, of
-/// which nothing is known here; the reserved bytes are ignored.
+/// and answer `PARAM_ERR` where one is invalid or not supported. `grant` checks `chip_select_id`.
 ///
 /// # Errors
 /// The first field that is invalid or not supported; the answer is `PARAM_ERR`.
@@ -228,7 +227,7 @@ pub fn word_size_bit(bits: u8) -> u32 {
     1u32.checked_shl(shift).unwrap_or(0)
 }
 
-/// Checks a condition that `holds`.
+/// Checks that a condition `holds`.
 ///
 /// # Errors
 /// `error`, if it does not.
