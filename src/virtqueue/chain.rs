@@ -3,9 +3,9 @@
 //! A descriptor chain: the buffers of one request, in order.
 //!
 //! The walk is ours, because `virtio_queue::DescriptorChain` follows indirect tables that were not
-//! negotiated, ignores NEXT beside INDIRECT, and ends a broken chain as if it were complete. What
-//! matters in a chain that a hostile driver made is when to stop: after [`MAX_SIZE`] buffers,
-//! at the end of the table, and at each descriptor that VIRTIO forbids.
+//! negotiated, ignores NEXT beside INDIRECT, and ends a broken chain as if it were complete. The walk of
+//! a hostile chain stops after [`MAX_SIZE`] buffers, at the end of the table, or at a descriptor that
+//! VIRTIO forbids.
 //!
 //! Invariant: each descriptor is read exactly once, so that nothing can change between a check and
 //! its use. Must not: know what the bytes of a request mean. Called by `request`.

@@ -34,7 +34,7 @@ use crate::virtqueue::sigbus::Watch;
 const PAGE_LEN: u64 = 4096;
 
 /// Most bytes of memory that each of `guests` guests may have: an equal share of half of the
-/// process's address space. Nothing else limits it: mapping costs nothing for each byte, but a
+/// process's address space. This is the only limit: a mapping takes addresses and no memory, and a
 /// front-end must not use up the addresses that another one needs.
 pub fn max_len(guests: usize) -> u64 {
     let local = 0u8;

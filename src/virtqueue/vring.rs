@@ -101,7 +101,7 @@ enum State {
 #[must_use = "a chain that was consumed must be completed"]
 pub struct Consumed(u16);
 
-/// Debug builds, which the tests are, say loudly that a driver would wait for ever.
+/// Debug builds, such as the tests, panic if a chain is never completed: its driver would wait for ever.
 #[cfg(debug_assertions)]
 impl Drop for Consumed {
     fn drop(&mut self) {
@@ -414,7 +414,7 @@ impl Vring {
     /// (VIRTIO 1.4, "Used Buffer Notification Suppression"): with EVENT_IDX, if the index that it wrote
     /// was passed; without, unless it set a flag. Both are hints, so one outside of memory is a no.
     fn wants_notification(&mut self, memory: &Memory) -> bool {
-        // Its fence comes first: the driver must see the used index before its wish is read.
+        // Its fence comes first: the driver must see the used index before its event index or flag is read.
         let wanted = self.queue.needs_notification(memory).unwrap_or(false);
         // The queue leaves the flag to us; with EVENT_IDX it has no meaning.
         let flags = || memory.load(self.queue.avail_ring());
