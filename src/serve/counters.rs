@@ -6,7 +6,7 @@
 //! Counting costs a request a few additions: no clock is read for it, and the room is made once, for
 //! the chip selects that a guest was given. Two times of each request are counted: how long it waited
 //! for others when the guest's own requests before it were done, and how long it was served after that.
-//! The counts are of the socket: they go on over its front-ends, until the daemon ends.
+//! The counts belong to the socket: they continue when another front-end connects, until the daemon ends.
 //!
 //! The lines are an interface: fields may be added at their ends, and no field changes its meaning.
 
@@ -141,7 +141,7 @@ impl Tally {
 pub struct Connections {
     /// How many connected.
     pub begun: u64,
-    /// How many were cut off, or ended because the host lacked something.
+    /// How many the daemon ended, for a fault of the front-end or because the host lacked something.
     pub faults: u64,
 }
 

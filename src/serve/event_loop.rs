@@ -10,6 +10,8 @@
 //! epoll traps that this avoids: fds shared with a front-end are removed from the set explicitly
 //! (`epoll::Registered`); an event of a connection that was ended earlier in the same batch does no more
 //! than make its successor, if there is one, look for messages.
+//!
+//! Made by `assemble`, run by `main`.
 
 use std::fmt;
 use std::fs::File;

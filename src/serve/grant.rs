@@ -172,7 +172,7 @@ impl Grant {
     }
 }
 
-/// What `request` is to a chip that it finds in `phase`.
+/// The part of a chip's command that `request` is, if it finds the chip in `phase`.
 ///
 /// # Errors
 /// `guest` may not send it.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! How often something took how long, by powers of two of microseconds.
+//! A histogram of durations, by powers of two of microseconds.
 //!
-//! Counting is a shift and an addition. A percentile is known as well as a power of two: what is
-//! printed is never less than the true one. Above the last power, the longest duration is printed.
+//! Counting is a shift and an addition. A percentile is printed as the power of two above it, so never too
+//! low. Above the last power, the longest duration is printed.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ impl Histogram {
         self.longest_us
     }
 
-    /// Microseconds in which `share` of a thousand were over, at most.
+    /// Microseconds that `share` of a thousand took at most.
     fn percentile_us(&self, share: u64) -> u64 {
         let all = self.counts.iter().fold(0u64, |sum, n| sum.wrapping_add(*n));
         let wanted = all.saturating_mul(share).div_ceil(1000);

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Whose turn it is, now or at a moment to come: a queue in which nobody is passed twice by the same
-//! other.
+//! Whose turn it is, now or at a moment to come: a queue in which no session is overtaken twice by the
+//! same other one.
 //!
 //! Sessions for which something happened (an event, the end of a wait) go before those that had a turn
 //! and have more to do, so that a message or a first request does not wait for the rest of a flood.
-//! But each of them passes a session that waits only once: two front-ends that take turns in
-//! sending messages cannot keep a third from going on.
+//! But each of them overtakes a waiting session once at most: two front-ends that send messages in turn
+//! cannot keep a third from going on.
 //!
 //! A bus that rests after a long message is in the queue, too: when its turn has come, all sessions that
-//! were queued before it have had theirs. No session that was queued later passes it: if that needs the
-//! bus, its turn would be of no use, and afterwards it could not pass the sessions that wait.
+//! were queued before it have had theirs. No session that was queued later overtakes it. If such a session
+//! needs the bus its turn would be of no use, and afterwards it could not overtake the waiting ones.
+//!
+//! Called by `event_loop`.
 
 use std::collections::VecDeque;
 use std::time::Instant;

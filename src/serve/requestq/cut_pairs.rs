@@ -3,8 +3,8 @@
 //! A write and the read after it, between which chip select was released.
 //!
 //! A stock Linux guest sends both transfers of a message with `cs_change` 0, one after the other. With
-//! `--cs-hold=queued` the chip takes them for two commands, and everybody reports success: so the log
-//! says it, once for each chip select.
+//! `--cs-hold=queued` the chip takes them for two commands, and no error shows that. So the log does, once
+//! for each chip select. Called by `requestq`.
 
 use std::time::{Duration, Instant};
 

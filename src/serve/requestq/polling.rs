@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! For how long an empty ring is watched for the next request, if the administrator wants that: the
-//! driver need not kick then, nor the daemon wake up.
+//! `--poll-us`: for how long an empty ring is watched for the next request. Meanwhile the driver need not
+//! kick, nor the daemon wake up. Called by `requestq`.
 
 use std::time::{Duration, Instant};
 

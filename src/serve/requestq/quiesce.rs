@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Before a message is handled that stops or changes the ring, or takes memory away, the request in
-//! progress comes to its end or is aborted.
+//! progress comes to its end or is aborted. Called by `session`, and by `requestq` when a ring breaks.
 
 use std::time::Duration;
 

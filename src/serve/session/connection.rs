@@ -4,7 +4,7 @@
 //!
 //! A message is received, waits for a request in progress if it must, is handled, and answered; until
 //! the front-end has taken the answer no further message is received. So a front-end that does not
-//! read waits for itself, however small the socket's buffers are.
+//! read delays only itself, however small the socket's buffers are. Called by `session`.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -184,13 +184,13 @@ impl Connection {
     /// Ends the connection. The close of the front-end's fds is deferred, also of those still queued in the
     /// socket.
     pub(super) fn end(self, closer: &Closer) {
-        // The last close, which would remove it, is not ours.
+        // Not by the close of our fd: the set keeps the socket until its last close.
         self.poller.remove(self.fd());
-        // The front-end sees the end now, whenever the kernel gets to it.
+        // The front-end sees the end now, and not when the kernel closes the socket.
         shut_down(self.fd());
         // With it go the eventfds and the memory that the front-end brought.
         drop(self.handler);
-        // Else its close, which follows, is quick: see [`Reader`].
+        // The close of a drained socket is quick: it happens at the end of this function.
         if !self.reader.is_drained {
             closer.defer_close(self.stream);
         }

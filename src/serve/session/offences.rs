@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Fds that may be left open for a socket before it stops listening for good.
 const MAX_LEFT_OPEN: u32 = 16;
-/// How long one of them is remembered: all that a front-end can do in a year costs a few hundred.
+/// How long one of them is remembered: in a year a front-end can leave a few hundred open.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// For how long a socket does not listen after a front-end's eventfd had blocked, for the first time;
 /// each further time it is twice as long, up to `MAX_BACK_OFF`.
