@@ -3,8 +3,10 @@
 //! Clean-up at the end of the process: chip selects are released, modes restored, our sockets removed.
 //!
 //! What it needs is noted once at start, as fds and numbers, so that a panic can do it without the
-//! state that may have caused it. Only SIGKILL, the seccomp filter and faults of our own (SIGSEGV,
-//! SIGBUS) end it without: chip selects that they leave asserted are released by the next start.
+//! state that may have caused it. SIGKILL, the seccomp filter and faults of our own (SIGSEGV, SIGBUS) end the
+//! process without it; the next start releases chip selects that were left asserted.
+//!
+//! Called by `assemble` at the start, and by `main` and the panic hook at the end.
 
 use std::os::fd::RawFd;
 use std::panic;

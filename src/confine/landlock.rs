@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Landlock: the file system out of reach, but for removing files in the directories of our sockets
-//! and below them. It knows no single files: other files there can be removed too, as far as the
-//! process's user may, so the sockets are best in a directory of their own.
+//! Landlock takes away all access to the file system but the removal of files in the directories of our
+//! sockets and below them. It cannot name single files: other files there can be removed too, if the
+//! process's user may. So sockets are best in a directory of their own.
 //!
 //! The seccomp filter already lets no path through to the kernel but those of `unlinkat` and `statx`, and
 //! addresses of sockets (`sendmsg`). Landlock is a second layer, which also covers what a

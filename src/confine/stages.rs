@@ -14,7 +14,7 @@
 //! | [`landlock`] | the file system, but for removing our sockets; TCP; signals to others |
 //! | [`seccomp`] | every system call that its table does not list |
 //!
-//! Should: leave everything on that `--seccomp` does not turn off. Must not: open what stays open.
+//! Should: skip nothing but what `--seccomp` turns off. Must not: leave a file open. Called by `main`.
 
 use std::fs;
 use std::io;

@@ -9,10 +9,10 @@
 //! meanwhile. So no fd of a front-end is closed where it is given up: its close is deferred to the
 //! end of the message or of the connection.
 //!
-//! Then the fds go into a pair of Unix sockets, together with its own receiving end. With both
-//! ends closed nobody can receive them any more; the kernel's garbage collector for such sockets
-//! finds that (Linux `net/unix/garbage.c`) and makes the last close in a worker of its own. Before
-//! Linux 6.9 the collector runs in the process that closes, which then waits as it would without.
+//! Then the fds are sent through a pair of Unix sockets, together with the pair's receiving end. After
+//! both ends are closed no process can receive them: the kernel's garbage collector for such sockets
+//! (Linux `net/unix/garbage.c`) makes the last close in a worker of its own. Before
+//! Linux 6.9 the collector runs in the process that closes, which then waits as it would without it.
 //!
 //! The kernel counts such files for each user, and refuses more than the process may have open
 //! (`ETOOMANYREFS`): a front-end of the same user can bring that about. Then memory is closed here,
@@ -39,7 +39,7 @@ use crate::os::file_kind::FileKind;
 const BATCH: usize = 128;
 
 /// Most fds of a guest that wait at the same time: those that make its messages wait (32), and a
-/// connection with all regions (32), the fds of a message (32, and 253 of the one that is too much),
+/// connection with all regions (32), the fds of a message (32, and 253 of the receipt that exceeds them),
 /// three eventfds and two sockets.
 const ROOM: usize = 354;
 

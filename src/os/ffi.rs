@@ -5,7 +5,7 @@
 //! A wrapper makes one call and returns its result; the callers know when and why to make it. A safe
 //! wrapper makes pointers only of references, and returns only memory that the kernel filled in.
 //!
-//! Fds are taken by their number where the caller has no more. A wrong number costs an error, or
+//! A wrapper takes an fd as a number where the caller has only the number. A wrong number costs an error, or
 //! changes a file that was not meant, but no memory. An [`OwnedFd`] is made of a number only if the call
 //! itself made that fd.
 

@@ -3,12 +3,11 @@
 //! Listening sockets: those made here, in the file system, which the daemon removes at its end if they
 //! are still its own; and those handed in, which it never removes.
 //!
-//! A socket that is made has its permissions from the moment it is there, and its group before it
-//! listens: until then nobody gets in.
+//! A socket that is made gets its mode when it is bound and its group before it listens: until then no
+//! process can connect.
 //!
-//! Between daemons the directory is the lock: while one of them makes its sockets it holds `flock`
-//! on it, for which the others wait a while, so that a socket that is bound but does not listen yet
-//! is not taken for a stale one.
+//! A daemon locks the directory (`flock`) while it makes its sockets, and waits a while for the lock of
+//! another daemon. So a socket that is bound but does not listen yet is not taken for a stale one.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, OsStr};

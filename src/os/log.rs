@@ -27,7 +27,7 @@ use crate::os::write_timeout;
 const LINE_LEN: usize = 512;
 const PREFIX: &str = "vhost-device-spi: ";
 
-// The panic hook logs, and has no other way to these two.
+// Statics, because the panic hook logs.
 
 /// Lines of a higher number are not written.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info.priority());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Tells a service manager how things go, by the protocol of sd_notify(3): `READY=1` when guests
+//! Tells a service manager the daemon's state, by the protocol of sd_notify(3): `READY=1` when guests
 //! are served, `STATUS=` with the number of those connected, `WATCHDOG=1` for as long as the loop
 //! turns, `STOPPING=1` when the end has begun.
 //!

@@ -13,7 +13,7 @@ pub use crate::os::ffi::MAX_RECEIVED_FDS;
 /// Receives bytes on the socket `fd`, and the fds that come with them into `fds`, close-on-exec. Returns
 /// how many bytes; `None` if nothing is there yet.
 ///
-/// A receipt ends after the piece that fds came with: these belong to the bytes received.
+/// A receipt ends with the bytes that were sent together with fds, so the fds belong to the bytes received.
 ///
 /// # Errors
 /// The peer is gone, and all that it sent was received. Or the process had no room for a further fd: the

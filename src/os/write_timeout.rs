@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A tick that interrupts writes which block.
+//! A periodic signal (a tick) that interrupts writes which block.
 //!
 //! Two kinds of writes go to file descriptions that others share and can make blocking at any
 //! moment: the front-end's call and err eventfds, and stderr. Asking whether a write would block
-//! before making it is a race. So while such writes happen, SIGALRM comes every `TICK_MS`; its
-//! handler need do nothing: a write that waits returns `EINTR`. A tick never disarms the timer
+//! before making it is a race. So while such writes happen, SIGALRM comes every `TICK_MS`,
+//! whose handler need do nothing for that: a write that waits returns `EINTR`. A tick never disarms the timer
 //! while a write is being made: a daemon that lost the CPU between [`arm`] and the write still has
 //! its tick. The second tick without a write disarms it, so that an idle daemon never wakes up, and
-//! a busy one makes no system call for it. Once a write was caught waiting, ticks come every
-//! `SHORT_TICK_MS`: where one front-end is hostile more may be, and all 64 together must not cost a
+//! a busy one makes no system call for it. After a write was once interrupted, ticks come every
+//! `SHORT_TICK_MS`: other front-ends may be hostile, too, and all 64 together must not cost more than a
 //! second.
 //!
 //! Measured alternative: `io_submit()` with `IOCB_FLAG_RESFD` never blocks, at three times the cost

@@ -2,7 +2,7 @@
 
 //! From a configuration to everything that the loop runs on.
 //!
-//! Should: open all that will ever be opened. Must not: serve.
+//! Should: open all that will ever be opened. Must not: serve. Called by `main`.
 
 use std::fs::{self, File};
 use std::io;

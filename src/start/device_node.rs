@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The spidev that a device of the command line is, whatever it is named by.
+//! Finds the spidev that an option `--device` names.
 //!
 //! The kernel numbers controllers in the order in which it finds them, so that `/dev/spidevX.Y` can be
-//! another device after the next boot. It can be named by what does not move:
+//! another device after the next boot. These names can stay the same:
 //!
 //! | name | what it is |
 //! |---|---|

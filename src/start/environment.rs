@@ -3,8 +3,8 @@
 //! The settings that a service manager makes in variables of the environment, by systemd's conventions:
 //! sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 //!
-//! They are validated when it is known that the process is to serve. Those with the number of another
-//! process are ignored.
+//! They are validated only if the process is to serve. Variables that are meant for another process, by its
+//! number in `LISTEN_PID` or `WATCHDOG_PID`, are ignored.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;

@@ -2,8 +2,8 @@
 
 //! `--lock-memory`: the daemon's own pages stay in memory, so that no request waits for a disk.
 //!
-//! Locked is what is mapped at that time, and nothing that is mapped later: guests' memory is theirs,
-//! and may be larger than the host's. So the stack and the heap are first made as large as they get.
+//! All that is mapped at that time is locked, and nothing that is mapped later: guest memory is the VMM's to
+//! lock, and may exceed the host's. So the stack and the heap are first made as large as they get.
 //! glibc keeps that heap; musl gives back what is free of it, so that connections take other pages, which
 //! are not locked.
 //! Called twice: before the sockets listen, so that a host which refuses it has no guest yet, and
