@@ -98,7 +98,7 @@ pub fn restrict(mode: SeccompMode, pins: &Pins) -> Result<(), Fatal> {
         SeccompMode::Kill => libc::SECCOMP_RET_KILL_PROCESS,
         SeccompMode::Log => {
             log::warning(format_args!(
-                "warning: --seccomp=log: what is not allowed is only logged by the kernel"
+                "warning: --seccomp=log: the kernel only logs system calls that are not allowed"
             ));
             libc::SECCOMP_RET_LOG
         }

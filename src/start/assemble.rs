@@ -180,8 +180,7 @@ pub fn assemble(
 ) -> Result<EventLoop, Fatal> {
     if config.guest_memory == GuestMemory::Any {
         log::warning(format_args!(
-            "warning: --guest-memory=any: a front-end can stall the daemon, for all guests, by what is \
-             behind a page of its memory"
+            "warning: --guest-memory=any: every front-end can stall the daemon, and so all guests"
         ));
     }
     let poller = Poller::new().map_err(failed)?;

@@ -430,23 +430,23 @@ mod tests {
             ),
             (
                 &["-l", "e,guests=1"],
-                "option '--device': 'e' is for guest 1, but the only guest is 0; a socket more \
-                 makes a guest more (--socket-count, --socket, --fd)",
+                "option '--device': 'e' is for guest 1, but the only guest is 0; add a socket for it \
+                 (--socket-count, --socket, --fd)",
             ),
             (
                 &["--cs-hold=3:spec"],
-                "option '--cs-hold': '3:spec' is for guest 3, but the only guest is 0; a socket \
-                 more makes a guest more (--socket-count, --socket, --fd)",
+                "option '--cs-hold': '3:spec' is for guest 3, but the only guest is 0; add a socket for it \
+                 (--socket-count, --socket, --fd)",
             ),
             (
                 &["-l", "e,guests=0-63"],
-                "option '--device': 'e' is for guest 63, but the only guest is 0; a socket more \
-                 makes a guest more (--socket-count, --socket, --fd)",
+                "option '--device': 'e' is for guest 63, but the only guest is 0; add a socket for it \
+                 (--socket-count, --socket, --fd)",
             ),
             (
                 &["--cs-hold=0-63:spec"],
-                "option '--cs-hold': '0-63:spec' is for guest 63, but the only guest is 0; a socket \
-                 more makes a guest more (--socket-count, --socket, --fd)",
+                "option '--cs-hold': '0-63:spec' is for guest 63, but the only guest is 0; add a socket for it \
+                 (--socket-count, --socket, --fd)",
             ),
             (
                 &["-l", "e,max-speed-hz=10000000,max-speed-hz=1000"],
@@ -477,8 +477,8 @@ mod tests {
         let two_guests = ["-s", "s", "-c2", "-l", "d,guests=0-2"];
         assert_eq!(
             parse(&two_guests).unwrap_err(),
-            "option '--device': 'd' is for guest 2, but the guests are 0 to 1; a socket more makes \
-             a guest more (--socket-count, --socket, --fd)"
+            "option '--device': 'd' is for guest 2, but the guests are 0 to 1; add a socket for it \
+             (--socket-count, --socket, --fd)"
         );
         for (name, level) in [
             ("off", None),

@@ -53,7 +53,7 @@ impl ChipOptions {
             return Ok(None);
         };
         if device.path == DevicePath::Loopback {
-            return Err("is no chip; chip= needs /dev/spidevX.Y".to_owned());
+            return Err("is not a chip; chip= needs /dev/spidevX.Y".to_owned());
         }
         if device.cs_high == Some(true) || device.loop_mode == Some(true) {
             let why = "has chip=, for which guests may choose neither polarity nor loop; leave out \
@@ -187,7 +187,7 @@ mod tests {
         assert!(
             loopback
                 .message
-                .contains("'loopback' is no chip; chip= needs /dev/spidevX.Y")
+                .contains("'loopback' is not a chip; chip= needs /dev/spidevX.Y")
         );
     }
 }

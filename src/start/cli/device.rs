@@ -232,7 +232,7 @@ fn check_guests(guests: u64, count: usize, what: &str) -> Result<(), Fatal> {
         0 => "the only guest is 0".to_owned(),
         last => format!("the guests are 0 to {last}"),
     };
-    let remedy = "a socket more makes a guest more (--socket-count, --socket, --fd)";
+    let remedy = "add a socket for it (--socket-count, --socket, --fd)";
     Err(usage(format!(
         "{what} is for guest {highest}, but {there_are}; {remedy}"
     )))

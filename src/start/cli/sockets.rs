@@ -67,7 +67,7 @@ impl Options<'_> {
         match access.find(|name| !made && self.get(name).is_some()) {
             None => Ok(sources),
             Some(name) => Err(usage(format!(
-                "option '--{name}' is for sockets that are made: there are none"
+                "option '--{name}' is for sockets that the daemon makes, and it makes none"
             ))),
         }
     }
@@ -90,7 +90,7 @@ impl Options<'_> {
                 return Err(given.bad("is given twice"));
             }
             if sources.len() >= MAX_GUESTS {
-                let why = format!("is one socket more than {MAX_GUESTS} guests have");
+                let why = format!("is one socket too many: at most {MAX_GUESTS}");
                 return Err(given.bad(&why));
             }
             sources.push(source);
@@ -180,11 +180,13 @@ mod tests {
             ),
             (
                 &["--fd=3", "--socket-mode=660"],
-                "option '--socket-mode' is for sockets that are made: there are none".into(),
+                "option '--socket-mode' is for sockets that the daemon makes, and it makes none"
+                    .into(),
             ),
             (
                 &["--fd=3", "--socket-group=kvm"],
-                "option '--socket-group' is for sockets that are made: there are none".into(),
+                "option '--socket-group' is for sockets that the daemon makes, and it makes none"
+                    .into(),
             ),
             (
                 &["-ss", "--socket-group="],
@@ -208,7 +210,7 @@ mod tests {
         let line: Vec<_> = line.iter().map(String::as_str).collect();
         assert_eq!(
             parse(&line).unwrap_err(),
-            "option '--fd': '67' is one socket more than 64 guests have"
+            "option '--fd': '67' is one socket too many: at most 64"
         );
         assert!(parse(&line[..64]).is_ok());
     }
