@@ -23,12 +23,29 @@
 //! system calls or fewer where requests come one at a time: `epoll_wait`, the ioctl, and the `write` that
 //! notifies.
 //!
+//! # How one vhost-user message is handled
+//!
+//! 1. An event of the connection gives the [`serve::session`] a turn. [`vhost_user::reader`] receives bytes and
+//!    fds without waiting, classifies each fd, and says when a message is whole.
+//! 2. If the message affects the request in progress, [`serve::requestq`] waits for the end of that request,
+//!    or aborts it.
+//! 3. [`vhost_user::handler`] passes a message that may bring fds to [`vhost_user::with_fds`], and all others to
+//!    the `vhost` crate, which calls [`vhost_user::backend`]. These change the guest's [`virtqueue::memory`] and
+//!    [`virtqueue::vring`].
+//! 4. The handler keeps the reply and sends as much of it as the front-end takes. Until all is sent, no further
+//!    message of this front-end is received.
+//!
+//! [`virtqueue::sigbus`] catches accesses to pages that the front-end truncates later, and
+//! [`os::deferred_close`] closes the fds that it brought.
+//!
 //! # In which order to read
 //!
 //! Hostile bytes reach three rooms: read [`vhost_user`], [`virtqueue`] and [`spi`] first, then [`serve`]. It is
-//! enough to know of [`os`] that it wraps the kernel. [`confine`] and [`start`] end before the first byte of a
-//! front-end is read. Unsafe code is in [`os::ffi`], [`os::stdout`], [`spi::spidev`], [`virtqueue::sigbus`] and
-//! the program's `no_unwinder`; the `mod` line of each has the reason. What bounds time is in [`threats`].
+//! enough to know of [`os`] that it wraps the kernel. [`start`] and [`confine`] run before the first byte of a
+//! front-end is read, but for the clean-up at the end. What bounds time is in [`threats`].
+//!
+//! Unsafe code is in [`os::ffi`], [`os::stdout`], [`spi::spidev`], [`virtqueue::sigbus`] and the program's
+//! `no_unwinder`; the `mod` line of each has the reason.
 //!
 //! # Words
 //!
@@ -52,20 +69,14 @@
 //! (`TransferError`) goes no further than [`serve::requestq`]: that completes the chain with the result byte and
 //! logs the cause by the guest's [`os::log::GuestLines`], which limit how many lines are written. A broken ring
 //! (`RingError`) stops there, too. A `SessionError` goes up to [`serve::event_loop`], which has
-//! [`serve::session`] log it and close the connection. `Fatal` ends `main`, which logs it and exits with its code.
+//! [`serve::session`] log it and close the connection. `Fatal` ends `main`, which logs it and exits with its
+//! code.
 //!
 //! # Trust
 //!
 //! All input is validated: [`threats`] says who is trusted with what, which attacks were tried, and
-//! what is not defended. For each vhost-user message, [`serve::session`] calls three modules in order:
-//! [`vhost_user::reader`] receives the message and classifies its fds; [`serve::requestq`] waits for the
-//! request in progress, or ends it, if the message affects it; [`vhost_user::handler`] passes a message
-//! that may bring fds to [`vhost_user::with_fds`], and all others to the `vhost` crate, which calls
-//! [`vhost_user::backend`]. [`virtqueue::memory`] checks and maps shared memory, and
-//! [`virtqueue::sigbus`] catches accesses to pages that the front-end truncates later.
-//! [`os::deferred_close`] closes the fds that a front-end brought. Requests pass [`spi::request`] and
-//! [`spi::wire`]. Before the first byte from a front-end is read, [`confine::stages`] drops every privilege that
-//! the process no longer needs.
+//! what is not defended. Before the first byte from a front-end is read, [`confine::stages`] drops every
+//! privilege that the process no longer needs.
 //!
 //! # Modules, top to bottom: each uses only those below it
 //!
@@ -118,9 +129,10 @@
 //! All guests together may use half of the daemon's address space, in equal shares: on x86_64, 64 TiB for
 //! one guest or 1 TiB for each of 64; on arm64 with 39-bit addresses, 256 GiB and 4 GiB.
 //!
-//! Some messages affect a transfer that is on the wire. One that replaces or removes guest memory, or stops
-//! the ring, waits for a transfer that has at most a second to go; a longer transfer ends with `TRANS_ERR`.
-//! One that changes the ring or its features otherwise ends any transfer with `TRANS_ERR`.
+//! Some messages affect a transfer that is on the wire. A message that replaces or removes guest memory, or
+//! stops the ring, waits for a transfer that has at most a second to go, and ends a longer one with
+//! `TRANS_ERR`. A message that changes the ring or its features in another way ends any transfer with
+//! `TRANS_ERR`.
 //!
 //! # Confinement
 //!
