@@ -36,7 +36,7 @@ pub enum ParamError {
     /// The chain is malformed or has no result byte in memory, device-readable bytes came after
     /// device-writable ones, or there are fewer than the 32 of the head.
     Malformed,
-    /// More segments than [`Store`](crate::spi::request::Store) holds.
+    /// More segments than a request may have.
     TooManyPieces,
     /// A buffer lies outside the guest's memory.
     Address(u64),

@@ -6,10 +6,10 @@
 //! function that needs it; a `cfg` in front says for which targets it is. Several rules for one
 //! call are alternatives. A call that matches no rule, or comes from another architecture, ends the
 //! process, or with `--seccomp=log` is logged.
-//! `tests/syscalls` sees every rule used, but for those that say why it cannot and what test does.
+//! `tests/syscalls` sees every rule used, but for those marked `unseen`, which say why and name another test.
 //!
-//! `STARTUP` names the calls before the filter is there, for service managers, which
-//! confine it from its first instruction on.
+//! `STARTUP` names the calls that are made before the filter is loaded, for service managers, which confine
+//! the process from its first instruction on.
 
 use std::io;
 use std::os::fd::RawFd;

@@ -92,7 +92,7 @@ impl Poller {
         self.0.ctl(ControlOperation::Add, fd, event)
     }
 
-    /// Changes which `events` of `fd`, which was added, are wanted. To remove it and add it again could
+    /// Changes which `events` of `fd`, which was added, are wanted. Removing it and adding it again could
     /// fail: the kernel limits how many fds a user has in all its sets, and a front-end may be of the same
     /// user.
     pub fn modify(&self, fd: RawFd, token: Token, events: EventSet) {

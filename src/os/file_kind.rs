@@ -31,8 +31,8 @@ pub enum FileKind {
     Unwanted,
 }
 
-/// `fd` and its kind; if `mappable`, that of any file that the kernel may be able to map is
-/// [`FileKind::Mappable`] at least.
+/// Classifies `fd`. If `mappable`, a file that is not memory but that the kernel may be able to map is
+/// [`FileKind::Mappable`].
 ///
 /// # Errors
 /// `fd` itself, where closing it may wait for somebody, even if that is not the last close: a file of

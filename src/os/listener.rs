@@ -248,10 +248,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// Whether another process has the socket at `path`. A daemon that just ended may have left its own to the
-/// kernel's collector (`deferred_close`), so the answer is yes only if it stays that for a while.
+/// kernel's collector (`deferred_close`), so the answer is yes only if the socket stays taken for a while.
 ///
-/// A datagram socket finds out without waiting for anybody, and without getting through to a stream
-/// socket (`EPROTOTYPE`).
+/// Connecting a datagram socket tells this without waiting, and without a connection to a stream socket
+/// (`EPROTOTYPE`).
 ///
 /// # Errors
 /// It may not be asked.

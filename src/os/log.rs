@@ -129,8 +129,8 @@ impl Display for Quoted<'_> {
     }
 }
 
-/// Lines about one guest: about its requests and about its connections, each with a limit of their
-/// own, so that a guest cannot hide by its requests why it was cut off.
+/// Lines about one guest: about its requests and about its connections. Each kind has its own limit, so that
+/// lines about requests cannot use up those that say why a connection ended.
 #[derive(Debug)]
 pub struct GuestLines {
     /// Those about its requests and its ring.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Which of the host's file systems close a file without waiting for somebody.
+//! Which of the host's file systems close a file without waiting for another program or host.
 //!
 //! Closing a file of a FUSE server or of a network file system waits for an answer that may never
-//! come, and asking such a file what it is can wait as well. What can be asked of any file without
-//! that is the number of its file system (`statx`). So the mounts of the host are read once, at
-//! start, and those whose type is known to close at once are trusted by that number.
+//! come, and asking such a file for its type can wait as well. The one thing that every file tells
+//! without waiting is the number of its file system (`statx`). So the mounts of the host are read once, at
+//! start, and file systems whose type is known to close at once are trusted by that number.
 //!
 //! The kernel gives the number of a file system that is gone to the next one, which may be a FUSE
 //! server's. So a number is trusted only while its mount is still there, for which the table of
