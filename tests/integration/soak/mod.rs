@@ -283,8 +283,8 @@ fn soak_leaves_the_daemon_as_it_was_and_every_request_answered_by_what_came_of_i
     assert!(sys::eventually(PATIENCE, started), "it does not start");
     let start = Figures::of(&soak.daemon);
     let mut actors: Vec<_> = (0..GUESTS).map(|number| Actor::new(seed, number)).collect();
-    // What grows once and is kept has grown after this: most of it in half a minute.
-    let warm_up = (time / 5).max(Duration::from_secs(30)).min(time / 2);
+    // What grows once and is kept has grown after this: the last of it after some minutes.
+    let warm_up = (time / 2).min(Duration::from_secs(600));
     soak.act(&mut actors, warm_up);
     let warm = soak.quiet(start.fds);
     soak.act(&mut actors, time - warm_up);
