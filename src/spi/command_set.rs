@@ -8,8 +8,9 @@
 //! receives. The comments have the number after power-up.
 //!
 //! NOR is what Linux's `drivers/mtd/spi-nor` and flashrom send on up to four lanes. Where vendors
-//! disagree, the table has Linux's meaning; but an opcode that changes the mode of one vendor's chips has
-//! [`Effect::State`], even if it only reads in most others.
+//! disagree, the table has Linux's meaning; but an opcode that changes the mode of one vendor's chips, or
+//! writes, has [`Effect::State`], even if it only reads in most others. `65` is the exception: it sets read
+//! parameters in ISSI's chips, but without it Linux does not accept Infineon's.
 //!
 //! Must not: keep state. Called by `framing`.
 
@@ -139,7 +140,7 @@ const NOR: [Command; 94] = [
     // Identification.
     row(0x9f, Zero, Receive, Reads),     // JEDEC id
     row(0x9e, Zero, Receive, Reads),     // JEDEC id (Micron)
-    row(0xaf, Zero, Receive, Reads),     // JEDEC id on all lanes
+    row(0xaf, Zero, Receive, State),     // JEDEC id on all lanes; programs bytes (SST)
     row(0x90, Fixed(3), Receive, Reads), // manufacturer and device id
     row(0x5a, Fixed(3), Receive, Reads), // SFDP, 1 dummy byte
     row(0x4b, Zero, Receive, Reads),     // unique id, 4 dummy bytes
@@ -147,17 +148,17 @@ const NOR: [Command; 94] = [
     row(0x05, Zero, Receive, Reads),     // status 1
     row(0x07, Zero, Receive, Reads),     // status 2 (Spansion)
     row(0x3f, Zero, Receive, Reads),     // status 2
-    row(0x15, Zero, Receive, Reads),     // status 3 (Winbond), configuration (Macronix)
+    row(0x15, Zero, Receive, State),     // status 3 (Winbond); writes autoboot (Spansion)
     row(0x35, Zero, Receive, State),     // configuration; enters QPI (Macronix)
     row(0x70, Zero, Receive, State),     // flag status; busy on the data line (SST)
     row(0x16, Zero, Receive, Reads),     // bank (Spansion)
     row(0xc8, Zero, Receive, Reads),     // extended address
     row(0x2b, Zero, Receive, Reads),     // security (Macronix)
     row(0x65, Width, Receive, Reads),    // any (Spansion); enhanced volatile (Micron: no address)
-    row(0x85, Zero, Receive, Reads),     // volatile (Micron)
+    row(0x85, Zero, Receive, State),     // volatile (Micron); writes drive strength (ISSI)
     row(0xb5, Zero, Receive, Reads),     // nonvolatile (Micron)
     row(0x3d, Width, Receive, Reads),    // block lock
-    row(0xe8, Width, Receive, Reads),    // block lock (Micron)
+    row(0xe8, Width, Receive, State),    // block lock (Micron); programs the password (Spansion)
     row(0xe0, Fixed(4), Receive, Reads), // dynamic protection
     row(0xe2, Fixed(4), Receive, Reads), // persistent protection
     row(0xa7, Zero, Receive, Reads),     // lock of persistent protection
