@@ -39,7 +39,10 @@ pub struct Capabilities {
 /// The kernel's.
 pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
     // A line that a killed predecessor left asserted is released before anything else changes.
-    device.set_mode(device.found_mode())?;
+    if !accepts(device, 0)? {
+        set_any_word_size(device)?;
+        device.set_mode(device.found_mode())?;
+    }
     let max_speed_hz = device.read(RD_MAX_SPEED_HZ)?;
     let bits = device.read_bits_per_word()?;
     let settable = probe_modes(device)?;
@@ -56,6 +59,17 @@ pub fn probe(device: &mut Spidev) -> io::Result<Capabilities> {
         bits_per_word_mask: word_sizes,
         max_speed_hz,
     })
+}
+
+/// Linux gives a new device words of 8 bits without asking its controller. If the controller lacks them,
+/// the kernel refuses every mode until the device has a word size that the controller does have.
+fn set_any_word_size(device: &Spidev) -> io::Result<()> {
+    for bits in 1..=32 {
+        if accepted(device.write_bits_per_word(bits))? {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// CS_HIGH is not tried: on a live bus it selects the device.

@@ -502,9 +502,7 @@ fn cli_device_slower_than_a_word_in_100_ms_is_refused() {
     for (bits, slow, enough) in [(8, 79, 80), (32, 319, 320)] {
         let host = || {
             let host = Host::new().controller(0, |c| c.bits_per_word_mask = 1 << (bits - 1));
-            let host = host.device(DEV, 1_000_000, Loopback);
-            host.change(DEV, |d| d.bits_per_word = bits);
-            host
+            host.device(DEV, 1_000_000, Loopback)
         };
         let device = format!("--device=/dev/spidev0.0,max-speed-hz={slow}");
         let word = format!("{bits} bits");

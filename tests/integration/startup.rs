@@ -90,6 +90,29 @@ fn word_sizes_with_holes_are_offered_as_they_are_and_cost_no_edge() {
 }
 
 #[test]
+fn word_sizes_without_8_bits_are_offered_though_linux_set_the_device_to_8() {
+    for bits in [4, 16, 32] {
+        let host = Host::new().controller(0, |c| c.bits_per_word_mask = 1 << (bits - 1));
+        let host = host.device(DEV, 1_000_000, Loopback);
+        assert_eq!(host.kept(DEV).bits_per_word, 8);
+        host.leave_selected(DEV);
+        let (host, daemon, mut guest) = plugged_into(host);
+        assert_eq!(guest.config().bits_per_word_mask, 1 << (bits - 1));
+        assert!(!host.selected(DEV));
+        for (mode, size, expected) in [
+            (0, bits, TRANS_OK),
+            (virtio::CPHA, bits, TRANS_OK),
+            (0, 8, PARAM_ERR),
+        ] {
+            let head = Head::default().bits(size).mode(mode);
+            assert_eq!(guest.transfer(head, &[1; 4], 4).result, expected, "{bits}");
+        }
+        daemon.stop();
+        assert_eq!((host.kept(DEV).mode, host.selected(DEV)), (0, false));
+    }
+}
+
+#[test]
 fn config_space_of_several_devices_unites_and_each_request_is_judged_by_its_own() {
     let host = Host::new().controller(1, |c| {
         c.mode_bits = 0;
@@ -98,7 +121,6 @@ fn config_space_of_several_devices_unites_and_each_request_is_judged_by_its_own(
     let host = host
         .device((0, 0), 1_000_000, Loopback)
         .device((1, 0), 20_000_000, Loopback);
-    host.change((1, 0), |d| d.bits_per_word = 12);
     let daemon = Daemon::start(&host, &["/dev/spidev0.0", "/dev/spidev1.0"]);
     let mut guest = Guest::connect(&daemon, 0);
     let config = guest.config();
