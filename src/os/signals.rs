@@ -2,16 +2,21 @@
 
 //! The signals that end the daemon, and the one that prints its counters, as a file that the loop can
 //! wait for.
+//!
+//! `SIGUSR2`, `SIGIO`, `SIGPWR` and `SIGXCPU` are among the former: they would end the process anyway, and
+//! leave a chip selected.
 
 use std::fs::File;
 use std::io::{self, Read};
 
-use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, c_int};
+use libc::{SIGHUP, SIGINT, SIGIO, SIGPWR, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, c_int};
 use vmm_sys_util::signal::{block_signal, create_sigset, register_signal_handler, unblock_signal};
 
 use crate::os::ffi;
 
-const CAUGHT: [c_int; 5] = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1];
+const CAUGHT: [c_int; 9] = [
+    SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR2, SIGIO, SIGPWR, SIGXCPU, SIGUSR1,
+];
 
 /// Blocks these signals and returns a signalfd for them: from here on none is lost, and none
 /// interrupts anything. SIGALRM, the write time-out's, and SIGBUS are unblocked even if they were

@@ -177,7 +177,16 @@ fn hold_of_a_disabled_ring_is_released() {
 
 #[test]
 fn hold_is_released_by_each_signal_that_ends_the_process() {
-    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGUSR2,
+        libc::SIGIO,
+        libc::SIGPWR,
+        libc::SIGXCPU,
+    ] {
         let (host, mut daemon, _guests) = held();
         daemon.signal(signal);
         assert_eq!(daemon.wait(PATIENCE).code(), Some(0), "signal {signal}");
