@@ -15,133 +15,128 @@
 use std::fmt;
 use std::io;
 
+use vhost::vhost_user::Error;
+
 use crate::config::LogLevel;
 
-/// What an error says, for each of its variants.
-macro_rules! texts {
-    ($error:ident { $($variant:pat => $text:literal,)* }) => {
+/// Declares an error: its variants, each with its text.
+macro_rules! errors {
+    (
+        $(#[$attribute:meta])*
+        $error:ident {
+            $(
+                $(#[$doc:meta])*
+                $variant:ident $(($($field:ident: $kind:ty),+))? => $text:literal $(, $argument:expr)?;
+            )*
+        }
+    ) => {
+        $(#[$attribute])*
+        pub enum $error {
+            $($(#[$doc])* $variant $(($($kind),+))?,)*
+        }
+
         impl fmt::Display for $error {
+            #[allow(unused_variables, reason = "a text need not show every field")]
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 match self {
-                    $($variant => write!(f, $text),)*
+                    $(Self::$variant $(($($field),+))? => write!(f, $text $(, $argument)?),)*
                 }
             }
         }
     };
 }
 
-/// Why a request was refused before it touched the bus: answered `PARAM_ERR`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParamError {
-    /// The chain is malformed or has no result byte in memory, device-readable bytes came after
-    /// device-writable ones, or there are fewer than the 32 of the head.
-    Malformed,
-    /// More segments than a request may have.
-    TooManyPieces,
-    /// A buffer lies outside the guest's memory.
-    Address(u64),
-    /// `chip_select_id` names no device of this guest.
-    ChipSelect(u8),
-    /// `bits_per_word` is 0, above 32 or not supported by the device.
-    BitsPerWord(u8),
-    /// `tx_nbits` or `rx_nbits` is not a lane count that the device has.
-    Nbits(u8),
-    /// The mode bits that are unknown, unsupported or not allowed.
-    Mode(u32),
-    /// `freq` is above the device's limit or below its floor; all in Hz.
-    Frequency {
-        /// What the request asks for.
-        asked: u32,
-        /// The floor.
-        min: u32,
-        /// The limit.
-        max: u32,
-    },
-    /// One of the delays, in nanoseconds, is above what the config space offers.
-    Delay(u32),
-    /// `cs_change` is neither 0 nor 1.
-    CsChange(u8),
-    /// Both buffers are there and their lengths in bytes differ.
-    Duplex(u64, u64),
-    /// Both buffers are there, and the device has one data line for both directions.
-    HalfDuplex,
-    /// Neither tx nor rx.
-    NoPayload,
-    /// The length in bytes is not a multiple of the word size.
-    PartialWord(u64),
-    /// More bytes than `--max-transfer-len`.
-    TooLong(u64),
-    /// More milliseconds on the wire than `--max-transfer-ms`.
-    TooSlow,
-    /// More milliseconds for one word, with the delays of its message, than `--max-message-ms`.
-    SlowWord,
-    /// It needs chip select held between messages, and the controller has devices that are not
-    /// this daemon's: the name of one.
-    SharedBus(&'static str),
-    /// An opcode that the guest may not send, and why.
-    Opcode(u8, &'static str),
-    /// It sends nothing where `read-only=` or `deny=` needs an opcode to check.
-    NoOpcode,
-    /// An opcode that `read-only=` or `deny=` has to check is sent on several lanes, or data with it is
-    /// received so.
-    OpcodeNbits(u8),
-}
-
-texts! {
+errors! {
+    /// Why a request was refused before it touched the bus: answered `PARAM_ERR`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     ParamError {
-        Self::Malformed => "no whole head at the start, or no result byte at the end",
-        Self::TooManyPieces =>
-            "more than 1024 segments: a buffer counts once for each memory region that it lies in",
-        Self::Address(address) => "buffer at {address:#x} is outside guest memory",
-        Self::ChipSelect(id) => "this guest has no chip select {id}",
-        Self::BitsPerWord(bits) => "bits_per_word {bits} is not supported",
-        Self::Nbits(nbits) => "tx_nbits or rx_nbits {nbits} is not supported",
-        Self::Mode(0x4) => "mode bits 0x4 are not supported or not allowed: CS_HIGH, see the device \
-                            option cs-high=",
-        Self::Mode(0x10) => "mode bits 0x10 are not supported or not allowed: LOOP, see the device \
-                             option loop=",
-        Self::Mode(bits) => "mode bits {bits:#x} are not supported or not allowed",
-        Self::Frequency { asked, min, max } =>
-            "freq {asked} Hz is not allowed: 0 or {min} to {max} Hz are",
-        Self::Delay(ns) => "a delay of {ns} ns is longer than the device offers",
-        Self::CsChange(value) => "cs_change {value} is neither 0 nor 1",
-        Self::Duplex(tx, rx) => "tx of {tx} bytes and rx of {rx} differ in length",
-        Self::HalfDuplex => "tx and rx at once on a half-duplex device",
-        Self::NoPayload => "neither tx nor rx",
-        Self::PartialWord(len) => "{len} bytes are not whole words",
-        Self::TooLong(len) => "{len} bytes are above --max-transfer-len",
-        Self::TooSlow => "takes longer on the wire than --max-transfer-ms allows",
-        Self::SlowWord =>
-            "one word and the delays take longer on the wire than --max-message-ms allows",
-        Self::SharedBus(name) =>
+        /// The chain is malformed or has no result byte in memory, device-readable bytes came after
+        /// device-writable ones, or there are fewer than the 32 of the head.
+        Malformed => "no whole head at the start, or no result byte at the end";
+        /// More segments than a request may have.
+        TooManyPieces =>
+            "more than 1024 segments: a buffer counts once for each memory region that it lies in";
+        /// A buffer lies outside the guest's memory.
+        Address(address: u64) => "buffer at {address:#x} is outside guest memory";
+        /// `chip_select_id` names no device of this guest.
+        ChipSelect(id: u8) => "this guest has no chip select {id}";
+        /// `bits_per_word` is 0, above 32 or not supported by the device.
+        BitsPerWord(bits: u8) => "bits_per_word {bits} is not supported";
+        /// `tx_nbits` or `rx_nbits` is not a lane count that the device has.
+        Nbits(nbits: u8) => "tx_nbits or rx_nbits {nbits} is not supported";
+        /// The mode bits that are unknown, unsupported or not allowed.
+        Mode(bits: u32) =>
+            "mode bits {bits:#x} are not supported or not allowed{}", option_for(*bits);
+        /// `freq` is above the device's limit or below its floor; all in Hz.
+        Frequency(asked: u32, min: u32, max: u32) =>
+            "freq {asked} Hz is not allowed: 0 or {min} to {max} Hz are";
+        /// One of the delays, in nanoseconds, is above what the config space offers.
+        Delay(ns: u32) => "a delay of {ns} ns is longer than the device offers";
+        /// `cs_change` is neither 0 nor 1.
+        CsChange(value: u8) => "cs_change {value} is neither 0 nor 1";
+        /// Both buffers are there and their lengths in bytes differ.
+        Duplex(tx: u64, rx: u64) => "tx of {tx} bytes and rx of {rx} differ in length";
+        /// Both buffers are there, and the device has one data line for both directions.
+        HalfDuplex => "tx and rx at once on a half-duplex device";
+        /// Neither tx nor rx.
+        NoPayload => "neither tx nor rx";
+        /// The length in bytes is not a multiple of the word size.
+        PartialWord(len: u64) => "{len} bytes are not whole words";
+        /// More bytes than `--max-transfer-len`.
+        TooLong(len: u64) => "{len} bytes are above --max-transfer-len";
+        /// More milliseconds on the wire than `--max-transfer-ms`.
+        TooSlow => "takes longer on the wire than --max-transfer-ms allows";
+        /// More milliseconds for one word, with the delays of its message, than `--max-message-ms`.
+        SlowWord =>
+            "one word and the delays take longer on the wire than --max-message-ms allows";
+        /// It needs chip select held between messages, and the controller has devices that are not
+        /// this daemon's: the name of one.
+        SharedBus(name: &'static str) =>
             "needs chip select held, but {name} on its controller is not ours: give this daemon that \
-             one too, raise spidev.bufsiz or --max-message-ms, or set exclusive-bus=on",
-        Self::Opcode(opcode, why) => "opcode {opcode:#04x} {why}",
-        Self::NoOpcode => "nothing is sent where read-only= or deny= needs an opcode",
-        Self::OpcodeNbits(nbits) =>
-            "tx_nbits or rx_nbits {nbits} with an opcode, which read-only= and deny= need on one lane",
+             one too, raise spidev.bufsiz or --max-message-ms, or set exclusive-bus=on";
+        /// An opcode that the guest may not send, and why.
+        Opcode(opcode: u8, why: &'static str) => "opcode {opcode:#04x} {why}";
+        /// It sends nothing where `read-only=` or `deny=` needs an opcode to check.
+        NoOpcode => "nothing is sent where read-only= or deny= needs an opcode";
+        /// An opcode that `read-only=` or `deny=` has to check is sent on several lanes, or data with it
+        /// is received so.
+        OpcodeNbits(nbits: u8) =>
+            "tx_nbits or rx_nbits {nbits} with an opcode, which read-only= and deny= need on one lane";
     }
 }
 
-/// Why a request that was valid was not carried out, or not to its end: answered `TRANS_ERR`.
-#[derive(Debug)]
-pub enum TransferError {
-    /// The SPI ioctl failed.
-    Ioctl(io::Error),
-    /// The ioctl reported fewer bytes than the message has.
-    Short(i32),
-    /// The session stopped, or its memory or ring changed, in the middle of it.
-    Aborted,
-    /// It would have continued an assertion of chip select that ran out, or ended for other guests.
-    HoldCut,
-    /// A device of its bus is selected and cannot be released.
-    Stuck,
-    /// Its buffers vanished from the guest's memory.
-    Memory,
-    /// Not even one further word of it fits a message.
-    NoMessage,
-    /// The loopback was told to fail it.
-    Wanted,
+/// The device option that allows a mode bit, for its error.
+fn option_for(mode_bits: u32) -> &'static str {
+    match mode_bits {
+        0x4 => ": CS_HIGH, see the device option cs-high=",
+        0x10 => ": LOOP, see the device option loop=",
+        _ => "",
+    }
+}
+
+errors! {
+    /// Why a request that was valid was not carried out, or not to its end: answered `TRANS_ERR`.
+    #[derive(Debug)]
+    TransferError {
+        /// The SPI ioctl failed.
+        Ioctl(error: io::Error) => "{error}";
+        /// The ioctl reported fewer bytes than the message has.
+        Short(len: i32) => "the kernel reports {len} bytes, which is not all";
+        /// The session stopped, or its memory or ring changed, in the middle of it.
+        Aborted => "its ring or connection ended or changed";
+        /// It would have continued an assertion of chip select that ran out, or ended for other guests.
+        HoldCut =>
+            "chip select, which it would have found asserted, was released before: \
+             --cs-hold-timeout-ms was over, or others waited for --max-transfer-ms";
+        /// A device of its bus is selected and cannot be released.
+        Stuck => "a device of its controller is selected and cannot be released";
+        /// Its buffers vanished from the guest's memory.
+        Memory => "its buffers are no longer in guest memory";
+        /// Not even one further word of it fits a message.
+        NoMessage => "spidev.bufsiz holds not even one word of it";
+        /// The loopback was told to fail it.
+        Wanted => "failed on purpose: device option fail=";
+    }
 }
 
 impl TransferError {
@@ -160,67 +155,50 @@ impl TransferError {
     }
 }
 
-texts! {
-    TransferError {
-        Self::Ioctl(error) => "{error}",
-        Self::Short(len) => "the kernel reports {len} bytes, which is not all",
-        Self::Aborted => "its ring or connection ended or changed",
-        Self::HoldCut =>
-            "chip select, which it would have found asserted, was released before: \
-             --cs-hold-timeout-ms was over, or others waited for --max-transfer-ms",
-        Self::Stuck => "a device of its controller is selected and cannot be released",
-        Self::Memory => "its buffers are no longer in guest memory",
-        Self::NoMessage => "spidev.bufsiz holds not even one word of it",
-        Self::Wanted => "failed on purpose: device option fail=",
-    }
-}
-
-/// The driver broke the rules of the ring itself: the vring stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RingError {
-    /// The available index is further ahead than the ring is long.
-    AvailIndex(u16),
-    /// A chain's head is not an index of the descriptor table.
-    Head(u16),
-    /// Part of the ring is no longer in the guest's memory.
-    Memory,
-}
-
-texts! {
+errors! {
+    /// The driver broke the rules of the ring itself: the vring stops.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     RingError {
-        Self::AvailIndex(index) => "avail index jumped to {index}, by more than the ring holds",
-        Self::Head(head) => "chain head {head} is beyond the descriptor table",
-        Self::Memory => "part of the ring is outside guest memory",
+        /// The available index is further ahead than the ring is long.
+        AvailIndex(index: u16) => "avail index jumped to {index}, by more than the ring holds";
+        /// A chain's head is not an index of the descriptor table.
+        Head(head: u16) => "chain head {head} is beyond the descriptor table";
+        /// Part of the ring is no longer in the guest's memory.
+        Memory => "part of the ring is outside guest memory";
     }
 }
 
-/// Why a connection ends.
-#[derive(Debug)]
-pub enum SessionError {
-    /// The front-end closed the connection.
-    Disconnected,
-    /// The daemon ends.
-    Shutdown,
-    /// A message that is not allowed, with the header's request code.
-    Message(u32, &'static str),
-    /// It sent fds that do not belong there.
-    Fds(&'static str),
-    /// It sent this many fds that were left open, since their close could wait for ever.
-    LeftOpen(u32),
-    /// The kernel does not take its fds, to close them: too many files are in flight.
-    Uncollected,
-    /// Silent for a second in the middle of a message.
-    Silent,
-    /// It filled its call or err eventfd and made it blocking.
-    CallBlocked,
-    /// Its call or err fd cannot be written to.
-    NotNotified(io::Error),
-    /// It truncated a file of its guest's memory.
-    Truncated,
-    /// The `vhost` crate, or one of our handlers through it, refused the message.
-    Vhost(vhost::vhost_user::Error),
-    /// The host refused a system call that the session needs.
-    Host(io::Error),
+errors! {
+    /// Why a connection ends.
+    #[derive(Debug)]
+    SessionError {
+        /// The front-end closed the connection.
+        Disconnected => "front-end left";
+        /// The daemon ends.
+        Shutdown => "the daemon ends";
+        /// A message that is not allowed, with the header's request code.
+        Message(code: u32, why: &'static str) => "message {code} {why}";
+        /// It sent fds that do not belong there.
+        Fds(why: &'static str) => "fds {why}";
+        /// It sent this many fds that were left open, since their close could wait for ever.
+        LeftOpen(count: u32) =>
+            "fd of a file whose close may wait (FUSE, a network or unknown file system): left open; \
+             guest memory must be a memfd or a file on tmpfs or hugetlbfs, see --guest-memory";
+        /// The kernel does not take its fds, to close them: too many files are in flight.
+        Uncollected => "too many files of the daemon's user are in flight";
+        /// Silent for a second in the middle of a message.
+        Silent => "front-end was silent in the middle of a message";
+        /// It filled its call or err eventfd and made it blocking.
+        CallBlocked => "call or err eventfd is full and blocking";
+        /// Its call or err fd cannot be written to.
+        NotNotified(error: io::Error) => "call or err cannot be written to: {error}";
+        /// It truncated a file of its guest's memory.
+        Truncated => "guest memory was truncated";
+        /// The `vhost` crate, or one of our handlers through it, refused the message.
+        Vhost(error: Error) => "message refused: {error}";
+        /// The host refused a system call that the session needs.
+        Host(error: io::Error) => "{error}";
+    }
 }
 
 impl SessionError {
@@ -230,35 +208,15 @@ impl SessionError {
     }
 
     /// The `SessionError` for an error of the `vhost` crate.
-    pub fn of_vhost(error: vhost::vhost_user::Error) -> Self {
-        if matches!(error, vhost::vhost_user::Error::Disconnected) {
+    pub fn of_vhost(error: Error) -> Self {
+        if matches!(error, Error::Disconnected) {
             return Self::Disconnected;
         }
-        if let vhost::vhost_user::Error::ReqHandlerError(cause) = &error {
-            if cause.kind() == io::ErrorKind::Interrupted {
-                return Self::CallBlocked;
-            }
+        if matches!(&error, Error::ReqHandlerError(cause) if cause.kind() == io::ErrorKind::Interrupted)
+        {
+            return Self::CallBlocked;
         }
         Self::Vhost(error)
-    }
-}
-
-texts! {
-    SessionError {
-        Self::Disconnected => "front-end left",
-        Self::Shutdown => "the daemon ends",
-        Self::Message(code, why) => "message {code} {why}",
-        Self::Fds(why) => "fds {why}",
-        Self::LeftOpen(_) =>
-            "fd of a file whose close may wait (FUSE, a network or unknown file system): left open; \
-             guest memory must be a memfd or a file on tmpfs or hugetlbfs, see --guest-memory",
-        Self::Uncollected => "too many files of the daemon's user are in flight",
-        Self::Silent => "front-end was silent in the middle of a message",
-        Self::CallBlocked => "call or err eventfd is full and blocking",
-        Self::NotNotified(error) => "call or err cannot be written to: {error}",
-        Self::Truncated => "guest memory was truncated",
-        Self::Vhost(error) => "message refused: {error}",
-        Self::Host(error) => "{error}",
     }
 }
 
@@ -322,7 +280,6 @@ impl Fatal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vhost::vhost_user::Error;
 
     #[test]
     fn errors_that_seldom_come_say_what_they_are_about() {

@@ -252,7 +252,7 @@ fn check_fields(head: &TransferHead, limits: &Limits) -> Result<u32, ParamError>
     };
     let (asked, min, max) = (head.freq, limits.min_speed_hz.max(1), limits.max_speed_hz);
     let is_allowed = (min..=max).contains(&speed_hz);
-    ensure(is_allowed, ParamError::Frequency { asked, min, max })?;
+    ensure(is_allowed, ParamError::Frequency(asked, min, max))?;
     // A maximum of 0 in the config space means that the delay is not supported.
     for (asked, offered) in [
         (head.word_delay_ns, limits.max_word_delay_ns),
@@ -445,11 +445,7 @@ mod tests {
 
     #[test]
     fn validate_each_wrong_field_is_named() {
-        let too_fast_or_slow = |asked| ParamError::Frequency {
-            asked,
-            min: 1_000,
-            max: 10_000_000,
-        };
+        let too_fast_or_slow = |asked| ParamError::Frequency(asked, 1_000, 10_000_000);
         let base = head();
         let cases = [
             (
