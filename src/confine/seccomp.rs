@@ -157,7 +157,7 @@ rules! {
     #[cfg(target_env = "musl")]
     SYS_fstat           []                                              "virtqueue::memory::check_file";
     SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
-    SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::is_there"
+    SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::any_line"
         unseen "only for a file on overlay and the like", "memory_in_a_plain_file_is_refused_and_its_socket_serves_on";
     SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::is_unix";
     SYS_getpeername     []                                              "os::file_kind::unix_socket";
@@ -268,22 +268,22 @@ impl Pins {
         }
     }
 
-    /// The rules with their numbers. A rule about devices or directories allows nothing if there are
-    /// none.
-    fn apply(&self, rules: &[Rule]) -> Vec<Allowed> {
+    /// The rule with its numbers; `None` if it is about devices or directories and there are none.
+    fn apply(&self, rule: &Rule) -> Option<Allowed> {
         let condition = |test: &Test| Condition {
             argument: test.argument,
             mask: test.mask,
             values: self.numbers(test.value),
         };
-        let allowed = rules.iter().filter_map(|rule| {
-            Some(Allowed {
-                number: rule.number.try_into().ok()?,
-                conditions: rule.tests.iter().map(condition).collect(),
-            })
-        });
-        let possible = |call: &Allowed| !call.conditions.iter().any(|c| c.values.is_empty());
-        allowed.filter(possible).collect()
+        let conditions: Vec<_> = rule.tests.iter().map(condition).collect();
+        let is_possible = conditions.iter().all(|c| !c.values.is_empty());
+        let number = rule.number.try_into().ok()?;
+        is_possible.then_some(Allowed { number, conditions })
+    }
+
+    /// The calls that the filter allows.
+    fn allowed(&self) -> impl Iterator<Item = Allowed> {
+        RULES.iter().filter_map(|rule| self.apply(rule))
     }
 }
 
@@ -293,7 +293,7 @@ impl Pins {
 /// # Errors
 /// The kernel has no seccomp, or refused the filter.
 pub fn install(otherwise: u32, pins: &Pins) -> io::Result<()> {
-    ffi::seccomp(&mut program(&pins.apply(RULES), otherwise))
+    ffi::seccomp(&mut program(pins.allowed(), otherwise))
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ fn profile(
         number: numbers[&name],
         conditions: Vec::new(),
     };
-    let mut program = program(&names.map(allow).collect::<Vec<_>>(), otherwise);
+    let mut program = program(names.map(allow), otherwise);
     let traced = traced();
     move || {
         if traced {
