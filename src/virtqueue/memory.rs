@@ -137,7 +137,7 @@ impl Memory {
         let part = FileOffset::from_arc(memory, region.file_offset);
         let mapping =
             GuestRegionMmap::from_range(region.guest, len, Some(part)).map_err(cannot_map)?;
-        let watch = Watch::new(mapping.as_ptr(), len).ok_or(TOO_MANY)?;
+        let watch = Watch::new(mapping.as_ptr(), len);
         let region = Region {
             description: region,
             mapping,

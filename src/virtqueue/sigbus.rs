@@ -11,36 +11,30 @@
 //! replace a region of more than the host can grant, and the process would end. So it is the smallest
 //! piece that the kernel cuts out: a huge page, or all of a mapping of a driver that allows no cut.
 //!
-//! The handler reads nothing but atomics, in a table that is big enough for all guests.
+//! The handler reads nothing but atomics: a list of slots, which grows by one where a mapping finds none
+//! that is free, and never shrinks. An access that raises SIGBUS is never made while it grows.
 
 use std::io;
 use std::iter;
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vmm_sys_util::signal::register_signal_handler;
 
-use crate::config::{MAX_GUESTS, MAX_REGIONS};
-
-const SLOTS: usize = MAX_GUESTS * MAX_REGIONS;
 /// Bytes that are replaced at once, where the kernel can: whole pages on all architectures.
 const PIECE_LEN: usize = 64 * 1024;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Slot {
     /// Address of the mapping; 0 if the slot is free.
     start: AtomicUsize,
     len: AtomicUsize,
     hit: AtomicBool,
+    next: OnceLock<Box<Slot>>,
 }
 
-static TABLE: [Slot; SLOTS] = [const {
-    Slot {
-        start: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-        hit: AtomicBool::new(false),
-    }
-}; SLOTS];
+static FIRST: OnceLock<Box<Slot>> = OnceLock::new();
 
 /// Some region was hit since the last [`take_hit`].
 static HIT: AtomicBool = AtomicBool::new(false);
@@ -50,15 +44,17 @@ static HIT: AtomicBool = AtomicBool::new(false);
 pub struct Watch(&'static Slot);
 
 impl Watch {
-    /// Tells the handler about the mapping of `len` bytes at `start`; `None` if its table is full.
-    pub fn new(start: *mut u8, len: usize) -> Option<Self> {
-        let mut slots = TABLE.iter();
-        let slot = slots.find(|slot| slot.start.load(Ordering::Relaxed) == 0)?;
+    /// Tells the handler about the mapping of `len` bytes at `start`.
+    pub fn new(start: *mut u8, len: usize) -> Self {
+        let mut slot = FIRST.get_or_init(Box::default);
+        while slot.start.load(Ordering::Relaxed) != 0 {
+            slot = slot.next.get_or_init(Box::default);
+        }
         slot.hit.store(false, Ordering::Relaxed);
         slot.len.store(len, Ordering::Relaxed);
         slot.start
             .store(start.expose_provenance(), Ordering::Release);
-        Some(Self(slot))
+        Self(slot)
     }
 
     /// Whether the mapping's file was truncated under it.
@@ -92,7 +88,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     let info = unsafe { &*info };
     // SAFETY: SIGBUS has an address.
     let address = unsafe { info.si_addr() }.addr();
-    for slot in &TABLE {
+    for slot in iter::successors(FIRST.get(), |slot| slot.next.get()) {
         let start = slot.start.load(Ordering::Acquire);
         let end = start.saturating_add(slot.len.load(Ordering::Relaxed));
         let is_hit = start != 0 && (start..end).contains(&address);
@@ -157,7 +153,7 @@ mod tests {
     fn access_to_a_truncated_mapping_goes_on_and_is_told() {
         install().unwrap();
         let (file, start) = map(8192);
-        let watch = Watch::new(start, 8192).unwrap();
+        let watch = Watch::new(start, 8192);
         assert!(!watch.is_hit());
         file.set_len(0).unwrap();
         // SAFETY: within the mapping; the handler makes the access good.
@@ -174,7 +170,7 @@ mod tests {
         const LEN: usize = 1 << 30;
         install().unwrap();
         let (file, start) = map_memfd(LEN, libc::MFD_HUGETLB);
-        let watch = Watch::new(start, LEN).unwrap();
+        let watch = Watch::new(start, LEN);
         file.set_len(0).unwrap();
         // SAFETY: within the mapping; the handler makes the access good.
         unsafe { start.add(5000).write_volatile(1) };
@@ -189,7 +185,7 @@ mod tests {
         const LEN: usize = 3 * PIECE_LEN;
         install().unwrap();
         let (file, start) = map(LEN);
-        let watch = Watch::new(start, LEN).unwrap();
+        let watch = Watch::new(start, LEN);
         file.set_len(4096).unwrap();
         // SAFETY: within the mapping; the handler makes the access good.
         unsafe { start.add(LEN - 1).write_volatile(1) };
