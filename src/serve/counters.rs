@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_millis(10);
 /// Most tries of a line. After them the report is given up, as nobody seems to read stderr.
 const TRIES: u32 = 100;
 
-/// The requests to one chip select.
+/// The requests to one chip select: how many, and how long they took.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counters {
     ok: u64,
@@ -30,11 +30,6 @@ struct Counters {
     trans_err: u64,
     bytes: u64,
     wire_ns: u64,
-}
-
-/// How long the requests to one chip select took.
-#[derive(Debug, Clone, Copy, Default)]
-struct Times {
     waited: Histogram,
     served: Histogram,
 }
@@ -42,35 +37,36 @@ struct Times {
 impl Counters {
     /// How many requests were answered.
     fn requests(&self) -> u64 {
-        self.ok
-            .wrapping_add(self.param_err)
-            .wrapping_add(self.trans_err)
+        let refused = self.param_err.wrapping_add(self.trans_err);
+        self.ok.wrapping_add(refused)
+    }
+
+    /// How long they took, as fields.
+    fn times(&self) -> String {
+        let fields = |name, times: &Histogram| {
+            let [a, b, c] = times.percentiles_us();
+            format!(" {name}_p50_us={a} {name}_p99_us={b} {name}_p999_us={c}")
+        };
+        let (wait, service) = (
+            fields("wait", &self.waited),
+            fields("service", &self.served),
+        );
+        let longest = self.served.longest_us;
+        format!("{wait}{service} longest_service_us={longest}")
     }
 }
 
+/// The fields that each line about requests has.
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (requests, bytes, wire_us) = (self.requests(), self.bytes, self.wire_ns / 1000);
+        let (ok, param_err, trans_err) = (self.ok, self.param_err, self.trans_err);
+        let longest = self.waited.longest_us;
         write!(
             f,
-            "requests={} bytes={} ok={} param_err={} trans_err={} wire_us={}",
-            self.requests(),
-            self.bytes,
-            self.ok,
-            self.param_err,
-            self.trans_err,
-            self.wire_ns / 1000,
+            "requests={requests} bytes={bytes} ok={ok} param_err={param_err} trans_err={trans_err} \
+             wire_us={wire_us} longest_wait_us={longest}"
         )
-    }
-}
-
-impl fmt::Display for Times {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "longest_wait_us={}", self.waited.longest_us())?;
-        for (name, times) in [("wait", &self.waited), ("service", &self.served)] {
-            let [a, b, c] = times.percentiles_us();
-            write!(f, " {name}_p50_us={a} {name}_p99_us={b} {name}_p999_us={c}")?;
-        }
-        write!(f, " longest_service_us={}", self.served.longest_us())
     }
 }
 
@@ -78,17 +74,17 @@ impl fmt::Display for Times {
 #[derive(Debug)]
 pub struct Tally {
     /// Those to each of its chip selects.
-    known: Box<[(Counters, Times)]>,
+    known: Box<[Counters]>,
     /// Those that name none of them, and never go on the wire.
-    unknown: Counters,
+    unknown: Box<Counters>,
 }
 
 impl Tally {
     /// Nothing counted yet, of `chip_selects` chip selects.
     pub fn new(chip_selects: usize) -> Self {
         Self {
-            known: vec![(Counters::default(), Times::default()); chip_selects].into(),
-            unknown: Counters::default(),
+            known: vec![Counters::default(); chip_selects].into(),
+            unknown: Box::default(),
         }
     }
 
@@ -113,26 +109,17 @@ impl Tally {
 
     /// Counts how long a request waited that now goes on the wire.
     pub fn count_wait(&mut self, chip_select: Option<u8>, waited: Duration) {
-        if let Some(times) = self.times_of(chip_select) {
-            times.waited.count(waited);
-        }
+        self.of(chip_select).waited.count(waited);
     }
 
     /// Counts how long a request was served that was on the wire.
     pub fn count_service(&mut self, chip_select: Option<u8>, served: Duration) {
-        if let Some(times) = self.times_of(chip_select) {
-            times.served.count(served);
-        }
+        self.of(chip_select).served.count(served);
     }
 
     fn of(&mut self, chip_select: Option<u8>) -> &mut Counters {
         let known = chip_select.and_then(|number| self.known.get_mut(usize::from(number)));
-        known.map_or(&mut self.unknown, |(counters, _)| counters)
-    }
-
-    fn times_of(&mut self, chip_select: Option<u8>) -> Option<&mut Times> {
-        let known = self.known.get_mut(usize::from(chip_select?));
-        known.map(|(_, times)| times)
+        known.unwrap_or(&mut self.unknown)
     }
 }
 
@@ -159,29 +146,24 @@ pub struct Counted<'t> {
 }
 
 impl Counted<'_> {
-    /// Gives `write` the n-th line about the guest: first one about the guest, then one about each of
-    /// its chip selects, then one about requests that name none of them, which is left out if there
-    /// were none. `None` after the last one; `false` if the line could not be written.
-    fn write(&self, number: usize, write: impl FnOnce(fmt::Arguments<'_>) -> bool) -> Option<bool> {
+    /// The n-th line about the guest: first one about its front-ends, then one about each of its chip
+    /// selects, then one about requests that name none of them, if there were any. `None` after the last.
+    fn line(&self, number: usize) -> Option<String> {
         let guest = self.guest;
         let Tally { known, unknown } = self.tally;
         let Some(chip_select) = number.checked_sub(1) else {
             let Connections { begun, faults } = self.connections;
             let dropped = self.lines_dropped;
-            return Some(write(format_args!(
+            return Some(format!(
                 "guest={guest} connections={begun} faults={faults} lines_dropped={dropped}"
-            )));
+            ));
         };
-        match known.get(chip_select) {
-            Some((counters, times)) => Some(write(format_args!(
-                "guest={guest} cs={chip_select} {counters} {times}"
-            ))),
-            None if chip_select > known.len() => None,
-            None if unknown.requests() == 0 => Some(true),
-            None => Some(write(format_args!(
-                "guest={guest} cs=- {unknown} longest_wait_us=0"
-            ))),
+        if let Some(counters) = known.get(chip_select) {
+            let times = counters.times();
+            return Some(format!("guest={guest} cs={chip_select} {counters}{times}"));
         }
+        let is_last = chip_select == known.len() && unknown.requests() > 0;
+        is_last.then(|| format!("guest={guest} cs=- {unknown}"))
     }
 }
 
@@ -208,9 +190,10 @@ pub struct Report {
     next: Option<(usize, usize)>,
     /// Asked for once more meanwhile: lines that are written already may be out of date.
     again: bool,
-    /// How often stderr had no room for this line, and when it is tried again.
+    /// How often stderr had no room for the next line.
     tries: u32,
-    retry_at: Option<Instant>,
+    /// When it is tried again, if it had none.
+    pub retry_at: Option<Instant>,
 }
 
 impl Report {
@@ -236,11 +219,6 @@ impl Report {
         self.next.is_some() && self.retry_at.is_none()
     }
 
-    /// When the next line is to be tried again, if it could not be written.
-    pub fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
-    }
-
     /// Gives `write` the next line, with the counters that `of` has of its guest, unless it is to be
     /// tried again later.
     pub fn step<'t>(
@@ -255,24 +233,25 @@ impl Report {
         if self.retry_at.is_some_and(|at| at > now) {
             return;
         }
-        let (written, next) = match of(guest) {
+        let (line, next) = match of(guest).map(|counted| counted.line(number)) {
+            Some(Some(line)) => (line, Some((guest, number.saturating_add(1)))),
+            Some(None) => {
+                self.next = Some((guest.saturating_add(1), 0));
+                return;
+            }
             None => {
                 let uptime_s = now.saturating_duration_since(self.started).as_secs();
-                (write(format_args!("uptime_s={uptime_s}")), None)
+                (format!("uptime_s={uptime_s}"), None)
             }
-            Some(counted) => match counted.write(number, write) {
-                Some(written) => (written, Some((guest, number.saturating_add(1)))),
-                None => (true, Some((guest.saturating_add(1), 0))),
-            },
         };
-        let tries = self.tries.saturating_add(1);
-        if written {
+        if write(format_args!("{line}")) {
             (self.tries, self.retry_at) = (0, None);
             self.next = next.or_else(|| std::mem::take(&mut self.again).then_some((0, 0)));
-        } else if tries > TRIES {
-            *self = Self::new(self.started);
+        } else if self.tries < TRIES {
+            self.tries = self.tries.saturating_add(1);
+            self.retry_at = now.checked_add(RETRY);
         } else {
-            (self.tries, self.retry_at) = (tries, now.checked_add(RETRY));
+            *self = Self::new(self.started);
         }
     }
 }
@@ -307,7 +286,7 @@ mod tests {
                 room
             };
             report.step(now, |number| guest(number, tally), write);
-            if let Some(at) = report.retry_at() {
+            if let Some(at) = report.retry_at {
                 assert!(!report.is_due() && at > now);
                 now = at;
                 waits += 1;
@@ -387,9 +366,9 @@ mod tests {
         let mut tally = Tally::new(1);
         for (waited, longest) in [(5, 5), (3, 5), (7, 7), (0, 7)] {
             tally.count_wait(Some(0), Duration::from_micros(waited));
-            let line = tally.known[0].1.to_string();
-            let field = format!("longest_wait_us={longest} ");
-            assert!(line.starts_with(&field), "{line}");
+            let line = tally.known[0].to_string();
+            let field = format!(" longest_wait_us={longest}");
+            assert!(line.ends_with(&field), "{line}");
         }
     }
 }

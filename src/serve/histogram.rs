@@ -16,7 +16,8 @@ const LAST: usize = BUCKETS - 1;
 pub struct Histogram {
     /// The n-th has what took less than 2^n microseconds, and not less than half of that.
     counts: [u64; BUCKETS],
-    longest_us: u64,
+    /// The longest.
+    pub longest_us: u64,
 }
 
 impl Histogram {
@@ -32,11 +33,6 @@ impl Histogram {
         }
     }
 
-    /// The longest.
-    pub fn longest_us(&self) -> u64 {
-        self.longest_us
-    }
-
     /// Microseconds that `share` of a thousand took at most.
     fn percentile_us(&self, share: u64) -> u64 {
         let all = self.counts.iter().fold(0u64, |sum, n| sum.wrapping_add(*n));
@@ -47,10 +43,10 @@ impl Histogram {
         for (bound, count) in (0..).map(|n| 1u64 << n).zip(bounded) {
             sum = sum.wrapping_add(*count);
             if sum >= wanted {
-                return bound.min(self.longest_us());
+                return bound.min(self.longest_us);
             }
         }
-        self.longest_us()
+        self.longest_us
     }
 
     /// p50, p99 and p99.9, in microseconds.
@@ -68,7 +64,7 @@ mod tests {
         for (us, times) in took {
             (0..*times).for_each(|_| histogram.count(Duration::from_micros(*us)));
         }
-        let longest = histogram.longest_us();
+        let longest = histogram.longest_us;
         let [p50, p99, p999] = histogram.percentiles_us();
         format!("x_p50_us={p50} x_p99_us={p99} x_p999_us={p999} {longest}")
     }

@@ -18,7 +18,7 @@ impl EventLoop {
     pub(super) fn next_deadline(&mut self) -> Option<Instant> {
         let own = [
             self.turns.next_wake(),
-            self.report.retry_at(),
+            self.report.retry_at,
             self.sd_notify.next,
             self.collect_at,
             self.ends_at,
