@@ -106,9 +106,8 @@ pub fn write(level: LogLevel, text: fmt::Arguments<'_>) -> bool {
         return false;
     }
     // Somebody else may fill it before us: then a tick ends the wait.
-    let _armed = write_timeout::arm();
     // Once, whatever comes of it: a failure costs the line alone.
-    io::stderr().write(line).is_ok()
+    write_timeout::bounded(|| io::stderr().write(line)).is_ok()
 }
 
 /// A field's value that is text: in quotes, of which it has none itself.

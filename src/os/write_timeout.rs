@@ -6,8 +6,7 @@
 //! moment: the front-end's call and err eventfds, and stderr. Asking whether a write would block
 //! before making it is a race. So while such writes happen, SIGALRM comes every `TICK_MS`,
 //! whose handler need do nothing for that: a write that waits returns `EINTR`. A tick never disarms the timer
-//! while a write is being made: a daemon that lost the CPU between [`arm`] and the write still has
-//! its tick. The second tick without a write disarms it, so that an idle daemon never wakes up, and
+//! while a write is being made: a daemon that lost the CPU before the write still has its tick. The second tick without a write disarms it, so that an idle daemon never wakes up, and
 //! a busy one makes no system call for it. After a write was once interrupted, ticks come every
 //! `SHORT_TICK_MS`: other front-ends may be hostile, too, and all 64 together must not cost more than a
 //! second.
@@ -29,7 +28,7 @@ const TICK_MS: u32 = 100;
 /// Milliseconds between ticks after a write blocked.
 const SHORT_TICK_MS: u32 = 10;
 
-// Statics: the signal handler uses `WRITES`, and `arm()`, which the panic hook's line needs, uses both.
+// Statics: the signal handler uses `WRITES`, and `bounded()`, which the panic hook's line needs, uses both.
 
 static INTERVAL_MS: AtomicU32 = AtomicU32::new(TICK_MS);
 /// One of the four below: from this the next tick decides whether ticks go on.
@@ -44,7 +43,7 @@ const WRITTEN: u8 = 2;
 /// A write is being made.
 const WRITING: u8 = 3;
 
-/// Installs the handler; once, before the first [`arm`].
+/// Installs the handler; once, before the first [`bounded`] write.
 ///
 /// # Errors
 /// The host refused it.
@@ -53,27 +52,18 @@ pub fn install() -> io::Result<()> {
     Ok(register_signal_handler(libc::SIGALRM, on_tick)?)
 }
 
-/// A write that could block is being made: ticks come until this is dropped.
-#[derive(Debug)]
-#[must_use = "ticks are only sure to come while this lives"]
-pub struct Armed(());
-
-impl Drop for Armed {
-    fn drop(&mut self) {
-        WRITES.store(WRITTEN, Ordering::Relaxed);
-    }
-}
-
-/// Makes sure that ticks come until the returned value is dropped: before each write that could
-/// block, until after it.
-pub fn arm() -> Armed {
+/// Makes a write that could block, and makes sure that ticks come until it is over.
+#[inline]
+pub fn bounded<T>(write: impl FnOnce() -> T) -> T {
     // Whatever a unit test calls may write, and a tick without the handler would end the program.
     #[cfg(test)]
     install().unwrap();
     if WRITES.swap(WRITING, Ordering::Relaxed) == OFF {
         set_interval_timer(INTERVAL_MS.load(Ordering::Relaxed));
     }
-    Armed(())
+    let result = write();
+    WRITES.store(WRITTEN, Ordering::Relaxed);
+    result
 }
 
 /// Adds 1 to an eventfd that the front-end shares with us.
@@ -85,8 +75,7 @@ pub fn arm() -> Armed {
 /// It blocked, or the front-end's fd cannot be written to.
 #[inline]
 pub fn signal(eventfd: &FrontendFile) -> Result<(), SessionError> {
-    let _armed = arm();
-    let Err(error) = eventfd.write(&1u64.to_ne_bytes()) else {
+    let Err(error) = bounded(|| eventfd.write(&1u64.to_ne_bytes())) else {
         return Ok(());
     };
     match error.raw_os_error() {
@@ -125,7 +114,7 @@ mod tests {
     const ALONE: &str = "WRITE_TIMEOUT_ALONE";
 
     fn tick() {
-        // SAFETY: `arm` installed the handler, which is called in this thread, before this returns.
+        // SAFETY: `bounded` installed the handler, which is called in this thread, before this returns.
         unsafe { libc::raise(libc::SIGALRM) };
     }
 
@@ -150,17 +139,16 @@ mod tests {
             assert!(status.success());
             return;
         }
-        let armed = arm();
-        tick();
-        tick();
-        assert!(is_armed());
-        drop(armed);
+        bounded(|| {
+            tick();
+            tick();
+            assert!(is_armed());
+        });
         // The first of the ticks after it, which the timer may have made, still counts the write.
         while is_armed() {
             tick();
         }
         assert_eq!(WRITES.load(Ordering::Relaxed), OFF);
-        let _armed = arm();
-        assert!(is_armed());
+        bounded(|| assert!(is_armed()));
     }
 }

@@ -145,8 +145,7 @@ fn check_vring_file(request: Request, file: &FrontendFile) -> Result<()> {
     }
     // Of the anonymous inodes only an eventfd takes a write of 0, which changes nothing. It waits if
     // the counter is at its maximum and the front-end made the eventfd blocking.
-    let _armed = write_timeout::arm();
-    match file.write(&0u64.to_ne_bytes()) {
+    match write_timeout::bounded(|| file.write(&0u64.to_ne_bytes())) {
         Ok(8) => Ok(()),
         Err(error) if error.kind() == ErrorKind::Interrupted => Err(Error::ReqHandlerError(error)),
         Ok(_) | Err(_) => Err(NOT_AN_EVENTFD),
