@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Fds that may be left open for a socket before it stops listening for good.
 const MAX_LEFT_OPEN: u32 = 16;
-/// How long one of them is remembered: in a year a front-end can leave a few hundred open.
+/// How long it takes to forget one of them: in a year a front-end can leave a few hundred open.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// For how long a socket does not listen after a front-end's eventfd had blocked, for the first time;
 /// each further time it is twice as long, up to `MAX_BACK_OFF`.
@@ -19,10 +19,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// The record of one socket.
 #[derive(Debug, Default)]
 pub(super) struct Offences {
-    /// Fds that were left open and are remembered.
-    left_open: u32,
-    /// Since when the next of them is being forgotten.
-    left_open_since: Option<Instant>,
+    /// When the last of the fds that were left open will be forgotten: they are one after the other.
+    left_open_until: Option<Instant>,
     /// When an eventfd blocked last, and for how long the socket did not listen then.
     blocked: Option<(Instant, Duration)>,
 }
@@ -30,20 +28,9 @@ pub(super) struct Offences {
 impl Offences {
     /// `count` fds were left open. Returns whether the socket is to stop listening for good.
     pub(super) fn note_left_open(&mut self, count: u32, now: Instant) -> bool {
-        let since = *self.left_open_since.get_or_insert(now);
-        let past = now.saturating_duration_since(since);
-        let days = past.as_secs().checked_div(DAY.as_secs()).unwrap_or(0);
-        let days = u32::try_from(days).unwrap_or(u32::MAX);
-        self.left_open = self.left_open.saturating_sub(days);
-        // The rest of a day counts for the next one.
-        let since = if self.left_open == 0 {
-            Some(now)
-        } else {
-            since.checked_add(DAY.saturating_mul(days))
-        };
-        self.left_open_since = since;
-        self.left_open = self.left_open.saturating_add(count);
-        self.left_open > MAX_LEFT_OPEN
+        let earlier = self.left_open_until.map_or(now, |until| until.max(now));
+        self.left_open_until = earlier.checked_add(DAY.saturating_mul(count));
+        self.left_open_until > now.checked_add(DAY.saturating_mul(MAX_LEFT_OPEN))
     }
 
     /// An eventfd blocked. Returns for how long the socket is not to listen.
