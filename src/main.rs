@@ -12,6 +12,7 @@ use vhost_device_spi::config::{Config, Source};
 use vhost_device_spi::confine::{emergency_cleanup, stages};
 use vhost_device_spi::error::{self, Fatal};
 use vhost_device_spi::os::handed_in::{self, Socket};
+use vhost_device_spi::os::mounts::Mounts;
 use vhost_device_spi::os::{log, stdout};
 use vhost_device_spi::start::cli::Command;
 use vhost_device_spi::start::{assemble, locked_memory};
@@ -59,7 +60,8 @@ fn serve(mut config: Config, handed_in: Vec<Socket>, signals: File) -> Result<()
         locked_memory::lock(0)?;
     }
     let sockets = assemble::bind(&config, handed_in)?;
-    let event_loop = assemble::assemble(&config, hardware, sockets, signals)?;
+    let mounts = Mounts::read();
+    let event_loop = assemble::assemble(&config, hardware, sockets, mounts, signals)?;
     if config.lock_memory {
         locked_memory::lock(config.guests.len())?;
     }

@@ -118,6 +118,7 @@ impl Mounts {
 }
 
 /// Whether `is_it` says so of a line of the table.
+#[inline(never)]
 fn any_line(table: &File, is_it: &mut dyn FnMut(Line<'_>) -> bool) -> bool {
     let (mut chunk, mut offset) = ([0; CHUNK_LEN], 0u64);
     while let Ok(len @ 1..) = table.read_at(&mut chunk, offset) {

@@ -41,7 +41,7 @@ pub struct SpiIocTransfer {
 pub struct Scratch {
     transfers: Vec<SpiIocTransfer>,
     /// Words to send and received words, at the index of their transfer.
-    words: Box<[[[u8; 4]; 2]; MAX_PIECES]>,
+    words: Vec<[[u8; 4]; 2]>,
     /// Received words: the index of their transfer, their place in the request, and their length.
     rx_cuts: Vec<(usize, Position, u32)>,
 }
@@ -50,7 +50,7 @@ impl Default for Scratch {
     fn default() -> Self {
         Self {
             transfers: Vec::with_capacity(MAX_PIECES),
-            words: Box::new([[[0; 4]; 2]; MAX_PIECES]),
+            words: vec![[[0; 4]; 2]; MAX_PIECES],
             rx_cuts: Vec::with_capacity(MAX_PIECES),
         }
     }

@@ -176,6 +176,7 @@ pub fn assemble(
     config: &Config,
     hardware: Hardware,
     sockets: Vec<Socket>,
+    mounts: Mounts,
     signals: File,
 ) -> Result<EventLoop, Fatal> {
     if config.guest_memory == GuestMemory::Any {
@@ -188,14 +189,14 @@ pub fn assemble(
         log::info(format_args!("{finding}"));
     }
     let deferred = DeferredClose::new(config.guests.len());
-    let mut sessions = Vec::new();
+    let mut sessions = Vec::with_capacity(config.guests.len());
     let guests = GuestNumber::all().zip(sockets);
     for ((number, socket), policy) in guests.zip(&config.hold_policies) {
         announce(config, number, &socket);
         let grant = grant(config, &hardware, number, *policy);
         sessions.push(Session::new(number, socket, grant, &poller, &deferred).map_err(refused)?);
     }
-    let shared = Shared::new(hardware.buses, poller, Mounts::read(), deferred);
+    let shared = Shared::new(hardware.buses, poller, mounts, deferred);
     let sd_notify = SdNotify::connect(config.notify_socket.as_deref(), config.alive_every);
     EventLoop::new(sessions, shared, signals, sd_notify)
 }
@@ -238,19 +239,14 @@ fn grant(config: &Config, hardware: &Hardware, number: GuestNumber, policy: Hold
 }
 
 fn announce(config: &Config, number: GuestNumber, socket: &Socket) {
-    let devices = config.devices.iter();
-    let devices = devices.filter(|device| number.is_in(device.guests));
-    let names = devices
-        .enumerate()
-        .map(|(chip_select, device)| format!(" {chip_select}={}", device.name));
+    let devices = config.devices.iter().filter(|d| number.is_in(d.guests));
+    let names = (0..)
+        .zip(devices)
+        .map(|(chip_select, d)| format!(" {chip_select}={}", d.name));
     let names: String = names.collect();
-    match socket {
-        Socket::Listening(listener) => log::info(format_args!(
-            "guest={number} listening on {}, chip selects{names}",
-            listener.name
-        )),
-        Socket::Connected(_, fd) => log::info(format_args!(
-            "guest={number} connected by fd {fd}, chip selects{names}"
-        )),
-    }
+    let source = match socket {
+        Socket::Listening(listener) => format!("listening on {}", listener.name),
+        Socket::Connected(_, fd) => format!("connected by fd {fd}"),
+    };
+    log::info(format_args!("guest={number} {source}, chip selects{names}"));
 }
