@@ -188,9 +188,12 @@ def unsafe_blocks():
 def system_calls():
     text, group, target = read("src/confine/seccomp.rs"), "", ""
     rules, startup = re.search(r"^rules! \{\n(.*?)^\}", text, re.M | re.S)[1], re.search("STARTUP: .*?= &\\[(.*?)^\\]", text, re.M | re.S)[1]
-    rule = r'// (.*)|#\[cfg\((.*)\)\]|SYS_(\w+)\s+\[(.*?)\]\s+"(.*?)"(?:\s+unseen "(.*?)", "(.*?)")?;'
-    for comment, cfg, call, tests, by, unseen, shown in re.findall(rule, rules):
+    entry = r'\[\s*"(\w+)",\s*"([\w:]+)",\s*"(.*?)",\s*"(\w+)",?\s*\]'
+    elsewhere = {(call, by): why for call, by, *why in re.findall(entry, read("src/confine/seccomp/traces.rs"))}
+    rule = r'// (.*)|#\[cfg\((.*)\)\]|SYS_(\w+)\s+\[(.*?)\]\s+"(.*?)";'
+    for comment, cfg, call, tests, by in re.findall(rule, rules):
         if call:
+            unseen, shown = elsewhere.get((call, by), ("", ""))
             yield {"call": call, "arguments": tests, "by": by, "for": group, "target": target, "unseen by strace": unseen, "shown by": shown}
         group, target = comment or group, cfg
     group = ""

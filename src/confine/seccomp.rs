@@ -6,7 +6,8 @@
 //! function that needs it; a `cfg` in front says for which targets it is. Several rules for one
 //! call are alternatives. A call that matches no rule, or comes from another architecture, ends the
 //! process, or with `--seccomp=log` is logged.
-//! `tests/syscalls` sees every rule used, but for those marked `unseen`, which say why and name another test.
+//! `tests/syscalls` sees every rule used, but for those that `traces::UNSEEN` lists with the reason and the
+//! test that shows them instead.
 //!
 //! `STARTUP` names the calls that are made before the filter is loaded, for service managers, which confine
 //! the process from its first instruction on.
@@ -55,9 +56,6 @@ struct Rule {
     /// The function that needs it.
     #[cfg(test)]
     by: &'static str,
-    /// Why `tests/syscalls` need not see it, and the test that shows it instead.
-    #[cfg(test)]
-    unseen: &'static [(&'static str, &'static str)],
 }
 
 /// Numbers that are only known at the end of start-up.
@@ -104,8 +102,7 @@ const SEND_FLAGS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL;
 
 macro_rules! rules {
     ($(
-        $(#[$target:meta])* $name:ident [$($test:expr),*] $by:literal
-        $(unseen $why:literal, $shown:literal)?;
+        $(#[$target:meta])* $name:ident [$($test:expr),*] $by:literal;
     )*) => {
         /// The calls that are allowed, the data path first.
         const RULES: &[Rule] = &[$(
@@ -116,8 +113,6 @@ macro_rules! rules {
                 tests: &[$($test),*],
                 #[cfg(test)]
                 by: $by,
-                #[cfg(test)]
-                unseen: &[$(($why, $shown))?],
             },
         )*];
     };
@@ -135,8 +130,7 @@ rules! {
     SYS_setitimer       [is(0, ITIMER_REAL)]                            "os::ffi::set_interval_timer";
     SYS_rt_sigreturn    []                                              "os::write_timeout::on_tick";
     SYS_timerfd_settime [is(1, 0)]                                      "os::deadline_timer::set";
-    SYS_clock_gettime   [is(0, CLOCK_MONOTONIC)]                        "serve::event_loop::serve"
-        unseen "only where the kernel gives no vDSO", "clock_without_vdso_serves";
+    SYS_clock_gettime   [is(0, CLOCK_MONOTONIC)]                        "serve::event_loop::serve";
 
     // A front-end's connection and messages.
     SYS_accept4         [is(3, SOCK_CLOEXEC)]                           "os::listener::accept";
@@ -157,16 +151,14 @@ rules! {
     #[cfg(target_env = "musl")]
     SYS_fstat           []                                              "virtqueue::memory::check_file";
     SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
-    SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::any_line"
-        unseen "only for a file on overlay and the like", "memory_in_a_plain_file_is_refused_and_its_socket_serves_on";
+    SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::any_line";
     SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::is_unix";
     SYS_getpeername     []                                              "os::file_kind::unix_socket";
     SYS_mmap            [NOT_EXECUTABLE]                                "virtqueue::memory::add";
     SYS_munmap          []                                              "virtqueue::memory::remove";
 
     // The C library's allocator.
-    SYS_brk             []                                              "serve::session::accept"
-        unseen "only where the heap's first piece is too small", "allocations_under_the_filter_are_served";
+    SYS_brk             []                                              "serve::session::accept";
     #[cfg(target_env = "musl")]
     SYS_mprotect        [NOT_EXECUTABLE]                                "serve::session::accept";
     #[cfg(target_env = "musl")]
@@ -183,28 +175,19 @@ rules! {
     SYS_exit_group      []                                              "main::main";
 
     // A panic, and a fault of our own.
-    SYS_gettid          []                                              "confine::emergency_cleanup::install"
-        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
-    SYS_getpid          []                                              "confine::emergency_cleanup::install"
-        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
-    SYS_rt_sigprocmask  []                                              "confine::emergency_cleanup::install"
-        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
-    SYS_tgkill          [OWN_PID, is(2, SIGABRT)]                       "confine::emergency_cleanup::install"
-        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
+    SYS_gettid          []                                              "confine::emergency_cleanup::install";
+    SYS_getpid          []                                              "confine::emergency_cleanup::install";
+    SYS_rt_sigprocmask  []                                              "confine::emergency_cleanup::install";
+    SYS_tgkill          [OWN_PID, is(2, SIGABRT)]                       "confine::emergency_cleanup::install";
     #[cfg(target_env = "musl")]
-    SYS_tkill           [is(1, SIGABRT)]                                "confine::emergency_cleanup::install"
-        unseen "abort()", "panic_releases_chip_select_restores_the_mode_and_removes_the_sockets";
-    SYS_rt_sigaction    [is(0, SIGABRT)]                                "confine::emergency_cleanup::install"
-        unseen "abort() where SIGABRT is ignored", "abort_under_the_filter_with_sigabrt_ignored_ends_by_it";
-    SYS_rt_sigaction    [is(0, SIGBUS)]                                 "virtqueue::sigbus::on_sigbus"
-        unseen "nothing known makes it happen", "fault_of_our_own_under_the_filter_ends_by_sigbus";
-    SYS_rt_sigaction    [is(0, SIGSEGV)]                                "main::main"
-        unseen "nothing known makes it happen", "segfault_under_the_filter_ends_by_sigsegv";
+    SYS_tkill           [is(1, SIGABRT)]                                "confine::emergency_cleanup::install";
+    SYS_rt_sigaction    [is(0, SIGABRT)]                                "confine::emergency_cleanup::install";
+    SYS_rt_sigaction    [is(0, SIGBUS)]                                 "virtqueue::sigbus::on_sigbus";
+    SYS_rt_sigaction    [is(0, SIGSEGV)]                                "main::main";
 
     // Debug builds check each fd that they close.
     #[cfg(debug_assertions)]
-    SYS_fcntl           [is(1, libc::F_GETFD)]                          "os::deferred_close::collect"
-        unseen "not in what ships", "debug_build_serves_under_its_filter";
+    SYS_fcntl           [is(1, libc::F_GETFD)]                          "os::deferred_close::collect";
 }
 
 /// The further calls of the daemon and of the C library's loader before the filter is there; a line for
