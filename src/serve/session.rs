@@ -234,7 +234,7 @@ impl Session {
         match &self.state {
             State::Vacant => None,
             State::BackedOff(until) => Some(*until),
-            State::Connected(connection) => connection.deadline(),
+            State::Connected(connection) => connection.deadline,
         }
     }
 

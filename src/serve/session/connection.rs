@@ -14,7 +14,7 @@ use crate::config::GuestMemory;
 use crate::error::SessionError;
 use crate::os::deferred_close::Closer;
 use crate::os::epoll::{self, Poller, Token};
-use crate::os::ffi::{self, shut_down};
+use crate::os::ffi;
 use crate::os::mounts::Mounts;
 use crate::os::socket;
 use crate::vhost_user::backend::Backend;
@@ -24,17 +24,6 @@ use crate::vhost_user::reader::{Message, Reader};
 /// How long a front-end may be silent in the middle of a message.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// The next event that a connection waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Awaits {
-    /// The next message.
-    Message,
-    /// The other part of a message, until this moment.
-    OtherPart(Instant),
-    /// Room for a reply.
-    Room,
-}
-
 /// A front-end that is connected.
 pub(super) struct Connection {
     stream: UnixStream,
@@ -42,7 +31,10 @@ pub(super) struct Connection {
     handler: Handler,
     poller: Poller,
     token: Token,
-    awaits: Awaits,
+    /// When more of a message must have come, of which a part is there.
+    pub(super) deadline: Option<Instant>,
+    /// The front-end is to make room for a reply.
+    awaits_room: bool,
     /// Its messages wait for the kernel to close fds of the guest.
     pub(super) is_held_up: bool,
     /// It was logged that its driver waits for memory.
@@ -64,8 +56,8 @@ impl Connection {
     ) -> Result<Self, SessionError> {
         let fd = stream.as_raw_fd();
         let handler = socket::receive_urgent_inline(fd)
-            .and_then(|()| poller.add(fd, token, epoll::EDGES))
-            .and_then(|()| Handler::new(backend));
+            .and_then(|()| Handler::new(backend))
+            .and_then(|handler| poller.add(fd, token, epoll::EDGES).map(|()| handler));
         match handler {
             Ok(handler) => Ok(Self {
                 stream,
@@ -73,13 +65,13 @@ impl Connection {
                 handler,
                 poller: poller.clone(),
                 token,
-                awaits: Awaits::Message,
+                deadline: None,
+                awaits_room: false,
                 is_held_up: false,
                 lack_is_logged: false,
             }),
             Err(error) => {
-                poller.remove(fd);
-                shut_down(fd);
+                ffi::shut_down(fd);
                 closer.defer_close(stream);
                 Err(SessionError::Host(error))
             }
@@ -91,14 +83,6 @@ impl Connection {
         &self.handler.backend
     }
 
-    /// When more of a message must have come.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match self.awaits {
-            Awaits::OtherPart(until) => Some(until),
-            Awaits::Message | Awaits::Room => None,
-        }
-    }
-
     /// The time for the other part of a message is over. If some of it is there, the loop is late, and
     /// not the front-end.
     ///
@@ -108,7 +92,7 @@ impl Connection {
         if !ffi::is_ready(self.fd(), libc::POLLIN) {
             return Err(SessionError::Silent);
         }
-        self.awaits = Awaits::OtherPart(now.checked_add(SILENCE).unwrap_or(now));
+        self.deadline = now.checked_add(SILENCE);
         Ok(())
     }
 
@@ -127,16 +111,13 @@ impl Connection {
         }
         let len = self.reader.len;
         match self.reader.receive(self.fd(), mounts) {
-            Ok(true) => {
-                self.awaits = Awaits::Message;
-                Ok(true)
-            }
-            Ok(false) => {
-                if self.reader.len > len {
-                    let until = now.checked_add(SILENCE).unwrap_or(now);
-                    self.awaits = Awaits::OtherPart(until);
+            Ok(is_whole) => {
+                if is_whole {
+                    self.deadline = None;
+                } else if self.reader.len > len {
+                    self.deadline = now.checked_add(SILENCE);
                 }
-                Ok(false)
+                Ok(is_whole)
             }
             Err(error) => {
                 if let Some(header) = self.reader.header() {
@@ -169,13 +150,13 @@ impl Connection {
     /// Sends as much of an answer as the front-end takes; returns whether none is left.
     fn send_reply(&mut self) -> Result<bool, SessionError> {
         let sent = self.handler.send_reply(self.fd())?;
-        if sent == (self.awaits == Awaits::Room) {
-            let (awaits, events) = if sent {
-                (Awaits::Message, epoll::EDGES)
+        if sent == self.awaits_room {
+            self.awaits_room = !sent;
+            let events = if sent {
+                epoll::EDGES
             } else {
-                (Awaits::Room, epoll::EDGES_AND_ROOM)
+                epoll::EDGES_AND_ROOM
             };
-            self.awaits = awaits;
             self.poller.modify(self.fd(), self.token, events);
         }
         Ok(sent)
@@ -187,7 +168,7 @@ impl Connection {
         // Not by the close of our fd: the set keeps the socket until its last close.
         self.poller.remove(self.fd());
         // The front-end sees the end now, and not when the kernel closes the socket.
-        shut_down(self.fd());
+        ffi::shut_down(self.fd());
         // With it go the eventfds and the memory that the front-end brought.
         drop(self.handler);
         // The close of a drained socket is quick: it happens at the end of this function.
