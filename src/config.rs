@@ -181,6 +181,8 @@ pub struct DeviceConfig {
     pub name: String,
     /// Its path; `start` replaces a directory of sysfs by the path of the node.
     pub path: DevicePath,
+    /// X and Y of `/dev/spidevX.Y`, whatever the node is called; `start` finds them.
+    pub numbers: Option<(u32, u32)>,
     /// Guests that may use it, a bit each.
     pub guests: u64,
     /// Highest clock in Hz.

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use crate::config::{Config, GuestMemory, GuestNumber, HoldPolicy, Source};
+use crate::config::{Config, DeviceConfig, GuestMemory, GuestNumber, HoldPolicy, Source};
 use crate::confine::emergency_cleanup;
 use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deferred_close::DeferredClose;
@@ -24,7 +24,7 @@ use crate::serve::session::Session;
 use crate::spi::bus::Bus;
 use crate::spi::device::{Device, Port};
 use crate::spi::wire;
-use crate::start::device_node::Node;
+use crate::start::device_node;
 use crate::virtqueue::{memory, sigbus};
 
 const BUFSIZ_PATH: &str = "/sys/module/spidev/parameters/bufsiz";
@@ -39,8 +39,6 @@ pub struct Hardware {
     buses: Vec<Bus>,
     /// Where the n-th device of the command line is: index of the bus, index of the device on it.
     places: Vec<(usize, usize)>,
-    /// What was found of devices that are named by something else than their node.
-    findings: Vec<String>,
 }
 
 fn failed(error: io::Error) -> Fatal {
@@ -65,49 +63,51 @@ pub fn prepare() -> Result<File, Fatal> {
 /// # Errors
 /// The first device that cannot be served.
 pub fn open(config: &mut Config) -> Result<Hardware, Fatal> {
-    let bufsiz = bufsiz()?;
-    let mut nodes = Vec::new();
+    let (bufsiz, transfers) = (bufsiz()?, config.transfers);
     for device in &mut config.devices {
-        nodes.push(Node::find(device)?);
+        device_node::find(device)?;
     }
-    let mut controllers: Vec<(Vec<&Node>, Vec<Device>)> = Vec::new();
-    let mut places = Vec::new();
-    for node in &nodes {
+    let mut controllers: Vec<(Vec<&DeviceConfig>, Vec<Device>)> = Vec::new();
+    let (mut places, mut modes) = (Vec::new(), Vec::new());
+    for config in &config.devices {
         let opened: Vec<&Device> = controllers.iter().flat_map(|group| &group.1).collect();
-        let device = Device::open(node.config, &config.transfers, bufsiz, &opened)?;
-        let has_it = |nodes: &[&Node]| nodes.iter().any(|other| node.is_beside(other));
-        let known = controllers.iter().position(|(nodes, _)| has_it(nodes));
-        let bus = known.unwrap_or(controllers.len());
-        if known.is_none() {
-            controllers.push((Vec::new(), Vec::new()));
+        let device = Device::open(config, &transfers, bufsiz, &opened)?;
+        if let Port::Spidev(spidev) = &device.port {
+            modes.push((spidev.fd(), spidev.found_mode()));
         }
-        if let Some((nodes, devices)) = controllers.get_mut(bus) {
-            places.push((bus, devices.len()));
-            nodes.push(node);
-            devices.push(device);
+        let is_beside = |other: &&DeviceConfig| device_node::are_beside(config, other);
+        let mut known = controllers.iter_mut().enumerate();
+        match known.find(|(_, (configs, _))| configs.iter().any(is_beside)) {
+            Some((bus, (configs, devices))) => {
+                places.push((bus, devices.len()));
+                configs.push(config);
+                devices.push(device);
+            }
+            None => {
+                places.push((controllers.len(), 0));
+                controllers.push((vec![config], vec![device]));
+            }
         }
     }
+    emergency_cleanup::set_modes(modes);
     let guests = config.guests.len();
     let buses = controllers
         .into_iter()
-        .map(|(nodes, devices)| Bus::new(devices, neighbour(&nodes), guests));
-    let hardware = Hardware {
+        .map(|(configs, devices)| Bus::new(devices, neighbour(&configs), guests));
+    Ok(Hardware {
         buses: buses.collect(),
         places,
-        findings: nodes.iter().filter_map(Node::finding).collect(),
-    };
-    emergency_cleanup::set_modes(modes(&hardware));
-    Ok(hardware)
+    })
 }
 
-/// A device of the controller of `nodes` that this daemon was not given, unless the administrator
+/// A device of the controller of `devices` that this daemon was not given, unless the administrator
 /// says that nobody uses it. Without a list of the host's SPI devices none is assumed.
-fn neighbour(nodes: &[&Node]) -> Option<&'static str> {
-    let (bus, _) = nodes.first()?.numbers?;
-    if nodes.iter().any(|node| node.config.exclusive_bus) {
+fn neighbour(devices: &[&DeviceConfig]) -> Option<&'static str> {
+    let (bus, _) = devices.first()?.numbers?;
+    if devices.iter().any(|device| device.exclusive_bus) {
         return None;
     }
-    let numbers = nodes.iter().filter_map(|node| node.numbers);
+    let numbers = devices.iter().filter_map(|device| device.numbers);
     let ours: Vec<String> = numbers.map(own_name).collect();
     let mut names = fs::read_dir(SPI_DEVICES).ok()?.filter_map(|entry| {
         let entry = entry.ok()?;
@@ -185,7 +185,7 @@ pub fn assemble(
         ));
     }
     let poller = Poller::new().map_err(failed)?;
-    for finding in &hardware.findings {
+    for finding in config.devices.iter().filter_map(device_node::finding) {
         log::info(format_args!("{finding}"));
     }
     let deferred = DeferredClose::new(config.guests.len());
@@ -203,16 +203,6 @@ pub fn assemble(
 
 fn refused(error: SessionError) -> Fatal {
     Fatal::new(ExitCode::OsError, format!("cannot start: {error}"))
-}
-
-fn modes(hardware: &Hardware) -> Vec<(std::os::fd::RawFd, u32)> {
-    let devices = hardware.buses.iter().flat_map(|bus| &bus.devices);
-    devices
-        .filter_map(|device| match &device.port {
-            Port::Spidev(spidev) => Some((spidev.fd(), spidev.found_mode())),
-            Port::Loopback(_) => None,
-        })
-        .collect()
 }
 
 /// The grant of guest `number`: the devices that are for it, numbered in order.

@@ -24,44 +24,32 @@ use crate::error::{ExitCode, Fatal};
 
 const SYSFS: &str = "/sys";
 
-/// A device of the command line, found on the host.
-#[derive(Debug)]
-pub struct Node<'c> {
-    /// Its settings, with the path of its node in place of a directory of sysfs.
-    pub config: &'c DeviceConfig,
-    /// X and Y of `/dev/spidevX.Y`, whatever the node is called here.
-    pub numbers: Option<(u32, u32)>,
+/// Finds the device of `config`: its numbers, and the path of its node in place of a directory of sysfs.
+///
+/// # Errors
+/// There is no such directory of sysfs, or no spidev is bound to its device.
+pub fn find(config: &mut DeviceConfig) -> Result<(), Fatal> {
+    if let DevicePath::Spidev(path) = &mut config.path {
+        if path.starts_with(SYSFS) {
+            *path = bound_to(path)?;
+        }
+        config.numbers = numbers_of(path);
+    }
+    Ok(())
 }
 
-impl<'c> Node<'c> {
-    /// Finds the device of `config`.
-    ///
-    /// # Errors
-    /// There is no such directory of sysfs, or no spidev is bound to its device.
-    pub fn find(config: &'c mut DeviceConfig) -> Result<Self, Fatal> {
-        let mut numbers = None;
-        if let DevicePath::Spidev(path) = &mut config.path {
-            if path.starts_with(SYSFS) {
-                *path = bound_to(path)?;
-            }
-            numbers = numbers_of(path);
-        }
-        Ok(Self { config, numbers })
-    }
+/// Whether two devices are on one controller. Those whose controller the host's names do not tell count
+/// as on one; each loopback is alone.
+pub fn are_beside(one: &DeviceConfig, other: &DeviceConfig) -> bool {
+    let bus = |device: &DeviceConfig| device.numbers.map(|(bus, _)| bus);
+    let is_real = |device: &DeviceConfig| device.path != DevicePath::Loopback;
+    bus(one) == bus(other) && is_real(one) && is_real(other)
+}
 
-    /// Whether it is on the controller of `other`. Devices whose controller the host's names do not
-    /// tell count as on one; each loopback is alone.
-    pub fn is_beside(&self, other: &Self) -> bool {
-        let bus = |node: &Self| node.numbers.map(|(bus, _)| bus);
-        let is_alone = |node: &Self| node.config.path == DevicePath::Loopback;
-        bus(self) == bus(other) && !is_alone(self) && !is_alone(other)
-    }
-
-    /// What was found, if the device was named by something else.
-    pub fn finding(&self) -> Option<String> {
-        let (name, found) = (&self.config.name, path_of(self.numbers?));
-        (found != *name).then(|| format!("option '--device': '{name}' is {found}"))
-    }
+/// What was found, if the device was named by something else.
+pub fn finding(config: &DeviceConfig) -> Option<String> {
+    let (name, found) = (&config.name, path_of(config.numbers?));
+    (found != *name).then(|| format!("option '--device': '{name}' is {found}"))
 }
 
 /// The node of the spidev that is bound to the device in the directory `device` of sysfs.
