@@ -113,23 +113,18 @@ fn check_name(name: &str, seen: &[&str]) -> Result<(), String> {
 
 /// Why the device at `path` cannot have one of the options `seen`, which others or itself would need.
 fn check_needs(path: &DevicePath, has_chip: bool, seen: &[&str]) -> Result<(), String> {
-    for name in seen {
-        match *name {
-            "address-bytes" | "read-only" | "deny" if !has_chip => {
-                return Err(format!(
-                    "has '{name}', which needs to know the chip's commands; add chip=nor, sram or \
-                     eeprom"
-                ));
-            }
-            "fail" | "delay-ms" if *path != DevicePath::Loopback => {
-                return Err(format!(
-                    "has '{name}', which only loopback has; leave it out for a real device"
-                ));
-            }
-            _ => (),
+    let is_real = *path != DevicePath::Loopback;
+    let why = |name: &&str| match *name {
+        "address-bytes" | "read-only" | "deny" if !has_chip => {
+            Some("needs to know the chip's commands; add chip=nor, sram or eeprom")
         }
-    }
-    Ok(())
+        "fail" | "delay-ms" if is_real => Some("only loopback has; leave it out for a real device"),
+        _ => None,
+    };
+    let found = seen.iter().find_map(|name| Some((name, why(name)?)));
+    found.map_or(Ok(()), |(name, why)| {
+        Err(format!("has '{name}', which {why}"))
+    })
 }
 
 /// Sets an option of a device, or returns what the option is instead.

@@ -106,18 +106,17 @@ impl Options<'_> {
             Source::Path(_) => "option '--socket'",
             Source::Fd(_, by) => by,
         });
-        let why = match (base, listed, passed) {
-            (None, None, 0) => NO_SOCKET.to_owned(),
-            (Some(base), Some(listed), _) => format!("{base} excludes {listed}"),
-            (Some(option), None, 1..) | (None, Some(option), 1..) => {
-                format!("{LISTEN_FDS}: '{passed}' excludes {option}")
+        let has_count = self.get("socket-count").is_some();
+        let passed = (passed > 0).then(|| format!("{LISTEN_FDS}: '{passed}'"));
+        let mut places = [passed.as_deref(), base, listed].into_iter().flatten();
+        match (places.next(), places.next()) {
+            (None, _) => Err(usage(NO_SOCKET)),
+            (Some(one), Some(other)) => Err(usage(format!("{one} excludes {other}"))),
+            _ if has_count && base.is_none() => {
+                Err(usage("option '--socket-count' needs '--socket-path'"))
             }
-            (None, _, _) if self.get("socket-count").is_some() => {
-                "option '--socket-count' needs '--socket-path'".to_owned()
-            }
-            _ => return Ok(()),
-        };
-        Err(usage(why))
+            _ => Ok(()),
+        }
     }
 }
 
