@@ -73,18 +73,16 @@ fn number_of(group: &Group) -> Result<libc::gid_t, Fatal> {
     let shown = format!("option '--socket-group': '{}'", name.to_string_lossy());
     let text = std::fs::read(GROUPS)
         .map_err(|error| Fatal::os(ExitCode::OsError, format!("{shown}: {GROUPS}"), &error))?;
-    find_group(&text, name.as_bytes())
+    find_group(&String::from_utf8_lossy(&text), name)
         .ok_or_else(|| Fatal::new(ExitCode::Usage, format!("{shown} is not in {GROUPS}")))
 }
 
 /// The number in the line `name:password:number:members`.
-fn find_group(text: &[u8], name: &[u8]) -> Option<libc::gid_t> {
-    let mut lines = text.split(|&b| b == b'\n');
-    lines.find_map(|line| {
-        let mut fields = line.split(|&b| b == b':');
+fn find_group(text: &str, name: &OsStr) -> Option<libc::gid_t> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':').map(OsStr::new);
         let found = fields.next() == Some(name);
-        let number = fields.nth(1).filter(|_| found)?;
-        digits(OsStr::from_bytes(number))?.try_into().ok()
+        digits(fields.nth(1).filter(|_| found)?)?.try_into().ok()
     })
 }
 
@@ -418,7 +416,7 @@ mod tests {
 
     #[test]
     fn find_group_takes_the_number_of_the_whole_name() {
-        let text = b"root:x:0:\nspi:x:990:alice,kvm\n\nbroken\nkvm:x:78\nbad:x:-1:\nlast:x:7:";
+        let text = "root:x:0:\nspi:x:990:alice,kvm\n\nbroken\nkvm:x:78\nbad:x:-1:\nlast:x:7:";
         for (name, number) in [
             ("root", Some(0)),
             ("spi", Some(990)),
@@ -430,7 +428,7 @@ mod tests {
             ("alice", None),
             ("", None),
         ] {
-            assert_eq!(find_group(text, name.as_bytes()), number, "{name}");
+            assert_eq!(find_group(text, name.as_ref()), number, "{name}");
         }
     }
 }
