@@ -134,8 +134,9 @@ impl Bus {
 
     /// The same, for a bus that nobody holds.
     fn access_free(&mut self, claim: &Claim, now: &mut Instant) -> Access {
-        let cut = self.take_cut(claim.guest);
-        if cut.is_some_and(|cut| cut.is_like(claim)) {
+        let is_cut = self.cut(claim.guest).is_some_and(|cut| cut.is_like(claim));
+        self.take_cut(claim.guest);
+        if is_cut {
             return Access::Failed(TransferError::HoldCut);
         }
         if !self.release_all(now) {
@@ -170,7 +171,8 @@ impl Bus {
     #[inline]
     pub fn release_all(&mut self, now: &mut Instant) -> bool {
         let devices = self.devices.iter_mut();
-        devices.fold(true, |all, device| all & device.release(now).is_ok())
+        let held = devices.filter(|device| device.line != Line::Released);
+        held.fold(true, |all, device| all & device.release(now).is_ok())
     }
 
     /// Nobody has the bus any more. Of its lines only that of the last transfer can be asserted. If its
@@ -219,14 +221,14 @@ impl Bus {
             Ok(Step::Done { kept }) => {
                 device.set_down(false);
                 device.note_outcome(transfer.claim.framed.as_ref(), true);
-                let (claim, head) = (transfer.claim, &transfer.head);
-                self.state = if let (true, State::Running(asserted_at)) = (kept, &self.state) {
-                    State::Held(Hold::new(claim, head, *asserted_at, *now))
+                if let (true, State::Running(asserted_at)) = (kept, &self.state) {
+                    let (claim, head) = (transfer.claim, &transfer.head);
+                    self.state = State::Held(Hold::new(claim, head, *asserted_at, *now));
                 } else {
                     // The last message released chip select itself.
                     device.note_release(*now);
-                    State::Free
-                };
+                    self.state = State::Free;
+                }
             }
             Err(_) => self.abandon(transfer, now),
         }

@@ -176,14 +176,11 @@ impl Device {
         }
     }
 
-    /// Releases the chip select if it may be asserted; `now` moves on by the time that this takes.
+    /// Releases the chip select, which may be asserted; `now` moves on by the time that this takes.
     ///
     /// # Errors
     /// The kernel's; the line is then as it was.
     pub fn release(&mut self, now: &mut Instant) -> io::Result<()> {
-        if self.line == Line::Released {
-            return Ok(());
-        }
         if let Port::Spidev(spidev) = &mut self.port {
             let released = spidev.set_mode(spidev.mode());
             *now = Instant::now();

@@ -32,33 +32,28 @@ pub struct Segment {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Position {
     index: usize,
-    offset: u32,
+    offset: u64,
 }
 
 impl Position {
     /// The guest address of this place and the bytes left in its segment; `None` after the last.
     pub fn here(self, segments: &[Segment]) -> Option<(u64, u32)> {
         let segment = segments.get(self.index)?;
-        let left = segment.len.checked_sub(self.offset)?;
-        let address = segment.address.checked_add(u64::from(self.offset))?;
-        Some((address, left))
+        let left = u64::from(segment.len).checked_sub(self.offset)?;
+        let address = segment.address.checked_add(self.offset)?;
+        Some((address, u32::try_from(left).ok()?))
     }
 
     /// Advances by `len` bytes.
     #[inline(always)]
-    pub fn advance(&mut self, segments: &[Segment], mut len: u32) {
-        while len > 0 {
-            let Some((_, left)) = self.here(segments) else {
+    pub fn advance(&mut self, segments: &[Segment], len: u32) {
+        self.offset = self.offset.saturating_add(len.into());
+        while let Some(segment) = segments.get(self.index) {
+            let Some(left) = self.offset.checked_sub(segment.len.into()) else {
                 return;
             };
-            let step = left.min(len);
-            len = len.saturating_sub(step);
-            if step == left {
-                self.index = self.index.saturating_add(1);
-                self.offset = 0;
-            } else {
-                self.offset = self.offset.saturating_add(step);
-            }
+            self.index = self.index.saturating_add(1);
+            self.offset = left;
         }
     }
 

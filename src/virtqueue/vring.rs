@@ -127,6 +127,8 @@ pub struct Vring {
     completed: bool,
     /// The driver is to be notified, and was not yet.
     owed: bool,
+    /// The driver was asked not to kick, and not yet to kick again.
+    is_quiet: bool,
     /// The eventfd by which the driver notifies us; a ring that runs without one must be looked at.
     kick: Option<Registered>,
     /// The eventfd that notifies the driver.
@@ -146,6 +148,7 @@ impl Default for Vring {
             enabled: false,
             completed: false,
             owed: false,
+            is_quiet: false,
             kick: None,
             call: None,
             err: None,
@@ -368,8 +371,11 @@ impl Vring {
     /// Asks the driver not to kick: the ring is read again anyway. With EVENT_IDX there is nothing to
     /// do, since the driver kicks once for each [`Vring::rearm`].
     pub fn suppress_kicks(&mut self, memory: &Memory) {
-        // Only a hint: if it cannot be written, the next access to the ring reports that.
-        let _ = self.queue.disable_notification(memory);
+        // Once for all requests of a batch: this takes a hundred instructions.
+        if !std::mem::replace(&mut self.is_quiet, true) {
+            // Only a hint: if it cannot be written, the next access to the ring reports that.
+            let _ = self.queue.disable_notification(memory);
+        }
     }
 
     /// Asks the driver to kick again. Returns whether chains became available before it could see
@@ -380,6 +386,7 @@ impl Vring {
     pub fn rearm(&mut self, memory: &Memory) -> Result<bool, RingError> {
         // The queue says "more" for every index but the expected one, so an index that jumped would make
         // the loop come back for ever. `pending` tells the two apart.
+        self.is_quiet = false;
         let more = self.queue.enable_notification(memory);
         let more = more.map_err(|_| RingError::Memory)?;
         Ok(more && self.pending(memory)? > 0)
