@@ -18,7 +18,6 @@ use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Grant, Shared};
 use crate::spi::bus::{Access, Bus, LONG};
-use crate::spi::hold::Claim;
 use crate::spi::request::{self, Answer};
 use crate::spi::transfer::{Step, Transfer};
 use crate::spi::wire::TransResult;
@@ -62,7 +61,6 @@ enum TurnError {
 struct Active {
     /// Index of the bus that runs it.
     bus: usize,
-    transfer: Transfer,
     answer: Answer<Consumed>,
     /// The chip select that it names, if its guest has that.
     chip_select: Option<u8>,
@@ -79,6 +77,8 @@ pub struct Requestq {
     /// The log's lines about the guest.
     pub lines: GuestLines,
     tally: Tally,
+    /// That of the request in progress, or of the one that was looked at last.
+    transfer: Transfer,
     active: Option<Active>,
     intake: Intake,
     /// Since when the next request waits, if it was looked at and could not begin.
@@ -95,6 +95,7 @@ impl Requestq {
             tally: Tally::new(grant.chip_selects.len()),
             grant,
             lines: GuestLines::new(number),
+            transfer: Transfer::default(),
             active: None,
             intake: Intake::Open,
             waits_since: None,
@@ -193,16 +194,17 @@ impl Requestq {
         self.polling = Polling::Served;
         self.waits_since.get_or_insert(shared.due_since);
         let chain = vring.peek(memory).map_err(TurnError::Ring)?;
-        let (answer, parsed) = request::parse(chain, memory, &mut shared.store);
+        let (answer, parsed) = request::parse(chain, memory, &mut shared.request);
         // Only now: this writes a flag, which a hostile driver may have placed over the chain just read.
         if pending > 1 || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
-        let named = parsed.as_ref().ok();
+        let named = parsed.is_ok().then_some(&shared.request);
         let chip_select = named.and_then(|request| self.grant.chip_select_of(request));
-        let (grant, number, follows) = (&self.grant, self.number, pending > 1);
-        match parsed.and_then(|request| grant.validate(number, &request, shared, memory, follows)) {
-            Ok(accepted) => self.begin(guest, accepted, answer, chip_select, shared),
+        let (grant, number, transfer) = (&self.grant, self.number, &mut self.transfer);
+        let validate = |()| grant.validate(number, shared, memory, pending > 1, transfer);
+        match parsed.and_then(validate) {
+            Ok(bus) => self.begin(guest, bus, answer, chip_select, shared),
             Err(error) => {
                 let what = format_args!("request refused");
                 self.log(LogLevel::Warning, chip_select, what, &error);
@@ -218,7 +220,7 @@ impl Requestq {
     fn begin(
         &mut self,
         guest: &mut Guest,
-        (index, transfer): (usize, Transfer),
+        index: usize,
         answer: Answer<Chain>,
         chip_select: Option<u8>,
         shared: &mut Shared,
@@ -233,7 +235,7 @@ impl Requestq {
         if bus.turns_away(self.number) {
             return Ok(Turn::Idle);
         }
-        match bus.access(&transfer.claim, &mut shared.now) {
+        match bus.access(&self.transfer.claim, &mut shared.now) {
             Access::Busy => {
                 bus.wait(self.number);
                 return Ok(Turn::Idle);
@@ -245,11 +247,10 @@ impl Requestq {
             }
             Access::Free => (),
         }
-        bus.begin(&transfer.claim, &mut shared.store, shared.now);
-        self.note_begin(&transfer.claim, chip_select, shared.now);
+        bus.begin(&self.transfer.claim, &mut shared.request, shared.now);
+        self.note_begin(chip_select, shared.now);
         self.active = Some(Active {
             bus: index,
-            transfer,
             answer: answer.consume(&mut guest.vring),
             chip_select,
             begun: shared.now,
@@ -258,7 +259,8 @@ impl Requestq {
     }
 
     /// Notes that a request goes on the wire.
-    fn note_begin(&mut self, claim: &Claim, chip_select: Option<u8>, now: Instant) {
+    fn note_begin(&mut self, chip_select: Option<u8>, now: Instant) {
+        let claim = &self.transfer.claim;
         if self.cut_pairs.are_shown_by(claim, chip_select, now) {
             self.log_cut_pair(chip_select);
         }
@@ -324,7 +326,7 @@ impl Requestq {
             return Ok(Turn::Idle);
         };
         let (memory, vring) = (&guest.memory, &mut guest.vring);
-        let transfer = &mut active.transfer;
+        let transfer = &mut self.transfer;
         // The driver is notified of completed chains before a long message, not after it.
         if vring.is_unnotified() && Duration::from_nanos(transfer.next_message_ns()) > LONG {
             vring.notify(memory).map_err(TurnError::Session)?;
@@ -357,7 +359,7 @@ impl Requestq {
         let Some(active) = self.active.take() else {
             return Ok(Turn::Again);
         };
-        let (transfer, chip_select) = (active.transfer, active.chip_select);
+        let (transfer, chip_select) = (&self.transfer, active.chip_select);
         let served = now.saturating_duration_since(active.begun);
         self.tally.count_service(chip_select, served);
         let result = match transferred {

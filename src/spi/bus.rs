@@ -21,7 +21,7 @@ use crate::spi::device::{Device, Line};
 use crate::spi::framing::Phase;
 use crate::spi::hold::{Claim, Hold};
 use crate::spi::message::Scratch;
-use crate::spi::request::Store;
+use crate::spi::request::Request;
 use crate::spi::transfer::{Step, Transfer};
 use crate::virtqueue::memory::Memory;
 
@@ -64,8 +64,8 @@ pub struct Bus {
     /// Name of a device of the controller that is not this daemon's: nothing may be held beside it.
     pub neighbour: Option<&'static str>,
     state: State,
-    /// The segments of the transfer in progress.
-    store: Box<Store>,
+    /// That of the transfer in progress.
+    request: Box<Request>,
     /// For each guest whose hold ran out: what its last request had claimed, until its next request.
     cuts: Vec<Option<Claim>>,
     waiters: VecDeque<GuestNumber>,
@@ -82,7 +82,7 @@ impl Bus {
             devices,
             neighbour,
             state: State::Free,
-            store: Box::default(),
+            request: Box::default(),
             cuts: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
             rests: false,
@@ -182,10 +182,10 @@ impl Bus {
         self.release_all(now);
     }
 
-    /// Gives the bus to the transfer for which [`Bus::access`] found it free. Takes the transfer's segments
-    /// with their `store`, and leaves another one in its place.
-    pub fn begin(&mut self, claim: &Claim, store: &mut Box<Store>, now: Instant) {
-        std::mem::swap(&mut self.store, store);
+    /// Gives the bus to the transfer for which [`Bus::access`] found it free. Takes its `request`, and leaves
+    /// another one in its place.
+    pub fn begin(&mut self, claim: &Claim, request: &mut Box<Request>, now: Instant) {
+        std::mem::swap(&mut self.request, request);
         let asserted_at = self.hold().map_or(now, |hold| hold.asserted_at);
         debug_assert!(!matches!(self.state, State::Running(_)));
         self.state = State::Running(asserted_at);
@@ -212,7 +212,7 @@ impl Bus {
             return Err(TransferError::Aborted);
         };
         let long_at = now.checked_add(LONG);
-        let step = transfer.step(device, &self.store, memory, scratch, follows, now);
+        let step = transfer.step(device, &self.request, memory, scratch, follows, now);
         if long_at.is_some_and(|at| at <= *now) {
             self.rests = true;
         }

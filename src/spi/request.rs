@@ -23,26 +23,36 @@ use crate::virtqueue::vring::{Consumed, Vring};
 /// cross regions have several each, and can exceed this.
 pub const MAX_SEGMENTS: usize = 1024;
 
-/// The segments of one request. Its capacity is allocated once, since a request must not allocate; a
-/// page of it that was never written to takes no memory.
+/// A request that has all its parts, in memory; its values are not validated. The capacity for its segments
+/// is allocated once, since a request must not allocate; a page of it that was never written to takes no
+/// memory.
 #[derive(Debug)]
-pub struct Store {
+pub struct Request {
+    /// The decoded head.
+    pub head: TransferHead,
+    /// Length of tx in bytes.
+    pub tx_len: u64,
+    /// Length of rx in bytes.
+    pub rx_len: u64,
     /// tx, then rx; never more than [`MAX_SEGMENTS`].
     segments: Vec<Segment>,
     /// How many of them are tx.
     tx_count: usize,
 }
 
-impl Default for Store {
+impl Default for Request {
     fn default() -> Self {
         Self {
+            head: TransferHead::default(),
+            tx_len: 0,
+            rx_len: 0,
             segments: Vec::with_capacity(MAX_SEGMENTS),
             tx_count: 0,
         }
     }
 }
 
-impl Store {
+impl Request {
     /// The device-readable bytes after the head.
     pub fn tx(&self) -> &[Segment] {
         self.segments.get(..self.tx_count).unwrap_or_default()
@@ -114,35 +124,22 @@ impl Answer<Consumed> {
     }
 }
 
-/// A request that has all its parts, in memory; its values are not validated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Request {
-    /// The decoded head.
-    pub head: TransferHead,
-    /// Length of tx in bytes.
-    pub tx_len: u64,
-    /// Length of rx in bytes.
-    pub rx_len: u64,
-}
-
-/// Parses `chain`, whose segments go into `store`. Returns how to answer it, and the request or why it
-/// is invalid.
+/// Parses `chain` into `request`. Returns how to answer it, and why it is invalid, if it is.
 ///
 /// A chain that is malformed, or has no result byte in memory, is answered without a result and with
 /// length 0. It is never carried out, since the driver could not be told.
 pub fn parse(
     chain: Chain,
     memory: &Memory,
-    store: &mut Store,
-) -> (Answer<Chain>, Result<Request, ParamError>) {
-    store.segments.clear();
-    store.tx_count = 0;
+    request: &mut Request,
+) -> (Answer<Chain>, Result<(), ParamError>) {
+    request.segments.clear();
+    (request.tx_count, request.tx_len, request.rx_len) = (0, 0, 0);
     let mut parser = Parser {
         memory,
-        store,
+        request,
         head: [0; HEAD_LEN],
         head_len: 0,
-        tx_len: 0,
         writable: 0,
         last_writable: None,
         error: None,
@@ -166,12 +163,10 @@ pub fn parse(
 /// What was found in a chain up to some descriptor.
 struct Parser<'a> {
     memory: &'a Memory,
-    store: &'a mut Store,
+    request: &'a mut Request,
     head: [u8; HEAD_LEN],
     /// How many bytes of the head were read.
     head_len: usize,
-    /// Device-readable bytes after the head.
-    tx_len: u64,
     /// Device-writable bytes.
     writable: u64,
     /// Guest address of the last device-writable byte: the result, if the chain ends here.
@@ -190,7 +185,7 @@ impl Parser<'_> {
             (true, Some(last)) => {
                 self.last_writable = address.checked_add(u64::from(last));
                 self.writable = self.writable.saturating_add(u64::from(len));
-                self.store.push(self.memory, address, len)
+                self.request.push(self.memory, address, len)
             }
             // VIRTIO 1.4, "Message Framing": device-readable buffers come first.
             (false, Some(_)) if self.writable > 0 => Err(ParamError::Malformed),
@@ -215,21 +210,24 @@ impl Parser<'_> {
             part_len = u32::try_from(part.len()).unwrap_or(len);
         }
         let tx_len = len.saturating_sub(part_len);
-        self.tx_len = self.tx_len.saturating_add(u64::from(tx_len));
+        let request = &mut self.request;
+        request.tx_len = request.tx_len.saturating_add(u64::from(tx_len));
         // tx is not copied: a driver that changes it meanwhile changes what it sends, and nothing else.
         let tx = address.saturating_add(part_len.into());
-        let pushed = self.store.push(self.memory, tx, tx_len);
-        self.store.tx_count = self.store.segments.len();
+        let pushed = request.push(self.memory, tx, tx_len);
+        request.tx_count = request.segments.len();
         pushed
     }
 
-    /// The request, after the last buffer: its last device-writable byte is the result.
-    fn finish(self) -> Result<Request, ParamError> {
+    /// Ends the request after the last buffer: its last device-writable byte is the result.
+    fn finish(self) -> Result<(), ParamError> {
         if let Some(error) = self.error {
             return Err(error);
         }
         ensure(self.head_len == HEAD_LEN, ParamError::Malformed)?;
-        let segments = &mut self.store.segments;
+        self.request.head = TransferHead::parse(&self.head);
+        self.request.rx_len = self.writable.saturating_sub(1);
+        let segments = &mut self.request.segments;
         if let Some(Segment {
             address,
             len: len @ 2..,
@@ -238,11 +236,7 @@ impl Parser<'_> {
             let len = len.saturating_sub(1);
             segments.push(Segment { address, len });
         }
-        Ok(Request {
-            head: TransferHead::parse(&self.head),
-            tx_len: self.tx_len,
-            rx_len: self.writable.saturating_sub(1),
-        })
+        Ok(())
     }
 }
 
@@ -253,13 +247,13 @@ mod tests {
 
     #[test]
     fn push_beyond_the_capacity_is_refused_and_allocates_nothing() {
-        let (mut store, memory) = (Store::default(), flat_memory());
-        let capacity = store.segments.capacity();
+        let (mut request, memory) = (Request::default(), flat_memory());
+        let capacity = request.segments.capacity();
         for _ in 0..MAX_SEGMENTS {
-            store.push(&memory, 0, 1).unwrap();
+            request.push(&memory, 0, 1).unwrap();
         }
-        let error = store.push(&memory, 0, 1).unwrap_err();
+        let error = request.push(&memory, 0, 1).unwrap_err();
         assert!(matches!(error, ParamError::TooManyPieces), "{error}");
-        assert_eq!(store.segments.capacity(), capacity);
+        assert_eq!(request.segments.capacity(), capacity);
     }
 }

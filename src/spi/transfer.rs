@@ -22,15 +22,16 @@ use crate::spi::lead::Lead;
 use crate::spi::loopback::{self, Loopback};
 use crate::spi::message::{Message, Scratch};
 use crate::spi::plan::{Budget, MAX_PIECES, Progress, Work, plan_message};
-use crate::spi::request::{Request, Store};
+use crate::spi::request::Request;
 use crate::spi::spidev::Spidev;
 use crate::spi::wire::{Timing, TransferHead};
 use crate::virtqueue::memory::Memory;
 
 /// Whether chip select stays asserted after a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Keep {
     /// It is released.
+    #[default]
     Never,
     /// It stays if the guest has queued another request by then.
     IfFollowed,
@@ -53,15 +54,15 @@ pub enum Step {
 }
 
 /// The bytes of the request, and the bounds of its next message.
-struct NextMessage<'s> {
-    work: Work<'s>,
+struct NextMessage<'r> {
+    work: Work<'r>,
     budget: Budget,
     /// A setup delay is in front of it, and takes one of its transfers.
     sets_up: bool,
 }
 
 /// A request that was accepted, and how far it has got.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Transfer {
     /// The device, its mode, and the guest's terms for holding chip select.
     pub claim: Claim,
@@ -129,8 +130,8 @@ impl Transfer {
 
     /// Whether one message holds all of it. Otherwise chip select is held between two ioctls, and meanwhile
     /// a device of the controller that is not this daemon's could be selected beside it.
-    pub fn fits_one_message(&self, device: &Device, store: &Store) -> bool {
-        let (next, mut progress) = (self.next_message(device, store), Progress::default());
+    pub fn fits_one_message(&self, device: &Device, request: &Request) -> bool {
+        let (next, mut progress) = (self.next_message(device, request), Progress::default());
         let planned = plan_message(&next.work, &next.budget, &mut progress, |_| Ok(()));
         planned.is_ok_and(|len| u64::from(len) == self.len)
     }
@@ -143,7 +144,7 @@ impl Transfer {
     pub fn step(
         &mut self,
         device: &mut Device,
-        store: &Store,
+        request: &Request,
         memory: &Memory,
         scratch: &mut Scratch,
         follows: bool,
@@ -158,7 +159,7 @@ impl Transfer {
         let used = device.use_mode(self.claim.mode);
         used.map_err(TransferError::Ioctl)?;
         let before = device.line;
-        let next = self.next_message(device, store);
+        let next = self.next_message(device, request);
         // Commit point: below this line the bus has been touched.
         device.line = Line::Asserted;
         device.inactive_ns = self.head.cs_change_delay_inactive_ns;
@@ -199,14 +200,14 @@ impl Transfer {
 
     /// The request's bytes and the bounds of its next message. The setup delay is due where chip select is
     /// to be asserted, and takes a transfer of its own.
-    fn next_message<'s>(&self, device: &Device, store: &'s Store) -> NextMessage<'s> {
+    fn next_message<'r>(&self, device: &Device, request: &'r Request) -> NextMessage<'r> {
         let sets_up = self.head.cs_setup_ns > 0 && device.line != Line::Asserted;
         let (timing, word_len) = (&self.timing, self.head.word_len());
         let words = timing.words_budget_ns.checked_div(timing.word_ns);
         NextMessage {
             work: Work {
-                tx: store.tx(),
-                rx: store.rx(),
+                tx: request.tx(),
+                rx: request.rx(),
                 len: self.len,
                 // Bytes are all the same to the loopback: no word needs to stay whole.
                 word_len: match device.port {

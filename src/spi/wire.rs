@@ -167,7 +167,7 @@ pub fn bits_ns(bits: u32, speed_hz: u32) -> u64 {
 }
 
 /// How long a request takes on the wire: the plan and the deadlines are made from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timing {
     /// Clock in Hz, never 0.
     pub speed_hz: u32,

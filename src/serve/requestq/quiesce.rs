@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Active, Requestq, Turn};
+use super::{Requestq, Turn};
 use crate::error::{SessionError, TransferError};
 use crate::serve::grant::Shared;
 use crate::spi::wire::TransResult;
@@ -92,13 +92,7 @@ impl Requestq {
         guest: &mut Guest,
         shared: &mut Shared,
     ) -> Result<bool, SessionError> {
-        let remaining = |active: &Active| active.transfer.remaining(shared.now);
-        if self
-            .active
-            .as_ref()
-            .map(remaining)
-            .is_some_and(|time| time <= GRACE)
-        {
+        if self.is_active() && self.transfer.remaining(shared.now) <= GRACE {
             self.set_intake(intake);
             return Ok(false);
         }
@@ -128,7 +122,7 @@ impl Requestq {
         let active = self.active.take();
         if let Some(active) = &active {
             if let Some(bus) = shared.buses.get_mut(active.bus) {
-                bus.abandon(&active.transfer, &mut shared.now);
+                bus.abandon(&self.transfer, &mut shared.now);
             }
         }
         for bus in &mut shared.buses {
