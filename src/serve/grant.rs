@@ -149,7 +149,6 @@ impl Grant {
             sends: request.tx_len > 0,
             receives: request.rx_len > 0,
             timeout: self.hold_timeout,
-            max_total: Duration::from_nanos(device.limits.max_transfer_ns),
             for_read: self.policy == HoldPolicy::WriteRead,
             framed: None,
         }

@@ -223,7 +223,9 @@ impl Bus {
                 device.note_outcome(transfer.claim.framed.as_ref(), true);
                 if let (true, State::Running(asserted_at)) = (kept, &self.state) {
                     let (claim, head) = (transfer.claim, &transfer.head);
-                    self.state = State::Held(Hold::new(claim, head, *asserted_at, *now));
+                    let max_total = Duration::from_nanos(device.limits.max_transfer_ns);
+                    let hold = Hold::new(claim, head, *asserted_at, max_total, *now);
+                    self.state = State::Held(hold);
                 } else {
                     // The last message released chip select itself.
                     device.note_release(*now);
@@ -417,7 +419,6 @@ mod tests {
             device,
             sends: true,
             timeout: 100 * MS,
-            max_total: 10 * MS,
             ..Claim::default()
         }
     }
@@ -435,7 +436,7 @@ mod tests {
         bus.devices[0].line = Line::Asserted;
         let mut holder = claim(0, 0);
         holder.for_read = for_read;
-        let mut hold = Hold::new(holder, &TransferHead::default(), now, now);
+        let mut hold = Hold::new(holder, &TransferHead::default(), now, 10 * MS, now);
         hold.releasable_at += hold_delay;
         bus.state = State::Held(hold);
         bus.wait(GuestNumber::new(1).unwrap());

@@ -25,8 +25,6 @@ pub struct Claim {
     pub receives: bool,
     /// Longest hold after its end.
     pub timeout: Duration,
-    /// While others wait, no request continues an assertion that is older than this.
-    pub max_total: Duration,
     /// The hold is a guess that a read follows: anything else releases, and losing it is no error.
     pub for_read: bool,
     /// Its part of a chip's command, where the device has `chip=`: that alone then decides whether it
@@ -60,15 +58,21 @@ pub struct Hold {
 
 impl Hold {
     /// The hold after a request with this claim and head that ended at `now`, in an assertion that
-    /// began at `asserted_at`.
-    pub fn new(claim: Claim, head: &TransferHead, asserted_at: Instant, now: Instant) -> Self {
+    /// began at `asserted_at`; while others wait, no request continues one that is older than `max_total`.
+    pub fn new(
+        claim: Claim,
+        head: &TransferHead,
+        asserted_at: Instant,
+        max_total: Duration,
+        now: Instant,
+    ) -> Self {
         let hold_delay = Duration::from_nanos(head.cs_delay_hold_ns.into());
         Self {
             claim,
             asserted_at,
             releasable_at: after(now, hold_delay),
             expires_at: after(now, claim.timeout),
-            cap_at: after(asserted_at, claim.max_total),
+            cap_at: after(asserted_at, max_total),
             ending: false,
         }
     }

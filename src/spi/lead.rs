@@ -26,7 +26,7 @@ impl Lead {
     pub fn copy(memory: &Memory, tx: &[Segment], tx_len: u64) -> Option<Self> {
         let mut bytes = [0; MAX_LEN];
         let len = usize::try_from(tx_len).map_or(MAX_LEN, |len| len.min(MAX_LEN));
-        let read = |address, byte: &mut [u8]| memory.read(address, byte);
+        let read = |address, byte: &mut u8| memory.read(address, std::slice::from_mut(byte));
         Position::default().each_byte(tx, bytes.get_mut(..len)?, read)?;
         Some(Self { bytes, len })
     }

@@ -16,7 +16,7 @@
 
 use crate::spi::lead::Lead;
 use crate::spi::plan::{MAX_PIECES, Piece, Place, Position, Segment, Work};
-use crate::spi::wire::TransferHead;
+use crate::spi::wire::{self, TransferHead};
 use crate::virtqueue::memory::Memory;
 
 /// `struct spi_ioc_transfer` of `include/uapi/linux/spi/spidev.h`.
@@ -84,7 +84,7 @@ impl<'m> Message<'m> {
             bits_per_word: head.bits_per_word,
             tx_nbits: head.tx_nbits,
             rx_nbits: head.rx_nbits,
-            word_delay_usecs: u8::try_from(usecs(head.word_delay_ns)).unwrap_or(u8::MAX),
+            word_delay_usecs: u8::try_from(wire::usecs(head.word_delay_ns)).unwrap_or(u8::MAX),
             ..SpiIocTransfer::default()
         };
         if sets_up {
@@ -135,7 +135,7 @@ impl<'m> Message<'m> {
     /// Writes the words that were received into the message's storage to where they belong in `work`.
     /// `None` if that is not in guest memory any more.
     pub fn scatter(&mut self, work: &Work<'_>) -> Option<()> {
-        let write = |address, byte: &mut [u8]| self.memory.write(address, byte);
+        let write = |address, byte: &mut u8| self.memory.write_byte(address, *byte);
         for &(index, position, len) in &self.scratch.rx_cuts {
             let [_, word] = self.scratch.words.get_mut(index)?;
             position.each_byte(work.rx, word_part(word, len)?, write)?;
@@ -149,10 +149,9 @@ impl<'m> Message<'m> {
     }
 }
 
-/// Nanoseconds as the microseconds that spidev takes, rounded up: a delay is never shorter than asked.
-/// Validation keeps all of them within 16 bits.
+/// Nanoseconds as microseconds. Validation keeps all of them within 16 bits.
 fn usecs(ns: u32) -> u16 {
-    u16::try_from(ns.div_ceil(1000)).unwrap_or(u16::MAX)
+    u16::try_from(wire::usecs(ns)).unwrap_or(u16::MAX)
 }
 
 /// The first `len` bytes of a word's storage.
@@ -176,7 +175,7 @@ fn pointer(
         Place::Absent => return Some(0),
         Place::At(address) => memory.slice(address, len)?.ptr_guard_mut().as_ptr(),
         Place::Cut(position) => {
-            let read = |address, byte: &mut [u8]| memory.read(address, byte);
+            let read = |address, byte: &mut u8| memory.read(address, std::slice::from_mut(byte));
             position.each_byte(segments, word_part(word, len)?, read)?;
             word.as_mut_ptr()
         }

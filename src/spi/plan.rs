@@ -64,11 +64,11 @@ impl Position {
         mut self,
         segments: &[Segment],
         bytes: &mut [u8],
-        each: impl Fn(u64, &mut [u8]) -> Option<()>,
+        each: impl Fn(u64, &mut u8) -> Option<()>,
     ) -> Option<()> {
         for byte in bytes {
             let (address, _) = self.here(segments)?;
-            each(address, std::slice::from_mut(byte))?;
+            each(address, byte)?;
             self.advance(segments, 1);
         }
         Some(())

@@ -117,7 +117,7 @@ impl Answer<Consumed> {
     ) -> Result<(), RingError> {
         // The memory may have changed since the chain was parsed: a result that cannot be written must
         // not be announced, as the driver would read what was there before.
-        let write = |address| memory.write(address, &[result.byte()]);
+        let write = |address| memory.write_byte(address, result.byte());
         let written = self.result.and_then(write);
         let len = if written.is_some() { self.used_len } else { 0 };
         vring.complete(memory, self.chain, len)

@@ -88,7 +88,7 @@ fn read_descriptor(memory: &Memory, table: u64, index: u16) -> Option<Descriptor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::ByteValued;
+    use vm_memory::{Bytes, GuestAddress};
 
     use crate::virtqueue::memory::tests::flat_memory;
 
@@ -122,7 +122,8 @@ mod tests {
         fn set(&self, table: u64, index: u16, buffer: (u64, u32), flags: u16, next: u16) {
             let descriptor = Descriptor::new(buffer.0, buffer.1, flags, next);
             let address = table + 16 * u64::from(index);
-            self.memory.write(address, descriptor.as_slice()).unwrap();
+            let address = GuestAddress(address);
+            self.memory.write_obj(descriptor, address).unwrap();
         }
 
         /// Links `count` buffers of `len` bytes each in `table`.

@@ -89,7 +89,6 @@ pub struct Region {
 /// The region table of one guest.
 #[derive(Debug)]
 pub struct Memory {
-    /// By guest address.
     regions: Vec<Region>,
     max_len: u64,
 }
@@ -101,11 +100,15 @@ impl GuestMemoryBackend for Memory {
         self.regions.iter().map(|region| &region.mapping)
     }
 
-    /// The region that `address` lies in, and the offset there.
+    /// The region that `address` lies in, and the offset there. Every access comes here. One region after
+    /// the other: a guest has few, and for the first four this takes fewer instructions than a binary search.
     #[inline(always)]
     fn to_region_addr(&self, address: GuestAddress) -> Option<(&Self::R, MemoryRegionAddress)> {
-        let (region, offset) = self.last_before(address)?;
-        Some((region, region.check_address(offset)?))
+        self.regions.iter().find_map(|region| {
+            let offset = address.0.wrapping_sub(region.description.guest.0);
+            let is_in = offset < region.description.len;
+            is_in.then_some((&region.mapping, MemoryRegionAddress(offset)))
+        })
     }
 }
 
@@ -144,16 +147,8 @@ impl Memory {
             watch,
             _file: file,
         };
-        let index = self.upper_bound(region.description.guest);
-        self.regions.insert(index, region);
+        self.regions.push(region);
         Ok(())
-    }
-
-    /// The number of regions that begin at `address` or below.
-    #[inline(always)]
-    fn upper_bound(&self, address: GuestAddress) -> usize {
-        self.regions
-            .partition_point(|region| region.description.guest <= address)
     }
 
     /// Removes the region with these addresses and this length. The file offset of the message is
@@ -226,19 +221,9 @@ impl Memory {
         Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
     }
 
-    /// The last region that begins at `at` or below, and the offset of `at` in it, which may be beyond its
-    /// end. Every access comes here.
-    #[inline(always)]
-    fn last_before(&self, at: GuestAddress) -> Option<(&GuestRegionMmap, MemoryRegionAddress)> {
-        let index = self.upper_bound(at).checked_sub(1)?;
-        let region = &self.regions.get(index)?.mapping;
-        let offset = at.0.checked_sub(region.start_addr().0)?;
-        Some((region, MemoryRegionAddress(offset)))
-    }
-
     #[inline(always)]
     fn whole_slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
-        let (region, offset) = self.last_before(GuestAddress(address))?;
+        let (region, offset) = self.to_region_addr(GuestAddress(address))?;
         region.get_slice(offset, len).ok()
     }
 
@@ -267,15 +252,11 @@ impl Memory {
         Some(())
     }
 
-    /// Copies `bytes` to guest address `address`, into as many regions as they lie in; `None` outside
-    /// of memory.
+    /// Writes `byte` to guest address `address`; `None` outside of memory.
     #[inline(always)]
-    pub fn write(&self, address: u64, bytes: &[u8]) -> Option<()> {
-        let Some(slice) = self.whole_slice(address, bytes.len()) else {
-            return self.write_slice(bytes, GuestAddress(address)).ok();
-        };
-        slice.copy_from(bytes);
-        Some(())
+    pub fn write_byte(&self, address: u64, byte: u8) -> Option<()> {
+        let slice = self.whole_slice(address, 1)?;
+        slice.store(byte, 0, Ordering::Relaxed).ok()
     }
 
     /// Loads the 16-bit number at the even guest address `address` (acquire: what is read after it is not
@@ -394,17 +375,27 @@ pub(crate) mod tests {
         // In one region, on both sides of the boundary, and up to the end.
         for address in [16, 4089, 4095, 8184] {
             assert_eq!(memory.read_object::<u64>(address), Some(0), "{address}");
-            memory.write(address, &number.to_le_bytes()).unwrap();
+            let at = GuestAddress(address);
+            memory.write_slice(&number.to_le_bytes(), at).unwrap();
             assert_eq!(memory.read_object(address), Some(number), "{address}");
             let mut bytes = [0; 8];
             memory.read(address, &mut bytes).unwrap();
             assert_eq!(bytes, number.to_le_bytes(), "{address}");
-            memory.write(address, &[0; 8]).unwrap();
+            memory.write_slice(&[0; 7], at).unwrap();
+            memory.write_byte(address + 7, 0).unwrap();
         }
         for address in [8185, 8192, u64::MAX - 3, u64::MAX] {
             assert_eq!(memory.read_object::<u64>(address), None, "{address}");
             assert_eq!(memory.read(address, &mut [0; 8]), None, "{address}");
-            assert_eq!(memory.write(address, &[0; 8]), None, "{address}");
+            memory
+                .write_slice(&[0; 8], GuestAddress(address))
+                .unwrap_err();
+            let last = address.wrapping_add(7);
+            assert_eq!(
+                memory.write_byte(last, 0).is_none(),
+                last > 8191,
+                "{address}"
+            );
         }
     }
 

@@ -309,7 +309,7 @@ impl Vring {
     pub fn pending(&self, memory: &Memory) -> Result<u16, RingError> {
         // Not by `Queue::avail_idx`, which takes five times the instructions, and is asked twice for
         // each request.
-        let at = self.queue.avail_ring().saturating_add(AVAIL_INDEX_OFFSET);
+        let at = self.queue.avail_ring().wrapping_add(AVAIL_INDEX_OFFSET);
         let index = memory.load(at).ok_or(RingError::Memory)?;
         let ahead = index.wrapping_sub(self.queue.next_avail());
         if ahead > self.queue.size() {
@@ -329,8 +329,8 @@ impl Vring {
         let (queue, size) = (&self.queue, self.queue.size());
         let position = queue.next_avail().checked_rem(size).unwrap_or(0);
         let offset = u64::from(position).saturating_mul(AVAIL_ENTRY_LEN);
-        let entry = queue.avail_ring().saturating_add(AVAIL_HEADER_LEN);
-        let entry = memory.load(entry.saturating_add(offset));
+        let entry = queue.avail_ring().wrapping_add(AVAIL_HEADER_LEN);
+        let entry = memory.load(entry.wrapping_add(offset));
         let head = entry.ok_or(RingError::Memory)?;
         if head >= size {
             return Err(RingError::Head(head));
@@ -452,6 +452,7 @@ mod tests {
     use crate::virtqueue::memory::tests::flat_memory;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+    use vm_memory::Bytes;
 
     const SIZE: u16 = 4;
     const DESC: u64 = 0x1000;
@@ -523,7 +524,10 @@ mod tests {
         }
 
         fn store(&self, address: u64, number: u16) {
-            self.memory.write(address, &number.to_le_bytes()).unwrap();
+            let bytes = number.to_le_bytes();
+            self.memory
+                .write_slice(&bytes, GuestAddress(address))
+                .unwrap();
         }
 
         /// The driver makes the chain at `head` available in the ring at `avail`.

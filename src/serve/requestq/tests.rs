@@ -5,6 +5,7 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, GuestMemory, TransferConfig};
@@ -142,8 +143,11 @@ impl Player {
         let data = DATA + 0x400 * u64::from(number);
         let guest = self.backend.guest();
         let memory = &guest.memory;
-        memory.write(data, &ask.head()).unwrap();
-        memory.write(data + RESULT, &[UNWRITTEN]).unwrap();
+        let write = |address, bytes: &[u8]| {
+            memory.write_slice(bytes, GuestAddress(address)).unwrap();
+        };
+        write(data, &ask.head());
+        write(data + RESULT, &[UNWRITTEN]);
         // Head and tx; rx; result: NEXT is 1, WRITE is 2.
         let parts: [(u64, u32, u16); 3] = [
             (data, 32 + ask.len, 1),
@@ -156,14 +160,11 @@ impl Player {
             descriptor.extend(len.to_le_bytes());
             descriptor.extend(flags.to_le_bytes());
             descriptor.extend((index + 1).to_le_bytes());
-            memory
-                .write(DESC + 16 * u64::from(index), &descriptor)
-                .unwrap();
+            write(DESC + 16 * u64::from(index), &descriptor);
         }
         let slot = AVAIL + 4 + 2 * u64::from(number % RING_SIZE);
-        memory.write(slot, &first.to_le_bytes()).unwrap();
-        let index = self.offered.to_le_bytes();
-        memory.write(AVAIL + 2, &index).unwrap();
+        write(slot, &first.to_le_bytes());
+        write(AVAIL + 2, &self.offered.to_le_bytes());
         number
     }
 
@@ -315,7 +316,9 @@ fn requestq_command_that_was_aborted_is_one_that_the_chip_may_have_seen() {
         let request = rig.players[0].offer(USUAL);
         let tx = DATA + 0x400 * u64::from(request) + 32;
         let player = &mut rig.players[0];
-        player.backend.guest().memory.write(tx, &[opcode]).unwrap();
+        let guest = player.backend.guest();
+        guest.memory.write_byte(tx, opcode).unwrap();
+        drop(guest);
         let result = if aborted {
             rig.run_until_it_waits(0);
             let player = &mut rig.players[0];

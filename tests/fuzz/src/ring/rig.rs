@@ -19,7 +19,7 @@ use vhost_device_spi::spi::wire::{Config, Limits};
 use vhost_device_spi::vhost_user::backend::Backend;
 use vhost_device_spi::virtqueue::memory::{RegionDescription, UserAddress};
 use vhost_device_spi::virtqueue::vring::{F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::expect::{CUT, Expected, Next, View};
 use super::guest::DATA;
@@ -187,7 +187,8 @@ impl Rig {
             };
         }
         let copy = std::mem::take(&mut self.copy);
-        self.backend.guest().memory.write(0, &copy).unwrap();
+        let memory = &self.backend.guest().memory;
+        memory.write_slice(&copy, GuestAddress(0)).unwrap();
         self.copy = copy;
     }
 
@@ -245,7 +246,8 @@ impl Rig {
         let address = u64::try_from(at).unwrap();
         let flags = self.setup.avail..self.setup.avail + 2;
         self.flags_moved |= self.unnotified && at < flags.end && flags.start < at + bytes.len();
-        self.backend.guest().memory.write(address, bytes);
+        let memory = &self.backend.guest().memory;
+        let _ = memory.write_slice(bytes, GuestAddress(address));
         if let Some(active) = &mut self.active {
             active.content = None;
         }
