@@ -109,23 +109,25 @@ impl Grant {
         let bus = shared.buses.get(bus_index).ok_or(unknown)?;
         let device = bus.devices.get(device_index).ok_or(unknown)?;
         let timing = wire::validate(head, request.tx_len, request.rx_len, &device.limits)?;
-        let mut claim = self.claim(request, (number, device_index), device);
-        let mut keep = self.keep(head.cs_change, claim.receives);
-        let mut lead = Lead::default();
+        let claim = self.claim(request, (number, device_index), device);
+        let keep = self.keep(head.cs_change, claim.receives);
+        *transfer = Transfer::new(request, timing, claim, keep);
         if let Some(chip) = &device.chip {
             let copied = Lead::copy(memory, request.tx(), request.tx_len);
-            lead = copied.ok_or(ParamError::Malformed)?;
-            let framed = frame(chip, bus.phase(&claim), number, request, &lead)?;
-            lead.len = framed.lead_len;
-            keep = match framed.remaining {
+            let lead = copied.ok_or(ParamError::Malformed)?;
+            let framed = frame(chip, bus.phase(&transfer.claim), number, request, &lead)?;
+            transfer.lead = Lead {
+                len: framed.lead_len,
+                ..lead
+            };
+            transfer.keep = match framed.remaining {
                 Some(_) => Keep::Always,
                 None => Keep::Never,
             };
-            claim.timeout = chip.config.timeout;
-            claim.for_read = false;
+            let claim = &mut transfer.claim;
+            (claim.timeout, claim.for_read) = (chip.config.timeout, false);
             claim.framed = Some(framed);
         }
-        *transfer = Transfer::new(request, timing, claim, keep, lead);
         if let Some(neighbour) = bus.neighbour {
             if transfer.keeps(follows) || !transfer.fits_one_message(device, request) {
                 return Err(ParamError::SharedBus(neighbour));

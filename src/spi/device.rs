@@ -195,7 +195,8 @@ impl Device {
     /// Chip select was released: it stays so for the inactive delay.
     pub fn note_release(&mut self, now: Instant) {
         self.line = Line::Released;
-        self.not_before = now.checked_add(Duration::from_nanos(self.inactive_ns.into()));
+        let delay = Duration::from_nanos(self.inactive_ns.into());
+        self.not_before = (!delay.is_zero()).then(|| now.checked_add(delay)).flatten();
     }
 
     /// A transfer of `guest` begins.

@@ -132,13 +132,13 @@ impl<'m> Message<'m> {
         }
     }
 
-    /// Writes the words that were received into the message's storage to where they belong in `work`.
-    /// `None` if that is not in guest memory any more.
-    pub fn scatter(&mut self, work: &Work<'_>) -> Option<()> {
+    /// Writes the words that were received into the message's storage to where they belong in `rx`. `None`
+    /// if that is not in guest memory any more.
+    pub fn scatter(&mut self, rx: &[Segment]) -> Option<()> {
         let write = |address, byte: &mut u8| self.memory.write_byte(address, *byte);
         for &(index, position, len) in &self.scratch.rx_cuts {
             let [_, word] = self.scratch.words.get_mut(index)?;
-            position.each_byte(work.rx, word_part(word, len)?, write)?;
+            position.each_byte(rx, word_part(word, len)?, write)?;
         }
         Some(())
     }

@@ -147,30 +147,35 @@ pub fn plan_message(
     progress: &mut Progress,
     mut emit: impl FnMut(Piece) -> Result<(), TransferError>,
 ) -> Result<u32, TransferError> {
-    // What is left of spidev's buffer, always a multiple of `align`, and of the message.
+    // What is left of spidev's buffer, always a multiple of `align`.
     let mut room = round_down(budget.bufsiz, budget.align);
-    let bytes = budget.bytes.min(work.len.saturating_sub(progress.done));
-    let mut bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    let mut total = 0u32;
+    let begin = progress.done;
+    let end = begin.saturating_add(budget.bytes).min(work.len);
     for _ in 0..budget.pieces {
-        let Some(piece) = next_piece(work, progress, bytes.min(room)) else {
+        let most = end.saturating_sub(progress.done).min(room.into());
+        let most = u32::try_from(most).unwrap_or(room);
+        let Some(piece) = next_piece(work, progress, most) else {
             break;
         };
         emit(piece)?;
         progress.tx.advance(work.tx, piece.len);
         progress.rx.advance(work.rx, piece.len);
         progress.done = progress.done.saturating_add(piece.len.into());
-        total = total.saturating_add(piece.len);
-        bytes = bytes.saturating_sub(piece.len);
         room = room.saturating_sub(round_up(piece.len, budget.align));
     }
-    (total > 0).then_some(total).ok_or(TransferError::NoMessage)
+    match u32::try_from(progress.done.saturating_sub(begin)) {
+        Ok(len @ 1..) => Ok(len),
+        _ => Err(TransferError::NoMessage),
+    }
 }
 
 /// The longest piece at `progress`: at most `most` bytes, and contiguous on both sides unless it is a
 /// single word. `None` if none fits.
 #[inline(always)]
 fn next_piece(work: &Work<'_>, progress: &Progress, most: u32) -> Option<Piece> {
+    if most == 0 {
+        return None;
+    }
     let (tx, tx_left) = next_run(work.tx, progress.tx)?;
     let (rx, rx_left) = next_run(work.rx, progress.rx)?;
     let contiguous = most.min(tx_left).min(rx_left);

@@ -63,21 +63,23 @@ impl Request {
         self.segments.get(self.tx_count..).unwrap_or_default()
     }
 
-    /// Appends a buffer as one segment for each region that it lies in.
+    /// Appends a buffer, which is not empty, as one segment for each region that it lies in.
     #[inline]
     fn push(&mut self, memory: &Memory, mut address: u64, mut len: u32) -> Result<(), ParamError> {
-        while len > 0 {
+        loop {
             let here = memory.contiguous(address, len);
             let here = here.ok_or(ParamError::Address(address))?;
             // Within the capacity: this never allocates.
-            let has_room = self.segments.len() < MAX_SEGMENTS;
+            let has_room = self.segments.len() < self.segments.capacity();
             ensure(has_room, ParamError::TooManyPieces)?;
             self.segments.push(Segment { address, len: here });
+            if here == len {
+                return Ok(());
+            }
             len = len.saturating_sub(here);
             // No region holds the last address of all, so a buffer that would wrap is refused here.
             address = address.saturating_add(u64::from(here));
         }
-        Ok(())
     }
 }
 
@@ -214,9 +216,11 @@ impl Parser<'_> {
         request.tx_len = request.tx_len.saturating_add(u64::from(tx_len));
         // tx is not copied: a driver that changes it meanwhile changes what it sends, and nothing else.
         let tx = address.saturating_add(part_len.into());
-        let pushed = request.push(self.memory, tx, tx_len);
-        request.tx_count = request.segments.len();
-        pushed
+        if tx_len > 0 {
+            request.push(self.memory, tx, tx_len)?;
+            request.tx_count = request.segments.len();
+        }
+        Ok(())
     }
 
     /// Ends the request after the last buffer: its last device-writable byte is the result.

@@ -73,7 +73,7 @@ pub struct Transfer {
     /// Whether chip select stays asserted at its end.
     pub keep: Keep,
     /// Its first bytes, if `framing` decided on them: sent from here.
-    lead: Lead,
+    pub lead: Lead,
     progress: Progress,
     /// The loopback's message on the wire ends at this moment.
     busy_until: Option<Instant>,
@@ -82,8 +82,8 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// A transfer that has not begun; it sends its first bytes from `lead`.
-    pub fn new(request: &Request, timing: Timing, claim: Claim, keep: Keep, lead: Lead) -> Self {
+    /// A transfer that has not begun.
+    pub fn new(request: &Request, timing: Timing, claim: Claim, keep: Keep) -> Self {
         let head = request.head;
         Self {
             claim,
@@ -91,7 +91,7 @@ impl Transfer {
             timing,
             len: request.tx_len.max(request.rx_len),
             keep,
-            lead,
+            lead: Lead::default(),
             progress: Progress::default(),
             busy_until: None,
             fails: false,
@@ -117,7 +117,7 @@ impl Transfer {
     /// front-end waits for its end.
     pub fn remaining(&self, now: Instant) -> Duration {
         let left = self.len.saturating_sub(self.progress.done);
-        let wire = self.timing.wire_ns(left, self.head.word_len());
+        let wire = self.timing.wire_ns(left);
         let wire = Duration::from_nanos(wire.saturating_add(self.head.cs_delay_hold_ns.into()));
         let busy_until = self.busy_until.unwrap_or(now);
         wire.saturating_add(busy_until.saturating_duration_since(now))
@@ -202,8 +202,6 @@ impl Transfer {
     /// to be asserted, and takes a transfer of its own.
     fn next_message<'r>(&self, device: &Device, request: &'r Request) -> NextMessage<'r> {
         let sets_up = self.head.cs_setup_ns > 0 && device.line != Line::Asserted;
-        let (timing, word_len) = (&self.timing, self.head.word_len());
-        let words = timing.words_budget_ns.checked_div(timing.word_ns);
         NextMessage {
             work: Work {
                 tx: request.tx(),
@@ -211,7 +209,7 @@ impl Transfer {
                 len: self.len,
                 // Bytes are all the same to the loopback: no word needs to stay whole.
                 word_len: match device.port {
-                    Port::Spidev(_) => word_len,
+                    Port::Spidev(_) => self.timing.word_len,
                     Port::Loopback(_) => 1,
                 },
                 lead: self.lead,
@@ -220,7 +218,7 @@ impl Transfer {
                 bufsiz: device.bufsiz,
                 align: device.align(),
                 pieces: MAX_PIECES.saturating_sub(usize::from(sets_up)),
-                bytes: words.unwrap_or(0).saturating_mul(word_len.into()),
+                bytes: self.timing.message_len,
             },
             sets_up,
         }
@@ -245,7 +243,7 @@ impl Transfer {
         // `cs_delay_hold_ns`); where chip select stays, the bus waits it out before it releases.
         message.finish(keep, if keep { 0 } else { head.cs_delay_hold_ns });
         spidev.transfer(&message, len)?;
-        message.scatter(work).ok_or(TransferError::Memory)
+        message.scatter(work.rx).ok_or(TransferError::Memory)
     }
 
     /// Moves the bytes of the next message at once, then lets the time pass that it would take on the
@@ -268,7 +266,7 @@ impl Transfer {
         }
         let emit = |piece| loopback::transfer(memory, &piece).ok_or(TransferError::Memory);
         let len = plan_message(&next.work, &next.budget, &mut self.progress, emit)?;
-        let mut ns = self.timing.wire_ns(len.into(), self.head.word_len());
+        let mut ns = self.timing.wire_ns(len.into());
         if next.sets_up {
             ns = ns.saturating_add(self.head.cs_setup_ns.into());
         }

@@ -171,18 +171,22 @@ pub fn bits_ns(bits: u32, speed_hz: u32) -> u64 {
 pub struct Timing {
     /// Clock in Hz, never 0.
     pub speed_hz: u32,
+    /// Length of one word in memory, in bytes.
+    pub word_len: u32,
     /// Nanoseconds that one word takes, its delay included.
     pub word_ns: u64,
     /// Nanoseconds of one message that are left for words, after its delays.
     pub words_budget_ns: u64,
+    /// Most bytes of one message.
+    pub message_len: u64,
     /// Nanoseconds of the whole request, delays included.
     pub total_ns: u64,
 }
 
 impl Timing {
-    /// Nanoseconds on the wire of `len` bytes in words of `word_len` bytes.
-    pub fn wire_ns(&self, len: u64, word_len: u32) -> u64 {
-        let words = len.div_ceil(word_len.max(1).into());
+    /// Nanoseconds on the wire of `len` bytes.
+    pub fn wire_ns(&self, len: u64) -> u64 {
+        let words = len.div_ceil(self.word_len.max(1).into());
         words.saturating_mul(self.word_ns)
     }
 }
@@ -208,15 +212,19 @@ pub fn validate(
     let delays_ns =
         carried_out(head.cs_setup_ns).saturating_add(carried_out(head.cs_delay_hold_ns));
     let words_budget_ns = limits.max_message_ns.saturating_sub(delays_ns);
-    let words = len.div_ceil(head.word_len().into());
+    let word_len = head.word_len();
+    let words = len.div_ceil(word_len.into());
     let total_ns = words.saturating_mul(word_ns).saturating_add(delays_ns);
     // A message has one word at least, and no signal interrupts its ioctl.
     ensure(word_ns <= words_budget_ns, ParamError::SlowWord)?;
     ensure(total_ns <= limits.max_transfer_ns, ParamError::TooSlow)?;
+    let message_words = words_budget_ns.checked_div(word_ns).unwrap_or(0);
     Ok(Timing {
         speed_hz,
+        word_len,
         word_ns,
         words_budget_ns,
+        message_len: message_words.saturating_mul(word_len.into()),
         total_ns,
     })
 }

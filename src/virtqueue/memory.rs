@@ -218,7 +218,7 @@ impl Memory {
     pub fn contiguous(&self, address: u64, len: u32) -> Option<u32> {
         let (region, offset) = self.to_region_addr(GuestAddress(address))?;
         let left = region.len().saturating_sub(offset.0);
-        Some(u32::try_from(left).unwrap_or(u32::MAX).min(len))
+        u32::try_from(left.min(len.into())).ok()
     }
 
     #[inline(always)]

@@ -334,7 +334,7 @@ fn check_time(fields: &Fields, freq: u32, len: u64, limits: &Limits, judged: Opt
         (timing.total_ns, fields, words),
         (timing.word_ns, &ends, 1),
         (
-            timing.wire_ns(len, bytes_per_word.try_into().unwrap()),
+            timing.wire_ns(len),
             &ends,
             words,
         ),
