@@ -111,9 +111,9 @@ impl Grant {
         let timing = wire::validate(head, request.tx_len, request.rx_len, &device.limits)?;
         let claim = self.claim(request, (number, device_index), device);
         let keep = self.keep(head.cs_change, claim.receives);
-        *transfer = Transfer::new(request, timing, claim, keep);
+        transfer.set(request, timing, claim, keep);
         if let Some(chip) = &device.chip {
-            let copied = Lead::copy(memory, request.tx(), request.tx_len);
+            let copied = Lead::copy(memory, request.buffers().0, request.tx_len);
             let lead = copied.ok_or(ParamError::Malformed)?;
             let framed = frame(chip, bus.phase(&transfer.claim), number, request, &lead)?;
             transfer.lead = Lead {

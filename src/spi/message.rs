@@ -56,12 +56,13 @@ impl Default for Scratch {
     }
 }
 
-/// A message: transfers whose pointers lead into `memory`, the scratch, or the lead of the request's work,
-/// which are borrowed for as long.
+/// A message: transfers whose pointers lead into `memory`, the scratch, or the request's lead, which are
+/// borrowed for as long.
 #[derive(Debug)]
 pub struct Message<'m> {
     scratch: &'m mut Scratch,
     memory: &'m Memory,
+    lead: &'m Lead,
     /// What all transfers have in common.
     template: SpiIocTransfer,
 }
@@ -73,6 +74,7 @@ impl<'m> Message<'m> {
     pub fn new(
         scratch: &'m mut Scratch,
         memory: &'m Memory,
+        lead: &'m Lead,
         head: &TransferHead,
         speed_hz: u32,
         sets_up: bool,
@@ -97,6 +99,7 @@ impl<'m> Message<'m> {
         Self {
             scratch,
             memory,
+            lead,
             template,
         }
     }
@@ -104,13 +107,13 @@ impl<'m> Message<'m> {
     /// Appends the transfer of one piece of `work`. `None` if a byte of it is not in guest memory any more,
     /// or the message is full, which a plan that keeps its limits does not cause.
     #[inline(always)]
-    pub fn push(&mut self, work: &'m Work<'_>, piece: &Piece) -> Option<()> {
+    pub fn push(&mut self, work: &Work<'_>, piece: &Piece) -> Option<()> {
         let index = self.scratch.transfers.len();
         let [tx_word, rx_word] = self.scratch.words.get_mut(index)?;
-        let (memory, len) = (self.memory, piece.len);
+        let (memory, lead, len) = (self.memory, self.lead, piece.len);
         let transfer = SpiIocTransfer {
-            tx_buf: pointer(memory, work.tx, piece.tx, len, tx_word, &work.lead)?,
-            rx_buf: pointer(memory, work.rx, piece.rx, len, rx_word, &work.lead)?,
+            tx_buf: pointer(memory, work.tx, piece.tx, len, tx_word, lead)?,
+            rx_buf: pointer(memory, work.rx, piece.rx, len, rx_word, lead)?,
             len,
             ..self.template
         };

@@ -14,7 +14,6 @@
 //! order. Must not: touch memory or fds. Called by `transfer`.
 
 use crate::error::TransferError;
-use crate::spi::lead::Lead;
 
 /// Most transfers of one `SPI_IOC_MESSAGE`.
 pub const MAX_PIECES: usize = 511;
@@ -47,12 +46,12 @@ impl Position {
     /// Advances by `len` bytes.
     #[inline(always)]
     pub fn advance(&mut self, segments: &[Segment], len: u32) {
-        self.offset = self.offset.saturating_add(len.into());
+        self.offset = self.offset.wrapping_add(len.into());
         while let Some(segment) = segments.get(self.index) {
             let Some(left) = self.offset.checked_sub(segment.len.into()) else {
                 return;
             };
-            self.index = self.index.saturating_add(1);
+            self.index = self.index.wrapping_add(1);
             self.offset = left;
         }
     }
@@ -123,8 +122,8 @@ pub struct Work<'a> {
     pub len: u64,
     /// Bytes of a word: 1, 2 or 4.
     pub word_len: u32,
-    /// The start of tx, where it was copied; then words are single bytes.
-    pub lead: Lead,
+    /// Bytes at the start of tx that were copied; if there are any, words are single bytes.
+    pub lead_len: usize,
 }
 
 /// How much of a request is done.
@@ -161,7 +160,8 @@ pub fn plan_message(
         progress.tx.advance(work.tx, piece.len);
         progress.rx.advance(work.rx, piece.len);
         progress.done = progress.done.saturating_add(piece.len.into());
-        room = room.saturating_sub(round_up(piece.len, budget.align));
+        // `room` is a multiple of `align`: so the piece costs its length rounded up.
+        room = round_down(room.saturating_sub(piece.len), budget.align);
     }
     match u32::try_from(progress.done.saturating_sub(begin)) {
         Ok(len @ 1..) => Ok(len),
@@ -181,7 +181,7 @@ fn next_piece(work: &Work<'_>, progress: &Progress, most: u32) -> Option<Piece> 
     let contiguous = most.min(tx_left).min(rx_left);
     let whole = round_down(contiguous, work.word_len);
     let lead_from = usize::try_from(progress.done).unwrap_or(usize::MAX);
-    let lead_left = u32::try_from(work.lead.bytes().len().saturating_sub(lead_from)).unwrap_or(0);
+    let lead_left = u32::try_from(work.lead_len.saturating_sub(lead_from)).unwrap_or(0);
     let len = match lead_left {
         0 if whole > 0 => whole,
         0 => work.word_len,
@@ -214,12 +214,7 @@ fn next_run(segments: &[Segment], position: Position) -> Option<(Place, u32)> {
 
 /// `len` rounded down to a multiple of `to`, a power of two.
 fn round_down(len: u32, to: u32) -> u32 {
-    len & !to.saturating_sub(1)
-}
-
-/// `len` rounded up to a multiple of `to`, a power of two.
-fn round_up(len: u32, to: u32) -> u32 {
-    round_down(len.saturating_add(to.saturating_sub(1)), to)
+    len & to.wrapping_neg()
 }
 
 #[cfg(test)]
@@ -270,11 +265,6 @@ mod tests {
         check_with_lead(0, tx, rx, word_len, budget)
     }
 
-    fn lead(len: usize) -> Lead {
-        let bytes = [0xa5; 2];
-        Lead { bytes, len }
-    }
-
     fn check_with_lead(
         lead_len: usize,
         tx: &[u32],
@@ -289,7 +279,7 @@ mod tests {
             rx: &rx,
             len,
             word_len,
-            lead: lead(lead_len),
+            lead_len,
         };
         let mut progress = Progress::default();
         let mut messages = Vec::new();
@@ -372,7 +362,7 @@ mod tests {
             rx: &[],
             len: 5,
             word_len: 1,
-            lead: lead(2),
+            lead_len: 2,
         };
         let planned = plan_message(&work, &no_room, &mut Progress::default(), |_| Ok(()));
         assert!(matches!(planned, Err(TransferError::NoMessage)));
@@ -429,7 +419,7 @@ mod tests {
                 rx: &[],
                 len: all.into(),
                 word_len,
-                lead: Lead::default(),
+                lead_len: 0,
             };
             let budget = Budget { bufsiz, ..DEFAULT };
             let (mut progress, mut messages) = (Progress::default(), 0);

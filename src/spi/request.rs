@@ -53,14 +53,10 @@ impl Default for Request {
 }
 
 impl Request {
-    /// The device-readable bytes after the head.
-    pub fn tx(&self) -> &[Segment] {
-        self.segments.get(..self.tx_count).unwrap_or_default()
-    }
-
-    /// The device-writable bytes before the result.
-    pub fn rx(&self) -> &[Segment] {
-        self.segments.get(self.tx_count..).unwrap_or_default()
+    /// tx, the device-readable bytes after the head, and rx, the device-writable ones before the result.
+    pub fn buffers(&self) -> (&[Segment], &[Segment]) {
+        let parts = self.segments.split_at_checked(self.tx_count);
+        parts.unwrap_or_default()
     }
 
     /// Appends a buffer, which is not empty, as one segment for each region that it lies in.

@@ -82,20 +82,17 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// A transfer that has not begun.
-    pub fn new(request: &Request, timing: Timing, claim: Claim, keep: Keep) -> Self {
-        let head = request.head;
-        Self {
-            claim,
-            head,
-            timing,
-            len: request.tx_len.max(request.rx_len),
-            keep,
-            lead: Lead::default(),
-            progress: Progress::default(),
-            busy_until: None,
-            fails: false,
-        }
+    /// Makes it that of `request`, not begun yet. Field by field: a new one would be moved here.
+    pub fn set(&mut self, request: &Request, timing: Timing, claim: Claim, keep: Keep) {
+        self.claim = claim;
+        self.head = request.head;
+        self.timing = timing;
+        self.len = request.tx_len.max(request.rx_len);
+        self.keep = keep;
+        self.lead = Lead::default();
+        self.progress = Progress::default();
+        self.busy_until = None;
+        self.fails = false;
     }
 
     /// Whether it only writes, and keeps chip select only for a request that is queued.
@@ -202,17 +199,18 @@ impl Transfer {
     /// to be asserted, and takes a transfer of its own.
     fn next_message<'r>(&self, device: &Device, request: &'r Request) -> NextMessage<'r> {
         let sets_up = self.head.cs_setup_ns > 0 && device.line != Line::Asserted;
+        let (tx, rx) = request.buffers();
         NextMessage {
             work: Work {
-                tx: request.tx(),
-                rx: request.rx(),
+                tx,
+                rx,
                 len: self.len,
                 // Bytes are all the same to the loopback: no word needs to stay whole.
                 word_len: match device.port {
                     Port::Spidev(_) => self.timing.word_len,
                     Port::Loopback(_) => 1,
                 },
-                lead: self.lead,
+                lead_len: self.lead.len,
             },
             budget: Budget {
                 bufsiz: device.bufsiz,
@@ -233,8 +231,8 @@ impl Transfer {
         scratch: &mut Scratch,
         follows: bool,
     ) -> Result<(), TransferError> {
-        let head = self.head;
-        let mut message = Message::new(scratch, memory, &head, self.timing.speed_hz, next.sets_up);
+        let (head, lead, speed_hz) = (self.head, self.lead, self.timing.speed_hz);
+        let mut message = Message::new(scratch, memory, &lead, &head, speed_hz, next.sets_up);
         let (work, budget) = (&next.work, &next.budget);
         let emit = |piece| message.push(work, &piece).ok_or(TransferError::Memory);
         let len = plan_message(work, budget, &mut self.progress, emit)?;
@@ -249,6 +247,7 @@ impl Transfer {
     /// Moves the bytes of the next message at once, then lets the time pass that it would take on the
     /// wire. The first one takes the delay that was asked for; of a transfer that is to fail, it moves
     /// nothing and takes nothing else.
+    #[inline(always)] // Else `next` could not be in registers where it is sent.
     fn echo(
         &mut self,
         loopback: &mut Loopback,

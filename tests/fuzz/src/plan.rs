@@ -3,7 +3,6 @@
 //! Plans of transfers against a reference that looks at one byte after the other.
 
 use vhost_device_spi::error::TransferError;
-use vhost_device_spi::spi::lead::Lead;
 use vhost_device_spi::spi::plan::{
     Budget, MAX_PIECES, Piece, Place, Progress, Segment, Work, plan_message,
 };
@@ -77,10 +76,7 @@ fn plan(case: &Case, progress: &mut Progress, refusal: &mut Refusal) -> (Vec<Pie
         rx: &case.rx,
         len: case.len.into(),
         word_len: case.word_len,
-        lead: Lead {
-            bytes: [0; 2],
-            len: usize::try_from(case.lead_len).unwrap(),
-        },
+        lead_len: usize::try_from(case.lead_len).unwrap(),
     };
     let mut pieces = Vec::new();
     let planned = plan_message(&work, &case.budget, progress, |piece| {
