@@ -100,21 +100,23 @@ impl Tally {
         *counter = counter.wrapping_add(1);
     }
 
-    /// Counts the bytes in one direction and the nanoseconds on the wire of a request that succeeded.
-    pub fn count_wire(&mut self, chip_select: Option<u8>, (len, wire_ns): (u64, u64)) {
-        let counters = self.of(chip_select);
-        counters.bytes = counters.bytes.wrapping_add(len);
-        counters.wire_ns = counters.wire_ns.wrapping_add(wire_ns);
-    }
-
     /// Counts how long a request waited that now goes on the wire.
     pub fn count_wait(&mut self, chip_select: Option<u8>, waited: Duration) {
         self.of(chip_select).waited.count(waited);
     }
 
-    /// Counts how long a request was served that was on the wire.
-    pub fn count_service(&mut self, chip_select: Option<u8>, served: Duration) {
-        self.of(chip_select).served.count(served);
+    /// Counts how long a request was served that was on the wire; and the bytes in one direction and the
+    /// nanoseconds there, which are 0 unless it succeeded.
+    pub fn count_service(
+        &mut self,
+        chip_select: Option<u8>,
+        served: Duration,
+        (len, wire_ns): (u64, u64),
+    ) {
+        let counters = self.of(chip_select);
+        counters.served.count(served);
+        counters.bytes = counters.bytes.wrapping_add(len);
+        counters.wire_ns = counters.wire_ns.wrapping_add(wire_ns);
     }
 
     fn of(&mut self, chip_select: Option<u8>) -> &mut Counters {

@@ -23,8 +23,7 @@ pub struct Histogram {
 impl Histogram {
     /// Counts `took`.
     pub fn count(&mut self, took: Duration) {
-        let seconds = took.as_secs().saturating_mul(1_000_000);
-        let micros = seconds.saturating_add(took.subsec_micros().into());
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.longest_us = self.longest_us.max(micros);
         let bits = u64::BITS.saturating_sub(micros.leading_zeros());
         let index = usize::try_from(bits).map_or(LAST, |bits| bits.min(LAST));

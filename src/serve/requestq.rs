@@ -360,13 +360,8 @@ impl Requestq {
             return Ok(Turn::Again);
         };
         let (transfer, chip_select) = (&self.transfer, active.chip_select);
-        let served = now.saturating_duration_since(active.begun);
-        self.tally.count_service(chip_select, served);
-        let result = match transferred {
-            Ok(()) => {
-                self.tally.count_wire(chip_select, transfer.whole());
-                TransResult::TransOk
-            }
+        let (result, on_wire) = match transferred {
+            Ok(()) => (TransResult::TransOk, transfer.whole()),
             Err(error) => {
                 if let Some(name) = bus.note_failure(transfer.claim.device, &error) {
                     self.log(
@@ -376,9 +371,11 @@ impl Requestq {
                         &error,
                     );
                 }
-                TransResult::TransErr
+                (TransResult::TransErr, (0, 0))
             }
         };
+        let served = now.saturating_duration_since(active.begun);
+        self.tally.count_service(chip_select, served, on_wire);
         let turn = self.finish(guest, active.answer, chip_select, result)?;
         Ok(self.after_request(turn))
     }

@@ -107,11 +107,8 @@ impl TransferHead {
 
     /// Length of one word in memory, in bytes: 1, 2 or 4, as spidev has it.
     pub fn word_len(&self) -> u32 {
-        match self.bits_per_word {
-            0..=8 => 1,
-            9..=16 => 2,
-            _ => 4,
-        }
+        // A shift: the compiler divides by its result in few instructions.
+        1 << u8::from(self.bits_per_word > 8) << u8::from(self.bits_per_word > 16)
     }
 }
 

@@ -370,6 +370,7 @@ impl Vring {
 
     /// Asks the driver not to kick: the ring is read again anyway. With EVENT_IDX there is nothing to
     /// do, since the driver kicks once for each [`Vring::rearm`].
+    #[inline]
     pub fn suppress_kicks(&mut self, memory: &Memory) {
         // Once for all requests of a batch: this takes a hundred instructions.
         if !std::mem::replace(&mut self.is_quiet, true) {
