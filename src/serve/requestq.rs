@@ -340,8 +340,9 @@ impl Requestq {
             Ok(Step::More) => Ok(Turn::Again),
             Ok(Step::Until(at)) => Ok(Turn::At(at)),
             Ok(Step::Done { kept }) => {
-                let cut = !kept && transfer.may_begin_a_pair();
-                self.cut_pairs.note_end(active.chip_select, cut, *now);
+                if !kept && transfer.may_begin_a_pair() {
+                    self.cut_pairs.note_cut(active.chip_select, *now);
+                }
                 self.end(guest, bus, Ok(()), shared.now)
             }
             Err(error) => self.end(guest, bus, Err(error), shared.now),

@@ -195,8 +195,10 @@ impl Device {
     /// Chip select was released: it stays so for the inactive delay.
     pub fn note_release(&mut self, now: Instant) {
         self.line = Line::Released;
-        let delay = Duration::from_nanos(self.inactive_ns.into());
-        self.not_before = (!delay.is_zero()).then(|| now.checked_add(delay)).flatten();
+        self.not_before = match self.inactive_ns {
+            0 => None,
+            ns => now.checked_add(Duration::from_nanos(ns.into())),
+        };
     }
 
     /// A transfer of `guest` begins.

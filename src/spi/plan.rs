@@ -157,9 +157,12 @@ pub fn plan_message(
             break;
         };
         emit(piece)?;
+        progress.done = progress.done.saturating_add(piece.len.into());
+        if progress.done == work.len {
+            break;
+        }
         progress.tx.advance(work.tx, piece.len);
         progress.rx.advance(work.rx, piece.len);
-        progress.done = progress.done.saturating_add(piece.len.into());
         // `room` is a multiple of `align`: so the piece costs its length rounded up.
         room = round_down(room.saturating_sub(piece.len), budget.align);
     }
@@ -173,9 +176,6 @@ pub fn plan_message(
 /// single word. `None` if none fits.
 #[inline(always)]
 fn next_piece(work: &Work<'_>, progress: &Progress, most: u32) -> Option<Piece> {
-    if most == 0 {
-        return None;
-    }
     let (tx, tx_left) = next_run(work.tx, progress.tx)?;
     let (rx, rx_left) = next_run(work.rx, progress.rx)?;
     let contiguous = most.min(tx_left).min(rx_left);

@@ -327,7 +327,7 @@ impl Vring {
     pub fn peek(&self, memory: &Memory) -> Result<Chain, RingError> {
         // Not by `Queue::iter`: it takes an available ring at guest address 0 for one that is not set.
         let (queue, size) = (&self.queue, self.queue.size());
-        let position = queue.next_avail().checked_rem(size).unwrap_or(0);
+        let position = queue.next_avail() & size.wrapping_sub(1);
         let offset = u64::from(position).saturating_mul(AVAIL_ENTRY_LEN);
         let entry = queue.avail_ring().wrapping_add(AVAIL_HEADER_LEN);
         let entry = memory.load(entry.wrapping_add(offset));

@@ -23,9 +23,9 @@ pub(super) struct CutPairs {
 }
 
 impl CutPairs {
-    /// A request has ended, and chip select was released although its `cs_change` was 0, or not.
-    pub(super) fn note_end(&mut self, chip_select: Option<u8>, cut: bool, now: Instant) {
-        self.write = chip_select.filter(|_| cut).map(|number| (number, now));
+    /// A request has ended, and chip select was released although its `cs_change` was 0.
+    pub(super) fn note_cut(&mut self, chip_select: Option<u8>, now: Instant) {
+        self.write = chip_select.map(|number| (number, now));
     }
 
     /// Whether the request that begins is the first on its chip select to show a pair that was cut.
@@ -67,20 +67,19 @@ mod tests {
         let (start, read) = (Instant::now(), claim(false));
         let mut pairs = CutPairs::default();
         assert!(!pairs.are_shown_by(&read, Some(0), start), "nothing before");
-        pairs.note_end(Some(0), true, start);
+        pairs.note_cut(Some(0), start);
         assert!(!pairs.are_shown_by(&read, Some(1), start), "another chip");
         assert!(!pairs.are_shown_by(&read, Some(0), start), "not the next");
-        pairs.note_end(Some(0), true, start);
+        pairs.note_cut(Some(0), start);
         assert!(!pairs.are_shown_by(&claim(true), Some(0), start));
-        pairs.note_end(Some(0), false, start);
         assert!(!pairs.are_shown_by(&read, Some(0), start), "not cut");
-        pairs.note_end(Some(0), true, start);
+        pairs.note_cut(Some(0), start);
         let late = start + PAUSE + Duration::from_nanos(1);
         assert!(!pairs.are_shown_by(&read, Some(0), late));
         for number in [0, 15] {
-            pairs.note_end(Some(number), true, start);
+            pairs.note_cut(Some(number), start);
             assert!(pairs.are_shown_by(&read, Some(number), start + PAUSE));
-            pairs.note_end(Some(number), true, start);
+            pairs.note_cut(Some(number), start);
             assert!(!pairs.are_shown_by(&read, Some(number), start), "again");
         }
     }
