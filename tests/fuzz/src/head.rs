@@ -333,11 +333,7 @@ fn check_time(fields: &Fields, freq: u32, len: u64, limits: &Limits, judged: Opt
     for (ns, bounded, words) in [
         (timing.total_ns, fields, words),
         (timing.word_ns, &ends, 1),
-        (
-            timing.wire_ns(len),
-            &ends,
-            words,
-        ),
+        (timing.wire_ns(len), &ends, words),
     ] {
         let (least, most) = (least(bounded, freq, words), most(bounded, freq, words));
         assert!(!least.is_above(ns) && !most.is_below(ns), "{timing:?}");
