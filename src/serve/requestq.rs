@@ -336,17 +336,18 @@ impl Requestq {
             && matches!(self.intake, Intake::Open | Intake::Paused)
             && vring.pending(memory).is_ok_and(|pending| pending > 0);
         let (scratch, now) = (&mut shared.scratch, &mut shared.now);
-        match bus.step(transfer, memory, scratch, follows, now) {
-            Ok(Step::More) => Ok(Turn::Again),
-            Ok(Step::Until(at)) => Ok(Turn::At(at)),
+        let transferred = match bus.step(transfer, memory, scratch, follows, now) {
+            Ok(Step::More) => return Ok(Turn::Again),
+            Ok(Step::Until(at)) => return Ok(Turn::At(at)),
             Ok(Step::Done { kept }) => {
                 if !kept && transfer.may_begin_a_pair() {
                     self.cut_pairs.note_cut(active.chip_select, *now);
                 }
-                self.end(guest, bus, Ok(()), shared.now)
+                Ok(())
             }
-            Err(error) => self.end(guest, bus, Err(error), shared.now),
-        }
+            Err(error) => Err(error),
+        };
+        self.end(guest, bus, transferred, shared.now)
     }
 
     /// The request in progress is over.

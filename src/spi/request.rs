@@ -165,7 +165,7 @@ struct Parser<'a> {
     head: [u8; HEAD_LEN],
     /// How many bytes of the head were read.
     head_len: usize,
-    /// Device-writable bytes.
+    /// Device-writable bytes: of at most 1,024 buffers, so that the sum cannot wrap.
     writable: u64,
     /// Guest address of the last device-writable byte: the result, if the chain ends here.
     last_writable: Option<u64>,
@@ -182,7 +182,7 @@ impl Parser<'_> {
             (_, None) => Ok(()),
             (true, Some(last)) => {
                 self.last_writable = address.checked_add(u64::from(last));
-                self.writable = self.writable.saturating_add(u64::from(len));
+                self.writable = self.writable.wrapping_add(u64::from(len));
                 self.request.push(self.memory, address, len)
             }
             // VIRTIO 1.4, "Message Framing": device-readable buffers come first.
@@ -209,7 +209,7 @@ impl Parser<'_> {
         }
         let tx_len = len.saturating_sub(part_len);
         let request = &mut self.request;
-        request.tx_len = request.tx_len.saturating_add(u64::from(tx_len));
+        request.tx_len = request.tx_len.wrapping_add(u64::from(tx_len));
         // tx is not copied: a driver that changes it meanwhile changes what it sends, and nothing else.
         let tx = address.saturating_add(part_len.into());
         if tx_len > 0 {
