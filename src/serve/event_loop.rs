@@ -5,7 +5,7 @@
 //! Kicks and messages only mark whose turn it is; they are handled in turns, one request or step each,
 //! round robin. Where several front-ends are connected the loop looks for events after one turn of each
 //! guest that has work, so that a flood delays another guest by one request; a guest alone has its
-//! queue served without looks in between, for 64 turns or a millisecond.
+//! queue served without looks in between, for a millisecond or 64 turns that do not reach the wire.
 //!
 //! epoll traps that this avoids: fds shared with a front-end are removed from the set explicitly
 //! (`epoll::Registered`); an event of a connection that was ended earlier in the same batch does no more
@@ -41,7 +41,8 @@ mod end;
 
 /// Most events that one look takes.
 const EVENTS: usize = 32;
-/// Most turns of a guest that is alone between two looks for events.
+/// Most turns of a guest that is alone between two looks for events; one has all the requests that reach
+/// the wire one after the other.
 const TURNS: usize = 64;
 /// Most time between two looks for events, in which no further turn begins.
 const TURNS_TIME: Duration = LONG;
@@ -187,6 +188,7 @@ impl EventLoop {
         let ends_at = self.shared.now.checked_add(TURNS_TIME);
         let mut last = None;
         let is_alone = self.connected <= 1;
+        self.shared.alone_until = ends_at.filter(|_| is_alone);
         let turns = if is_alone { TURNS } else { self.turns.len() };
         for _ in 0..turns {
             let taken = match self.turns.take() {

@@ -62,6 +62,8 @@ pub struct Shared {
     pub now: Instant,
     /// When the turn in progress became due: a request's waiting time counts from then.
     pub due_since: Instant,
+    /// If one front-end is connected at most: until when its guest has turn after turn.
+    pub alone_until: Option<Instant>,
 }
 
 impl Shared {
@@ -82,6 +84,7 @@ impl Shared {
             deferred,
             now,
             due_since: now,
+            alone_until: None,
         }
     }
 }
@@ -116,10 +119,8 @@ impl Grant {
             let copied = Lead::copy(memory, request.buffers().0, request.tx_len);
             let lead = copied.ok_or(ParamError::Malformed)?;
             let framed = frame(chip, bus.phase(&transfer.claim), number, request, &lead)?;
-            transfer.lead = Lead {
-                len: framed.lead_len,
-                ..lead
-            };
+            transfer.lead = lead;
+            transfer.lead.len = framed.lead_len;
             transfer.keep = match framed.remaining {
                 Some(_) => Keep::Always,
                 None => Keep::Never,

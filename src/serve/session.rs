@@ -304,14 +304,23 @@ impl Session {
         }
     }
 
-    /// Makes one step of the request in progress, or takes the next one. Returns when to call again.
+    /// Makes one step of the request in progress, or takes the next one; where the guest is alone, goes on
+    /// as long as steps reach the wire, after which the clock is read. Returns when to call again.
     ///
     /// # Errors
     /// The connection must end.
     pub fn turn(&mut self, shared: &mut Shared) -> Result<Turn, SessionError> {
-        match self.state.guest() {
-            Some(mut guest) => self.requestq.turn(&mut guest, shared),
-            None => Ok(Turn::Idle),
+        let Some(mut guest) = self.state.guest() else {
+            return Ok(Turn::Idle);
+        };
+        loop {
+            let before = shared.now;
+            let turn = self.requestq.turn(&mut guest, shared)?;
+            let has_time = shared.alone_until.is_some_and(|until| until > shared.now);
+            if turn != Turn::Again || shared.now == before || !has_time {
+                return Ok(turn);
+            }
+            shared.due_since = shared.now;
         }
     }
 

@@ -134,9 +134,8 @@ impl Bus {
 
     /// The same, for a bus that nobody holds.
     fn access_free(&mut self, claim: &Claim, now: &mut Instant) -> Access {
-        let is_cut = self.cut(claim.guest).is_some_and(|cut| cut.is_like(claim));
-        self.take_cut(claim.guest);
-        if is_cut {
+        let cut = self.take_cut(claim.guest);
+        if cut.is_some_and(|cut| cut.is_like(claim)) {
             return Access::Failed(TransferError::HoldCut);
         }
         if !self.release_all(now) {
@@ -224,8 +223,7 @@ impl Bus {
                 if let (true, State::Running(asserted_at)) = (kept, &self.state) {
                     let (claim, head) = (transfer.claim, &transfer.head);
                     let max_total = Duration::from_nanos(device.limits.max_transfer_ns);
-                    let hold = Hold::new(claim, head, *asserted_at, max_total, *now);
-                    self.state = State::Held(hold);
+                    self.state = State::Held(Hold::new(claim, head, *asserted_at, max_total, *now));
                 } else {
                     // The last message released chip select itself.
                     device.note_release(*now);
@@ -287,7 +285,8 @@ impl Bus {
     }
 
     fn take_cut(&mut self, guest: GuestNumber) -> Option<Claim> {
-        self.cuts.get_mut(guest.index())?.take()
+        // Not `take()`, which moves a claim where there is none, too.
+        self.cuts.get_mut(guest.index())?.take_if(|_| true)
     }
 
     /// Ends the hold of `guest` here, which its next request does not continue, and forgets one that ran out.

@@ -195,10 +195,8 @@ impl Device {
     /// Chip select was released: it stays so for the inactive delay.
     pub fn note_release(&mut self, now: Instant) {
         self.line = Line::Released;
-        self.not_before = match self.inactive_ns {
-            0 => None,
-            ns => now.checked_add(Duration::from_nanos(ns.into())),
-        };
+        let ns = Some(self.inactive_ns).filter(|&ns| ns > 0);
+        self.not_before = ns.and_then(|ns| now.checked_add(Duration::from_nanos(ns.into())));
     }
 
     /// A transfer of `guest` begins.

@@ -166,10 +166,8 @@ pub fn plan_message(
         // `room` is a multiple of `align`: so the piece costs its length rounded up.
         room = round_down(room.saturating_sub(piece.len), budget.align);
     }
-    match u32::try_from(progress.done.saturating_sub(begin)) {
-        Ok(len @ 1..) => Ok(len),
-        _ => Err(TransferError::NoMessage),
-    }
+    let len = u32::try_from(progress.done.saturating_sub(begin)).unwrap_or(0);
+    (len > 0).then_some(len).ok_or(TransferError::NoMessage)
 }
 
 /// The longest piece at `progress`: at most `most` bytes, and contiguous on both sides unless it is a

@@ -204,10 +204,10 @@ pub fn validate(
 ) -> Result<Timing, ParamError> {
     let speed_hz = check_fields(head, limits)?;
     let len = check_lengths(head, tx_len, rx_len, limits)?;
-    let word_ns = bits_ns(head.bits_per_word.into(), speed_hz)
-        .saturating_add(carried_out(head.word_delay_ns));
-    let delays_ns =
-        carried_out(head.cs_setup_ns).saturating_add(carried_out(head.cs_delay_hold_ns));
+    let word_delay_ns = usecs(head.word_delay_ns).saturating_mul(1000);
+    let word_ns = bits_ns(head.bits_per_word.into(), speed_hz).saturating_add(word_delay_ns);
+    let delays_us = usecs(head.cs_setup_ns).saturating_add(usecs(head.cs_delay_hold_ns));
+    let delays_ns = delays_us.saturating_mul(1000);
     let words_budget_ns = limits.max_message_ns.saturating_sub(delays_ns);
     let word_len = head.word_len();
     let words = len.div_ceil(word_len.into());
@@ -300,11 +300,6 @@ fn check_lengths(
 pub fn usecs(ns: u32) -> u64 {
     // Half the instructions of `div_ceil()`.
     u64::from(ns).saturating_add(999) / 1000
-}
-
-/// The delay that spidev makes of `ns`.
-fn carried_out(ns: u32) -> u64 {
-    usecs(ns).saturating_mul(1000)
 }
 
 /// `virtio_spi_config`, as one guest reads it: the union of what its chip selects can do.
