@@ -137,6 +137,7 @@ impl<'m> Message<'m> {
 
     /// Writes the words that were received into the message's storage to where they belong in `rx`. `None`
     /// if that is not in guest memory any more.
+    #[inline(always)]
     pub fn scatter(&mut self, rx: &[Segment]) -> Option<()> {
         let write = |address, byte: &mut u8| self.memory.write_byte(address, *byte);
         for &(index, position, len) in &self.scratch.rx_cuts {

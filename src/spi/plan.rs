@@ -179,11 +179,11 @@ fn next_piece(work: &Work<'_>, progress: &Progress, most: u32) -> Option<Piece> 
     let contiguous = most.min(tx_left).min(rx_left);
     let whole = round_down(contiguous, work.word_len);
     let lead_from = usize::try_from(progress.done).unwrap_or(usize::MAX);
-    let lead_left = u32::try_from(work.lead_len.saturating_sub(lead_from)).unwrap_or(0);
+    let lead_left = work.lead_len.saturating_sub(lead_from);
     let len = match lead_left {
         0 if whole > 0 => whole,
         0 => work.word_len,
-        left => left.min(most).max(1),
+        left => u32::try_from(left).unwrap_or(most).min(most).max(1),
     };
     if round_down(most, work.word_len) < len {
         return None;
