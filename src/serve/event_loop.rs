@@ -126,7 +126,7 @@ impl EventLoop {
             let poller = &self.shared.poller;
             let count = poller.wait(timeout, &mut events).map_err(fatal)?;
             self.shared.now = Instant::now();
-            for event in events.iter().take(count) {
+            for event in events.get(..count).unwrap_or_default() {
                 if let Some(token) = Token::decode(event.data()) {
                     self.handle_event(token, event.event_set());
                 }
