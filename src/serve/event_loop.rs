@@ -274,6 +274,7 @@ impl EventLoop {
         turn
     }
 
+    #[inline(always)]
     fn notify(&mut self, number: Option<GuestNumber>) {
         let Some(number) = number else {
             return;

@@ -210,7 +210,7 @@ impl Requestq {
                 self.log(LogLevel::Warning, chip_select, what, &error);
                 // A driver does not go on with a command of which a request was refused: its next request
                 // begins another one.
-                self.end_command(shared);
+                self.release(true, shared);
                 self.skip(guest, answer, chip_select, TransResult::ParamErr)
             }
         }
@@ -385,20 +385,16 @@ impl Requestq {
     /// Releases a chip select that is held only for a queued request, of which there is none. In the middle
     /// of a chip's command it stays asserted until the command ends.
     fn release_unless_followed(&self, shared: &mut Shared) {
-        if self.grant.policy != HoldPolicy::Queued {
-            return;
-        }
-        for bus in &mut shared.buses {
-            if !bus.is_in_command(self.number) {
-                bus.release_for(self.number, &mut shared.now);
-            }
+        if self.grant.policy == HoldPolicy::Queued {
+            self.release(false, shared);
         }
     }
 
-    /// Releases a chip select that is held in the middle of a chip's command, which ends here.
-    fn end_command(&self, shared: &mut Shared) {
+    /// Releases a chip select that is held in the middle of a chip's command, which ends here, or one that
+    /// is held elsewhere, as `in_command` says.
+    fn release(&self, in_command: bool, shared: &mut Shared) {
         for bus in &mut shared.buses {
-            if bus.is_in_command(self.number) {
+            if bus.is_in_command(self.number) == in_command {
                 bus.release_for(self.number, &mut shared.now);
             }
         }

@@ -343,11 +343,10 @@ impl Session {
     /// # Errors
     /// The call eventfd blocked, or cannot be written to: the connection must end.
     pub fn notify(&mut self) -> Result<(), SessionError> {
-        let Some(mut guest) = self.state.guest() else {
-            return Ok(());
-        };
-        let guest = &mut *guest;
-        guest.vring.notify(&guest.memory)
+        match self.state.guest().as_deref_mut() {
+            Some(guest) if guest.vring.is_unnotified() => guest.vring.notify(&guest.memory),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// For the end of the daemon: begins no other request, and aborts the one in progress unless it is
