@@ -168,7 +168,7 @@ impl Bus {
     /// Tries to release all lines; returns whether all are released. A line of a free bus is asserted only
     /// if an earlier release failed.
     #[inline]
-    pub fn release_all(&mut self, now: &mut Instant) -> bool {
+    fn release_all(&mut self, now: &mut Instant) -> bool {
         let devices = self.devices.iter_mut();
         let held = devices.filter(|device| device.line != Line::Released);
         held.fold(true, |all, device| all & device.release(now).is_ok())

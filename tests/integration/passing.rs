@@ -64,6 +64,20 @@ fn line_that_could_not_be_released_is_tried_again_at_the_end() {
 }
 
 #[test]
+fn line_that_cannot_be_released_at_the_end_is_named() {
+    let host = three_devices();
+    let (mut daemon, mut guests) = serve_three(&host, 1, &["--cs-hold=spec", LONG_HOLD]);
+    assert_eq!(together(&mut guests[0], &[both(keep(0))]), [TRANS_OK]);
+    host.fail_ioctls(DEV, libc::EIO);
+    daemon.signal(libc::SIGTERM);
+    assert_eq!(daemon.wait(PATIENCE).code(), Some(0));
+    let line =
+        "device=\"/dev/spidev0.0\" stays selected: cause=\"Input/output error (os error 5)\"";
+    let said = || daemon.said().iter().any(|said| said.contains(line));
+    assert!(sys::eventually(PATIENCE, said), "{:?}", daemon.said());
+}
+
+#[test]
 fn guest_that_waits_for_the_bus_keeps_its_place_before_later_ones() {
     let host = three_devices();
     let (_daemon, mut guests) = serve_three(&host, 3, &[]);

@@ -4,8 +4,10 @@
 
 use super::EventLoop;
 use crate::error::SessionError;
+use crate::os::log::{self, Quoted};
 use crate::serve::requestq::GRACE;
 use crate::serve::session::Session;
+use crate::spi::device::Line;
 
 impl EventLoop {
     /// The end is asked for: no new front-end is let in, and a transfer in progress may come to its
@@ -37,8 +39,16 @@ impl EventLoop {
             session.close(&SessionError::Shutdown, &mut self.shared);
             session.tell_dropped_lines();
         }
-        for bus in &mut self.shared.buses {
-            bus.release_all(&mut self.shared.now);
+        let devices = self
+            .shared
+            .buses
+            .iter_mut()
+            .flat_map(|bus| &mut bus.devices);
+        for device in devices.filter(|device| device.line != Line::Released) {
+            if let Err(error) = device.release(&mut self.shared.now) {
+                let (name, cause) = (Quoted(&device.name), Quoted(&error));
+                log::error(format_args!("device={name} stays selected: cause={cause}"));
+            }
         }
     }
 }
