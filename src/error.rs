@@ -67,6 +67,8 @@ errors! {
         /// The mode bits that are unknown, unsupported or not allowed.
         Mode(bits: u32) =>
             "mode bits {bits:#x} are not supported or not allowed{}", option_for(*bits);
+        /// The SPI mode is one in which a chip would see each bit half a clock late.
+        ChipMode(mode: u32) => "SPI mode {mode} is not allowed: chip= has 0 and 3";
         /// `freq` is above the device's limit or below its floor; all in Hz.
         Frequency(asked: u32, min: u32, max: u32) =>
             "freq {asked} Hz is not allowed: 0 or {min} to {max} Hz are";

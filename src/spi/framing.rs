@@ -127,7 +127,10 @@ impl Chip {
     ) -> Result<(), ParamError> {
         // In the two other modes the chip would see each bit half a clock late.
         let is_seen_in_time = (head.mode & CPHA != 0) == (head.mode & CPOL != 0);
-        ensure(is_seen_in_time, ParamError::Mode(head.mode))?;
+        ensure(
+            is_seen_in_time,
+            ParamError::ChipMode(head.mode & (CPHA | CPOL)),
+        )?;
         let read_only = guest.is_in(self.config.read_only);
         if phase != Phase::Opcode || (!read_only && self.config.deny.is_empty()) {
             return Ok(());
