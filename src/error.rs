@@ -16,6 +16,7 @@ use std::fmt;
 use std::io;
 
 use vhost::vhost_user::Error;
+use vhost::vhost_user::message::FrontendReq as Request;
 
 use crate::config::LogLevel;
 
@@ -197,7 +198,7 @@ errors! {
         /// It truncated a file of its guest's memory.
         Truncated => "guest memory was truncated";
         /// The `vhost` crate, or one of our handlers through it, refused the message.
-        Vhost(error: Error) => "message refused: {error}";
+        Vhost(request: Request, error: Error) => "message refused: {error} ({request:?})";
         /// The host refused a system call that the session needs.
         Host(error: io::Error) => "{error}";
     }
@@ -209,8 +210,8 @@ impl SessionError {
         matches!(self, Self::Disconnected | Self::Shutdown)
     }
 
-    /// The `SessionError` for an error of the `vhost` crate.
-    pub fn of_vhost(error: Error) -> Self {
+    /// The `SessionError` for an error of the `vhost` crate with this request.
+    pub fn of_vhost(request: Request, error: Error) -> Self {
         if matches!(error, Error::Disconnected) {
             return Self::Disconnected;
         }
@@ -218,7 +219,7 @@ impl SessionError {
         {
             return Self::CallBlocked;
         }
-        Self::Vhost(error)
+        Self::Vhost(request, error)
     }
 }
 
@@ -302,7 +303,7 @@ mod tests {
 
     #[test]
     fn of_vhost_tells_an_end_and_a_blocked_eventfd_from_a_refusal() {
-        let of = |error| SessionError::of_vhost(error);
+        let of = |error| SessionError::of_vhost(Request::SET_OWNER, error);
         assert!(matches!(
             of(Error::Disconnected),
             SessionError::Disconnected
@@ -310,7 +311,8 @@ mod tests {
         let blocked = Error::ReqHandlerError(io::ErrorKind::Interrupted.into());
         assert!(matches!(of(blocked), SessionError::CallBlocked));
         let refused = Error::ReqHandlerError(io::ErrorKind::Other.into());
-        assert!(matches!(of(refused), SessionError::Vhost(_)));
-        assert!(matches!(of(Error::InvalidParam), SessionError::Vhost(_)));
+        assert!(matches!(of(refused), SessionError::Vhost(..)));
+        let refused = of(Error::InvalidParam).to_string();
+        assert_eq!(refused, "message refused: invalid parameters (SET_OWNER)");
     }
 }

@@ -67,11 +67,11 @@ impl Handler {
         let header = message.header;
         let handled = if matches!(message.kind, Kind::Memory | Kind::Eventfd) {
             let handled = self.backend.handle_with_fds(&mut message);
-            handled.map_err(SessionError::of_vhost)
+            handled.map_err(|error| SessionError::of_vhost(message.request, error))
         } else if !message.files.is_empty() {
             Err(SessionError::Fds("came with a message that has none"))
         } else {
-            self.hand_over(message.bytes)
+            self.hand_over(&message)
         };
         // A refusal is answered even if REPLY_ACK was not negotiated: a front-end that sets the flag
         // waits for an answer.
@@ -83,10 +83,10 @@ impl Handler {
     }
 
     /// Gives a message to the `vhost` crate, which calls a method of [`Backend`], and takes its reply.
-    fn hand_over(&mut self, message: &[u8]) -> Result<(), SessionError> {
+    fn hand_over(&mut self, message: &Message<'_>) -> Result<(), SessionError> {
         let pair = self.our_end.as_raw_fd();
-        let len = socket::send(pair, message).map_err(SessionError::Host)?;
-        if len < message.len() {
+        let len = socket::send(pair, message.bytes).map_err(SessionError::Host)?;
+        if len < message.bytes.len() {
             // The crate's loop would try for ever to read the missing bytes.
             return Err(SessionError::Host(io::ErrorKind::WriteZero.into()));
         }
@@ -95,7 +95,7 @@ impl Handler {
         if let Some(len) = socket::receive(pair, &mut reply, &mut Vec::new())? {
             self.unsent = reply.into_iter().take(len).collect();
         }
-        handled.map_err(SessionError::of_vhost)
+        handled.map_err(|error| SessionError::of_vhost(message.request, error))
     }
 
     /// Makes the acknowledgement of the message with this header, if the message asks for one and has no
