@@ -5,7 +5,7 @@
 #![deny(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
 use vhost_device_spi::config::{Config, Source};
@@ -42,8 +42,8 @@ fn run() -> Result<(), Fatal> {
         guests = &config.guests;
     }
     let handed_in = handed_in::adopt(guests);
-    let fds: Vec<RawFd> = handed_in.iter().flatten().map(Socket::as_raw_fd).collect();
-    stages::close_inherited(&fds);
+    let adopted = handed_in.iter().flatten().map(Socket::as_raw_fd);
+    stages::close_inherited(adopted.max().unwrap_or(libc::STDERR_FILENO));
     let signals = assemble::prepare()?;
     match command? {
         Command::Run(config) => serve(config, handed_in?, signals),

@@ -46,33 +46,24 @@ const FDS_TO_SERVE: u64 = 24;
 /// directory among them would get around the stages that follow.
 ///
 /// An fd that is closed on execution was not inherited, and stays: a library that was loaded before
-/// `main` may own it, or it was handed in and adopted. If the list of fds cannot be read, only stdio and
-/// those in `adopted` stay.
-pub fn close_inherited(adopted: &[RawFd]) {
-    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
-        close_all_but(adopted);
-        return;
+/// `main` may own it, or it was handed in and adopted. If the list of fds cannot be read, each number up to
+/// `last_adopted` is tried, and all above it are closed.
+pub fn close_inherited(last_adopted: RawFd) {
+    let number = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
+    let fds: Vec<RawFd> = match fs::read_dir("/proc/self/fd") {
+        Ok(entries) => entries.filter_map(number).collect(),
+        Err(_) => {
+            // Nothing in this process knows them.
+            let _ = ffi::close_range(last_adopted.saturating_add(1), RawFd::MAX);
+            (0..=last_adopted).collect()
+        }
     };
-    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let fds: Vec<RawFd> = numbers.filter(|&fd| fd > libc::STDERR_FILENO).collect();
-    for fd in fds {
+    for fd in fds.into_iter().filter(|&fd| fd > libc::STDERR_FILENO) {
         let is_inherited = |flags| flags & libc::FD_CLOEXEC == 0;
         if ffi::fcntl(fd, libc::F_GETFD).is_ok_and(is_inherited) {
             // Nothing in this process knows it.
             let _ = ffi::close_range(fd, fd);
         }
-    }
-}
-
-fn close_all_but(adopted: &[RawFd]) {
-    let mut first = libc::STDERR_FILENO.saturating_add(1);
-    loop {
-        let next = adopted.iter().filter(|&&fd| fd >= first).min();
-        let last = next.map_or(RawFd::MAX, |fd| fd.saturating_sub(1));
-        // Only those in `adopted` are ours. The kernel refuses a range that ends before it begins.
-        let _ = ffi::close_range(first, last);
-        let Some(fd) = next else { return };
-        first = fd.saturating_add(1);
     }
 }
 
