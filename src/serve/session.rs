@@ -182,9 +182,7 @@ impl Session {
         let grant = &self.requestq.grant;
         let (guest_memory, max_memory_len) = (grant.guest_memory, grant.max_memory_len);
         let backend = Backend::new(self.number, grant.config, max_memory_len, poller.clone());
-        let token = Token::Connection(self.number);
-        let connection =
-            Connection::new(stream, backend, token, poller, guest_memory, &self.closer)?;
+        let connection = Connection::new(stream, backend, guest_memory, &self.closer)?;
         self.state = State::Connected(connection);
         self.connections.begun = self.connections.begun.wrapping_add(1);
         Ok(())

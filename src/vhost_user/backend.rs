@@ -60,9 +60,11 @@ pub struct Guest {
 /// The handler of one connection's messages.
 #[derive(Debug)]
 pub struct Backend {
-    pub(super) number: GuestNumber,
+    /// Whose messages they are.
+    pub number: GuestNumber,
     config: Config,
-    pub(super) poller: Poller,
+    /// The one epoll set.
+    pub poller: Poller,
     guest: RefCell<Guest>,
     /// The protocol features that the front-end acknowledged. The `vhost` crate keeps its own copy,
     /// which cannot be read, for the messages that it decodes.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::config::GuestMemory;
 use crate::error::SessionError;
 use crate::os::deferred_close::Closer;
-use crate::os::epoll::{self, Poller, Token};
+use crate::os::epoll::{self, Token};
 use crate::os::ffi;
 use crate::os::mounts::Mounts;
 use crate::os::socket;
@@ -29,8 +29,6 @@ pub(super) struct Connection {
     stream: UnixStream,
     reader: Reader,
     handler: Handler,
-    poller: Poller,
-    token: Token,
     /// When more of a message must have come, of which a part is there.
     pub(super) deadline: Option<Instant>,
     /// The front-end is to make room for a reply.
@@ -49,22 +47,22 @@ impl Connection {
     pub(super) fn new(
         stream: UnixStream,
         backend: Backend,
-        token: Token,
-        poller: &Poller,
         guest_memory: GuestMemory,
         closer: &Closer,
     ) -> Result<Self, SessionError> {
         let fd = stream.as_raw_fd();
         let handler = socket::receive_urgent_inline(fd)
             .and_then(|()| Handler::new(backend))
-            .and_then(|handler| poller.add(fd, token, epoll::EDGES).map(|()| handler));
+            .and_then(|handler| {
+                let Backend { number, poller, .. } = &*handler.backend;
+                poller.add(fd, Token::Connection(*number), epoll::EDGES)?;
+                Ok(handler)
+            });
         match handler {
             Ok(handler) => Ok(Self {
                 stream,
                 reader: Reader::new(guest_memory, closer.clone()),
                 handler,
-                poller: poller.clone(),
-                token,
                 deadline: None,
                 awaits_room: false,
                 is_held_up: false,
@@ -157,7 +155,8 @@ impl Connection {
             } else {
                 epoll::EDGES_AND_ROOM
             };
-            self.poller.modify(self.fd(), self.token, events);
+            let Backend { number, poller, .. } = self.backend();
+            poller.modify(self.fd(), Token::Connection(*number), events);
         }
         Ok(sent)
     }
@@ -166,7 +165,7 @@ impl Connection {
     /// socket.
     pub(super) fn end(self, closer: &Closer) {
         // Not by the close of our fd: the set keeps the socket until its last close.
-        self.poller.remove(self.fd());
+        self.backend().poller.remove(self.fd());
         // The front-end sees the end now, and not when the kernel closes the socket.
         ffi::shut_down(self.fd());
         // With it go the eventfds and the memory that the front-end brought.
