@@ -22,8 +22,10 @@ const DEFAULT_READ_HOLD_MS: u64 = 1;
 pub struct Config {
     /// Where each guest's front-end comes from.
     pub guests: Vec<Source>,
-    /// Who may connect to the sockets that are made.
-    pub access: AccessConfig,
+    /// The permissions of the sockets that are made.
+    pub socket_mode: u32,
+    /// The group that they are given to; else they have the process's.
+    pub socket_group: Option<Group>,
     /// The service manager's socket: a path, or `@` and an abstract name.
     pub notify_socket: Option<OsString>,
     /// How often it is told that the daemon lives.
@@ -55,15 +57,6 @@ pub enum Source {
     Path(PathBuf),
     /// A socket that was handed in as this fd; and the option or variable that names it.
     Fd(RawFd, &'static str),
-}
-
-/// Who may connect to the sockets that are made.
-#[derive(Debug, Clone)]
-pub struct AccessConfig {
-    /// Their permissions.
-    pub mode: u32,
-    /// The group that they are given to; else they have the process's.
-    pub group: Option<Group>,
 }
 
 /// A group of users.
@@ -244,12 +237,13 @@ impl DeviceConfig {
     /// The option that gave it, for errors, and its node if that has another name.
     pub fn option(&self) -> String {
         let (name, path) = (&self.name, self.path.to_string());
-        let option = format!("option '--device': '{name}'");
-        if path == *name {
-            option
+        let is_named = path == *name;
+        let which = if is_named {
+            String::new()
         } else {
-            format!("{option}, which is '{path}'")
-        }
+            format!(", which is '{path}'")
+        };
+        format!("option '--device': '{name}'{which}")
     }
 
     /// The device at `path` for `guests`, without options.

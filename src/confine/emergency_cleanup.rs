@@ -18,19 +18,12 @@ use crate::os::listener::SocketFile;
 use crate::os::log;
 use crate::spi::spidev::write_mode;
 
+// Each is set once, when all of them are there.
+
 /// Each spidev's fd, and the mode that it was found in.
-static MODES: OnceLock<Vec<(RawFd, u32)>> = OnceLock::new();
-static SOCKETS: OnceLock<Vec<SocketFile>> = OnceLock::new();
-
-/// Notes the devices; once.
-pub fn set_modes(modes: Vec<(RawFd, u32)>) {
-    let _ = MODES.set(modes);
-}
-
-/// Notes the sockets; once.
-pub fn set_sockets(sockets: Vec<SocketFile>) {
-    let _ = SOCKETS.set(sockets);
-}
+pub static MODES: OnceLock<Vec<(RawFd, u32)>> = OnceLock::new();
+/// The sockets that this process made.
+pub static SOCKETS: OnceLock<Vec<SocketFile>> = OnceLock::new();
 
 /// Makes a panic do the clean-up and end the process. Unwinding, which debug builds would
 /// do next, needs system calls that the filter does not allow.

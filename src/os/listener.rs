@@ -9,7 +9,6 @@
 //! A daemon locks the directory (`flock`) while it makes its sockets, and waits a while for the lock of
 //! another daemon. So a socket that is bound but does not listen yet is not taken for a stale one.
 
-use std::cell::Cell;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io;
@@ -20,7 +19,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{AccessConfig, Group, digits};
+use crate::config::{Group, digits};
 use crate::error::{ExitCode, Fatal};
 use crate::os::deferred_close::Closer;
 use crate::os::ffi;
@@ -40,32 +39,16 @@ pub struct Listener {
     is_ours: bool,
 }
 
-/// Who may connect to a socket that is made.
-#[derive(Debug)]
-pub struct Access {
-    mode: libc::mode_t,
-    group: Option<libc::gid_t>,
-    /// A lock on a directory was not released in time: no other one is waited for.
-    waited: Cell<bool>,
-}
-
-impl Access {
-    /// As `config` has it.
-    ///
-    /// # Errors
-    /// There is no such group.
-    pub fn new(config: &AccessConfig) -> Result<Self, Fatal> {
-        Ok(Self {
-            mode: config.mode,
-            group: config.group.as_ref().map(number_of).transpose()?,
-            waited: Cell::new(false),
-        })
-    }
-}
+/// Who may connect to a socket that is made: its mode, and the number of its group, if that is not the
+/// process's.
+pub type Access = (libc::mode_t, Option<libc::gid_t>);
 
 /// The number of `group`. By its name, from the file itself: the C library would ask whatever services
 /// the host has configured, with system calls of theirs, and a static one could not.
-fn number_of(group: &Group) -> Result<libc::gid_t, Fatal> {
+///
+/// # Errors
+/// There is no such group.
+pub fn number_of(group: &Group) -> Result<libc::gid_t, Fatal> {
     let name = match group {
         Group::Number(number) => return Ok(*number),
         Group::Name(name) => name,
@@ -101,14 +84,20 @@ type Identity = (u32, u32, u64);
 
 impl Listener {
     /// Makes the socket at `path`, in place of one that nobody listens on any more, for those who
-    /// have `access`.
+    /// have `access`. If a lock on a directory was not released in time, `waited` says so: no other one is
+    /// waited for.
     ///
     /// # Errors
     /// The path is too long, its directory cannot be used, something else is there, or the socket
     /// may not be given to the group.
-    pub fn create(path: &Path, access: &Access) -> Result<(Self, SocketFile), Fatal> {
-        Self::try_create(path, access).map_err(|error| {
-            let code = if error.kind() == io::ErrorKind::AddrInUse {
+    pub fn create(
+        path: &Path,
+        access: Access,
+        waited: &mut bool,
+    ) -> Result<(Self, SocketFile), Fatal> {
+        Self::try_create(path, access, waited).map_err(|error| {
+            let is_taken = error.kind() == io::ErrorKind::AddrInUse;
+            let code = if is_taken {
                 ExitCode::Unavailable
             } else {
                 ExitCode::CantCreate
@@ -118,18 +107,22 @@ impl Listener {
         })
     }
 
-    fn try_create(path: &Path, access: &Access) -> io::Result<(Self, SocketFile)> {
+    fn try_create(
+        path: &Path,
+        (mode, group): Access,
+        waited: &mut bool,
+    ) -> io::Result<(Self, SocketFile)> {
         let (directory, name) = open_directory(path)?;
-        lock(&directory, path, &access.waited)?;
+        lock(&directory, path, waited)?;
         remove_stale(path)?;
-        let socket = bind(path, access.mode)?;
+        let socket = bind(path, mode)?;
         let file = SocketFile {
             identity: identify(&directory, &name)?,
             directory,
             name,
             path: path.to_owned(),
         };
-        let given = access.group.map_or(Ok(()), |group| file.give_to(group));
+        let given = group.map_or(Ok(()), |group| file.give_to(group));
         given
             .and_then(|()| ffi::listen(&socket))
             .and_then(|()| ffi::unlock(file.directory()))
@@ -200,20 +193,18 @@ fn open_directory(path: &Path) -> io::Result<(File, CString)> {
 
 /// Waits up to two seconds for another daemon that makes its sockets in the same directory. No longer,
 /// and once in all, which `waited` says: every user who may read the directory can lock it.
-fn lock(directory: &File, path: &Path, waited: &Cell<bool>) -> io::Result<()> {
+fn lock(directory: &File, path: &Path, waited: &mut bool) -> io::Result<()> {
     for _ in 0..20 {
-        if ffi::try_lock(directory.as_raw_fd())? || waited.get() {
+        if ffi::try_lock(directory.as_raw_fd())? || *waited {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    waited.set(true);
-    let (path, why) = (
-        path.to_string_lossy(),
-        "its directory is locked by another process",
-    );
+    *waited = true;
+    let path = path.to_string_lossy();
     log::warning(format_args!(
-        "warning: socket '{path}': {why}, and not waited for any longer"
+        "warning: socket '{path}': its directory is locked by another process, and not waited for any \
+         longer"
     ));
     Ok(())
 }
@@ -325,19 +316,15 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::SocketAddr;
 
-    fn access() -> Access {
-        Access {
-            mode: 0o600,
-            group: None,
-            waited: Cell::new(false),
-        }
+    fn create(path: &Path) -> Result<(Listener, SocketFile), Fatal> {
+        Listener::create(path, (0o600, None), &mut false)
     }
 
     #[test]
     fn create_then_remove_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
-        let (listener, file) = Listener::create(&path, &access()).unwrap();
+        let (listener, file) = create(&path).unwrap();
         assert_eq!(listener.name, path.to_str().unwrap());
         let mode = std::fs::metadata(&path).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o600);
@@ -355,10 +342,10 @@ mod tests {
 
     #[test]
     fn create_at_a_path_that_cannot_be_a_sockets_is_refused() {
-        let error = Listener::create(Path::new("/tmp/.."), &access()).unwrap_err();
+        let error = create(Path::new("/tmp/..")).unwrap_err();
         assert!(error.message.contains("names no file"), "{error:?}");
         let too_long = "x".repeat(108);
-        let error = Listener::create(Path::new(&too_long), &access()).unwrap_err();
+        let error = create(Path::new(&too_long)).unwrap_err();
         let why = "path of 108 bytes is too long for a socket, at most 107";
         assert!(error.message.ends_with(why), "{error:?}");
     }
@@ -375,7 +362,7 @@ mod tests {
     fn remove_leaves_a_socket_of_somebody_else() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
-        let (_listener, file) = Listener::create(&path, &access()).unwrap();
+        let (_listener, file) = create(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
         file.remove().unwrap();
@@ -387,7 +374,7 @@ mod tests {
     fn give_to_a_group_refuses_a_socket_that_has_another_name_too() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
-        let (_listener, file) = Listener::create(&path, &access()).unwrap();
+        let (_listener, file) = create(&path).unwrap();
         let group = std::fs::metadata(&path).unwrap().gid();
         file.give_to(group).unwrap();
         let other = directory.path().join("other");
@@ -402,7 +389,7 @@ mod tests {
     fn give_to_a_group_refuses_what_is_not_a_socket() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s0");
-        let (_listener, file) = Listener::create(&path, &access()).unwrap();
+        let (_listener, file) = create(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         for make in [
             |path: &Path| std::fs::write(path, ""),

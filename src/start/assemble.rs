@@ -14,7 +14,7 @@ use crate::error::{ExitCode, Fatal, SessionError};
 use crate::os::deferred_close::DeferredClose;
 use crate::os::epoll::Poller;
 use crate::os::handed_in::Socket;
-use crate::os::listener::{Access, Listener};
+use crate::os::listener::{Listener, number_of};
 use crate::os::mounts::Mounts;
 use crate::os::sd_notify::SdNotify;
 use crate::os::{log, signals, write_timeout};
@@ -89,7 +89,7 @@ pub fn open(config: &mut Config) -> Result<Hardware, Fatal> {
             }
         }
     }
-    emergency_cleanup::set_modes(modes);
+    let _ = emergency_cleanup::MODES.set(modes);
     let guests = config.guests.len();
     let buses = controllers
         .into_iter()
@@ -153,18 +153,22 @@ fn bufsiz() -> Result<u32, Fatal> {
 /// # Errors
 /// The first socket that cannot be made.
 pub fn bind(config: &Config, handed_in: Vec<Socket>) -> Result<Vec<Socket>, Fatal> {
-    let access = Access::new(&config.access)?;
+    let group = config.socket_group.as_ref().map(number_of).transpose()?;
+    let (access, mut waited) = ((config.socket_mode, group), false);
     let mut handed_in = handed_in.into_iter();
     let mut files = Vec::new();
     let sockets = config.guests.iter().filter_map(|source| match source {
         Source::Fd(..) => handed_in.next().map(Ok),
-        Source::Path(path) => Some(Listener::create(path, &access).map(|(listener, file)| {
-            files.push(file);
-            Socket::Listening(listener)
-        })),
+        Source::Path(path) => {
+            let created = Listener::create(path, access, &mut waited);
+            Some(created.map(|(listener, file)| {
+                files.push(file);
+                Socket::Listening(listener)
+            }))
+        }
     });
     let sockets = sockets.collect();
-    emergency_cleanup::set_sockets(files);
+    let _ = emergency_cleanup::SOCKETS.set(files);
     sockets
 }
 

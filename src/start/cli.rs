@@ -12,8 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use crate::config::{
-    AccessConfig, Config, GuestMemory, HoldPolicy, LogLevel, MAX_MESSAGE_MS, SeccompMode,
-    TransferConfig, digits,
+    Config, GuestMemory, HoldPolicy, LogLevel, MAX_MESSAGE_MS, SeccompMode, TransferConfig, digits,
 };
 use crate::confine::seccomp;
 use crate::error::{ExitCode, Fatal};
@@ -198,10 +197,8 @@ impl<'a> Options<'a> {
         let number = |option, default, min, max| self.get_or(option, default).number(min, max);
         let timeout = |given: &Given| given.number(1, 60_000);
         let mut config = Config {
-            access: AccessConfig {
-                mode: self.get_or("socket-mode", "600").mode()?,
-                group: self.get("socket-group").map(Given::group).transpose()?,
-            },
+            socket_mode: self.get_or("socket-mode", "600").mode()?,
+            socket_group: self.get("socket-group").map(Given::group).transpose()?,
             hold_timeout_ms: self.get("cs-hold-timeout-ms").map(timeout).transpose()?,
             transfers: TransferConfig {
                 max_len: number("max-transfer-len", "4194304", 1, u32::MAX.into())?,

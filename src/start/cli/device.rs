@@ -173,10 +173,8 @@ fn set(
 /// A policy, and the guests that it is for.
 fn hold(given: &Given, count: usize) -> Result<(u64, HoldPolicy), Fatal> {
     let text = given.value.to_string_lossy();
-    let (list, policy) = match text.split_once(':') {
-        Some((list, policy)) => (Some(list), policy),
-        None => (None, &*text),
-    };
+    let listed = text.split_once(':');
+    let (list, policy) = listed.map_or((None, &*text), |(list, policy)| (Some(list), policy));
     let policy = match policy {
         "queued" => HoldPolicy::Queued,
         "spec" => HoldPolicy::Spec,
@@ -211,10 +209,7 @@ pub(super) fn guests(list: &str) -> Option<u64> {
 }
 
 fn guests_below(count: usize) -> u64 {
-    u32::try_from(count)
-        .ok()
-        .and_then(|count| 1u64.checked_shl(count))
-        .map_or(u64::MAX, |bit| bit.wrapping_sub(1))
+    (0..count).fold(0, |guests, _| guests << 1 | 1)
 }
 
 /// Checks that all `guests` that `what` is for exist, where there are `count`.

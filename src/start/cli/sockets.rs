@@ -225,14 +225,13 @@ mod tests {
     fn mode_and_group_are_those_given() {
         let access = |line: &[&str]| {
             let line = line.iter().chain(&["-ss", "-lloopback"]);
-            parse_config(line).unwrap().access
+            let config = parse_config(line).unwrap();
+            (config.socket_mode, config.socket_group)
         };
-        let usual = access(&[]);
-        assert_eq!((usual.mode, usual.group), (0o600, None));
+        assert_eq!(access(&[]), (0o600, None));
         let numbers = access(&["--socket-mode=0660", "--socket-group=36"]);
-        assert_eq!(numbers.mode, 0o660);
-        assert_eq!(numbers.group, Some(Group::Number(36)));
-        let name = access(&["--socket-group=36kvm"]);
-        assert_eq!(name.group, Some(Group::Name("36kvm".into())));
+        assert_eq!(numbers, (0o660, Some(Group::Number(36))));
+        let (_, name) = access(&["--socket-group=36kvm"]);
+        assert_eq!(name, Some(Group::Name("36kvm".into())));
     }
 }

@@ -6,11 +6,10 @@
 use super::*;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use vhost_device_spi::config::AccessConfig;
 use vhost_device_spi::config::SeccompMode;
 use vhost_device_spi::confine::emergency_cleanup;
 use vhost_device_spi::confine::stages;
-use vhost_device_spi::os::listener::{Access, Listener};
+use vhost_device_spi::os::listener::Listener;
 use vhost_device_spi::os::write_timeout;
 use vhost_device_spi::spi::spidev;
 
@@ -18,13 +17,11 @@ fn panic_on_purpose(socket: &Path) {
     let device = node("/dev/spidev0.0");
     write_timeout::install().unwrap();
     emergency_cleanup::install();
-    let access = Access::new(&AccessConfig {
-        mode: 0o600,
-        group: None,
-    });
-    let (_listener, socket) = Listener::create(socket, &access.unwrap()).unwrap();
-    emergency_cleanup::set_modes(vec![(device.as_raw_fd(), 0)]);
-    emergency_cleanup::set_sockets(vec![socket]);
+    let (_listener, socket) = Listener::create(socket, (0o600, None), &mut false).unwrap();
+    emergency_cleanup::MODES
+        .set(vec![(device.as_raw_fd(), 0)])
+        .unwrap();
+    emergency_cleanup::SOCKETS.set(vec![socket]).unwrap();
     stages::restrict(SeccompMode::Kill, &emergency_cleanup::pins()).unwrap();
     spidev::write_mode(device.as_raw_fd(), rules::CPOL).unwrap();
     let mut held = xfer(b"a", &mut []);

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhost_device_spi::config::{AccessConfig, GuestNumber};
+use vhost_device_spi::config::GuestNumber;
 use vhost_device_spi::error::SessionError;
 use vhost_device_spi::os::epoll::Token;
 use vhost_device_spi::os::handed_in::Socket;
-use vhost_device_spi::os::listener::{Access, Listener, SocketFile};
+use vhost_device_spi::os::listener::{Listener, SocketFile};
 use vhost_device_spi::serve::grant::Shared;
 use vhost_device_spi::serve::requestq::Turn;
 use vhost_device_spi::serve::session::Session;
@@ -49,10 +49,7 @@ impl Rig {
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let (mode, group) = (0o600, None);
-        let access = Access::new(&AccessConfig { mode, group });
-        let created = access.and_then(|access| Listener::create(&path, &access));
-        let Ok((listener, file)) = created else {
+        let Ok((listener, file)) = Listener::create(&path, (0o600, None), &mut false) else {
             panic!("no socket at {}", path.display());
         };
         let buses = devices::buses();
