@@ -29,9 +29,9 @@ pub static SOCKETS: OnceLock<Vec<SocketFile>> = OnceLock::new();
 /// do next, needs system calls that the filter does not allow.
 pub fn install() {
     panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string);
-        let place = place.as_deref().unwrap_or("an unknown place");
-        log::error(format_args!("internal error at {place}"));
+        if let Some(place) = panic.location() {
+            log::error(format_args!("internal error at {place}"));
+        }
         restore_devices();
         remove_sockets();
         process::abort();

@@ -38,13 +38,9 @@ enum Value {
     Process,
 }
 
-/// A test on one argument.
+/// A test on one argument: its index, the bits that are looked at, and what they must be.
 #[derive(Debug, Clone, Copy)]
-struct Test {
-    argument: u32,
-    mask: u32,
-    value: Value,
-}
+struct Test(u32, u32, Value);
 
 /// A system call that is allowed.
 #[derive(Debug, Clone, Copy)]
@@ -68,30 +64,22 @@ pub struct Pins {
 }
 
 const fn is(argument: u32, value: c_int) -> Test {
-    test(argument, u32::MAX, Value::Is(bits(value)))
+    Test(argument, u32::MAX, Value::Is(bits(value)))
 }
 
 const fn bits(value: c_int) -> u32 {
     u32::from_ne_bytes(value.to_ne_bytes())
 }
 
-const fn test(argument: u32, mask: u32, value: Value) -> Test {
-    Test {
-        argument,
-        mask,
-        value,
-    }
-}
-
-const DEVICE: Test = test(0, u32::MAX, Value::Device);
-const DIRECTORY: Test = test(0, u32::MAX, Value::Directory);
-const OWN_PID: Test = test(0, u32::MAX, Value::Process);
+const DEVICE: Test = Test(0, u32::MAX, Value::Device);
+const DIRECTORY: Test = Test(0, u32::MAX, Value::Directory);
+const OWN_PID: Test = Test(0, u32::MAX, Value::Process);
 /// Bits of an ioctl's number that hold the size of its argument.
 const SIZE_BITS: u32 = 0x3fff << 16;
-const MESSAGE: Test = test(1, !SIZE_BITS, Value::Is(MESSAGE_0));
-const WRITE_MODE: Test = test(1, u32::MAX, Value::Is(WR_MODE32));
-const NOT_EXECUTABLE: Test = test(2, bits(PROT_EXEC), Value::Is(0));
-const EMPTY_PATH: Test = test(2, bits(AT_EMPTY_PATH), Value::Is(bits(AT_EMPTY_PATH)));
+const MESSAGE: Test = Test(1, !SIZE_BITS, Value::Is(MESSAGE_0));
+const WRITE_MODE: Test = Test(1, u32::MAX, Value::Is(WR_MODE32));
+const NOT_EXECUTABLE: Test = Test(2, bits(PROT_EXEC), Value::Is(0));
+const EMPTY_PATH: Test = Test(2, bits(AT_EMPTY_PATH), Value::Is(bits(AT_EMPTY_PATH)));
 /// musl and glibc do not agree on its type.
 const ITIMER_REAL: c_int = 0;
 const SIGINFO_LEN: c_int = 128;
@@ -253,10 +241,10 @@ impl Pins {
 
     /// The rule with its numbers; `None` if it is about devices or directories and there are none.
     fn apply(&self, rule: &Rule) -> Option<Allowed> {
-        let condition = |test: &Test| Condition {
-            argument: test.argument,
-            mask: test.mask,
-            values: self.numbers(test.value),
+        let condition = |&Test(argument, mask, value): &Test| Condition {
+            argument,
+            mask,
+            values: self.numbers(value),
         };
         let conditions: Vec<_> = rule.tests.iter().map(condition).collect();
         let is_possible = conditions.iter().all(|c| !c.values.is_empty());

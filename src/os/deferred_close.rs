@@ -124,16 +124,7 @@ pub struct Closer {
 impl Closer {
     /// Gives up `fd` without closing it.
     pub fn defer_close(&self, fd: impl Into<OwnedFd>) {
-        self.push(Arc::new(fd.into().into()), false);
-    }
-
-    fn push(&self, file: Arc<File>, close_is_bounded: bool) {
-        self.queue.is_touched.set(true);
-        self.queue.fds.borrow_mut().push(DeferredFd {
-            guest: self.guest,
-            close_is_bounded,
-            file,
-        });
+        drop(FrontendFile::new(fd, FileKind::Unwanted, self));
     }
 
     /// How many fds of the guest the kernel has not taken yet.
@@ -186,8 +177,13 @@ impl AsRawFd for FrontendFile {
 
 impl Drop for FrontendFile {
     fn drop(&mut self) {
-        let close_is_bounded = self.kind == FileKind::Memory;
-        self.closer.push(Arc::clone(&self.file), close_is_bounded);
+        let Closer { guest, queue } = &self.closer;
+        queue.is_touched.set(true);
+        queue.fds.borrow_mut().push(DeferredFd {
+            guest: *guest,
+            close_is_bounded: self.kind == FileKind::Memory,
+            file: Arc::clone(&self.file),
+        });
     }
 }
 

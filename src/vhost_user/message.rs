@@ -102,22 +102,19 @@ impl Header {
     /// The request is not served, the version is not 1, a flag is set that only a reply may have or
     /// that is reserved, or the body is too long.
     pub fn check(&self) -> Result<(Request, Kind, usize), SessionError> {
-        let code = self.code;
+        let refused = |why| Err(SessionError::Message(self.code, why));
         let Some((request, kind)) = self.served else {
-            let why = match u8::try_from(code) {
+            return refused(match u8::try_from(self.code) {
                 Ok(_) => "is not supported",
                 Err(_) => "is not supported: is the peer a vhost-user front-end?",
-            };
-            return Err(SessionError::Message(code, why));
+            });
         };
         if self.flags & !FLAG_NEED_REPLY != VERSION {
-            return Err(SessionError::Message(code, "has a wrong version or flags"));
+            return refused("has a wrong version or flags");
         }
         match usize::try_from(self.size) {
-            Ok(body_len @ ..=MAX_BODY_LEN) => {
-                Ok((request, kind, HEADER_LEN.saturating_add(body_len)))
-            }
-            Ok(_) | Err(_) => Err(SessionError::Message(code, "has a body that is too long")),
+            Ok(len @ ..=MAX_BODY_LEN) => Ok((request, kind, HEADER_LEN.saturating_add(len))),
+            Ok(_) | Err(_) => refused("has a body that is too long"),
         }
     }
 
