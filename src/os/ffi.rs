@@ -262,15 +262,25 @@ pub fn set_socket_option(fd: RawFd, option: c_int, value: c_int) -> io::Result<(
     checked(unsafe { libc::setsockopt(fd, level, option, from, len) }.into()).map(drop)
 }
 
-/// Sends as many of `bytes` as the socket `fd` has room for, without waiting; returns how many.
+/// Sends as many of `bytes` as the socket `fd` has room for, without waiting; returns how many, which may
+/// be 0.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; `BrokenPipe` if the peer is gone.
 pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the bytes are as many as are said.
     let len = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
-    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+    usize::try_from(len).or_else(|_| match io::Error::last_os_error() {
+        error
+            if [libc::EAGAIN, libc::EINTR]
+                .map(Some)
+                .contains(&error.raw_os_error()) =>
+        {
+            Ok(0)
+        }
+        error => Err(error),
+    })
 }
 
 /// Receives bytes on the socket `fd`, without waiting, and at most [`MAX_RECEIVED_FDS`] fds that come with

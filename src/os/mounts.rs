@@ -26,13 +26,8 @@ const CHUNK_LEN: usize = 4096;
 /// Major and minor number of a file system.
 pub type DeviceNumber = (u32, u32);
 
-/// A mount, as the table has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mount {
-    id: u32,
-    /// That of its file system.
-    number: DeviceNumber,
-}
+/// Of a mount: its number in the table, and that of its file system.
+type Mount = (u32, DeviceNumber);
 
 /// A line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,10 +46,7 @@ impl<'a> Line<'a> {
         let mount_point = fields.nth(1)?;
         fields.find(|field| *field == "-")?;
         Some(Self {
-            mount: Mount {
-                id,
-                number: (major.parse().ok()?, minor.parse().ok()?),
-            },
+            mount: (id, (major.parse().ok()?, minor.parse().ok()?)),
             kind: fields.next()?,
             mount_point,
         })
@@ -83,7 +75,7 @@ impl Mounts {
         let (mut subvolumes, mut fuse_on_disk) = (Vec::new(), Vec::new());
         any_line(&table, &mut |line| {
             match line.kind {
-                FUSE_ON_DISK => fuse_on_disk.push(line.mount.number),
+                FUSE_ON_DISK => fuse_on_disk.push(line.mount.1),
                 "btrfs" => {
                     let number = of_files(line.mount_point);
                     subvolumes.extend(number.map(|number| (number, line.mount)));
@@ -93,8 +85,7 @@ impl Mounts {
             false
         });
         // Files with the number of a mount are of something else, which is mounted on top.
-        subvolumes
-            .retain(|(number, _)| !any_line(&table, &mut |line| line.mount.number == *number));
+        subvolumes.retain(|(number, _)| !any_line(&table, &mut |line| line.mount.1 == *number));
         Self {
             table: Some(table),
             subvolumes,
@@ -109,7 +100,7 @@ impl Mounts {
         }
         let is_its = &mut |line: Line<'_>| {
             let is_subvolume = self.subvolumes.contains(&(device, line.mount));
-            TRUSTED.contains(&line.kind) && (line.mount.number == device || is_subvolume)
+            TRUSTED.contains(&line.kind) && (line.mount.1 == device || is_subvolume)
         };
         self.table
             .as_ref()

@@ -54,7 +54,7 @@ impl SdNotify {
     /// Guests are served from `now` on.
     pub fn ready(&mut self, now: Instant) {
         self.send(b"READY=1");
-        self.next = self.after(now);
+        self.next = self.every.and_then(|every| now.checked_add(every));
     }
 
     /// Tells how many of the `guests` have a front-end, if that has changed.
@@ -75,12 +75,8 @@ impl SdNotify {
     pub fn alive(&mut self, now: Instant) {
         if self.next.is_some_and(|at| at <= now) {
             self.send(b"WATCHDOG=1");
-            self.next = self.after(now);
+            self.next = self.every.and_then(|every| now.checked_add(every));
         }
-    }
-
-    fn after(&self, now: Instant) -> Option<Instant> {
-        now.checked_add(self.every?)
     }
 
     fn send(&self, message: &[u8]) {

@@ -8,7 +8,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use crate::error::SessionError;
 use crate::os::ffi;
 
-pub use crate::os::ffi::MAX_RECEIVED_FDS;
+pub use crate::os::ffi::{MAX_RECEIVED_FDS, send};
 
 /// Receives bytes on the socket `fd`, and the fds that come with them into `fds`, close-on-exec. Returns
 /// how many bytes; `None` if nothing is there yet.
@@ -35,18 +35,6 @@ pub fn receive(
             Some(_) | None => Err(SessionError::Host(error)),
         },
     }
-}
-
-/// Sends as many of `bytes` as the socket `fd` has room for; returns how many, which may be 0.
-///
-/// # Errors
-/// The kernel's; `BrokenPipe` if the peer is gone.
-pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    let sent = ffi::send(fd, bytes);
-    sent.or_else(|error| match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EINTR) => Ok(0),
-        Some(_) | None => Err(error),
-    })
 }
 
 /// Makes an urgent byte on the socket `fd` a byte like any other. Else the kernel would drop it while
