@@ -208,7 +208,7 @@ pub struct Faults {
 }
 
 /// What is known of a chip, and who may do what with it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ChipConfig {
     /// Its command set.
     pub kind: ChipKind,
@@ -223,9 +223,10 @@ pub struct ChipConfig {
 }
 
 /// A kind of chip.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ChipKind {
     /// SPI NOR flash.
+    #[default]
     Nor,
     /// 23K256 and compatible SRAM.
     Sram,

@@ -2,19 +2,8 @@
 
 //! `chip=` and the options of a device that need it.
 
-use std::time::Duration;
-
 use super::number_in;
 use crate::config::{ChipConfig, ChipKind, DeviceConfig, DevicePath, GuestNumber};
-
-/// What was given of them.
-#[derive(Debug, Default)]
-pub(super) struct ChipOptions {
-    pub(super) kind: Option<ChipKind>,
-    pub(super) address_bytes: Option<u8>,
-    pub(super) read_only: u64,
-    pub(super) deny: Vec<u8>,
-}
 
 /// The kind, or what the value is instead.
 pub(super) fn kind(value: &str) -> Result<ChipKind, &'static str> {
@@ -41,43 +30,27 @@ pub(super) fn opcodes(value: &str) -> Result<Vec<u8>, &'static str> {
     all.ok_or("not a list of opcodes in hexadecimal, such as c7 or c7+60")
 }
 
-impl ChipOptions {
-    /// The chip of `device`, if `chip=` was given, or why it cannot be that; chip select is held for
-    /// `timeout` in the middle of a command.
-    pub(super) fn finish(
-        self,
-        device: &DeviceConfig,
-        timeout: Duration,
-    ) -> Result<Option<ChipConfig>, String> {
-        let Some(kind) = self.kind else {
-            return Ok(None);
-        };
-        if device.path == DevicePath::Loopback {
-            return Err("is not a chip; chip= needs /dev/spidevX.Y".to_owned());
-        }
-        if device.cs_high == Some(true) || device.loop_mode == Some(true) {
-            let why = "has chip=, for which guests may choose neither polarity nor loop; leave out \
-                       cs-high=on and loop=on";
-            return Err(why.to_owned());
-        }
-        let beside = self.read_only & !device.guests;
-        if let Some(guest) = GuestNumber::all().find(|guest| guest.is_in(beside)) {
-            return Err(format!(
-                "is read-only for guest {guest}, but not given to it by guests="
-            ));
-        }
-        Ok(Some(ChipConfig {
-            kind,
-            address_bytes: address_bytes(kind, self.address_bytes)?,
-            read_only: self.read_only,
-            deny: self.deny,
-            timeout,
-        }))
+/// Why `device` cannot be `chip`.
+pub(super) fn check(chip: &ChipConfig, device: &DeviceConfig) -> Result<(), String> {
+    if device.path == DevicePath::Loopback {
+        return Err("is not a chip; chip= needs /dev/spidevX.Y".to_owned());
+    }
+    if device.cs_high == Some(true) || device.loop_mode == Some(true) {
+        let why = "has chip=, for which guests may choose neither polarity nor loop; leave out \
+                   cs-high=on and loop=on";
+        return Err(why.to_owned());
+    }
+    let beside = chip.read_only & !device.guests;
+    match GuestNumber::all().find(|guest| guest.is_in(beside)) {
+        None => Ok(()),
+        Some(guest) => Err(format!(
+            "is read-only for guest {guest}, but not given to it by guests="
+        )),
     }
 }
 
 /// How many bytes an address has, or why it cannot have as many as were given.
-fn address_bytes(kind: ChipKind, given: Option<u8>) -> Result<u8, String> {
+pub(super) fn address_bytes(kind: ChipKind, given: Option<u8>) -> Result<u8, String> {
     let (name, min, max, default) = match kind {
         ChipKind::Nor => ("nor", 3, 4, Some(3)),
         ChipKind::Sram => ("sram", 2, 3, Some(2)),
@@ -99,6 +72,7 @@ fn address_bytes(kind: ChipKind, given: Option<u8>) -> Result<u8, String> {
 mod tests {
     use super::*;
     use crate::start::cli::parse_config;
+    use std::time::Duration;
 
     fn parse(options: &str) -> Result<ChipConfig, String> {
         let device = format!("--device=d{options}");

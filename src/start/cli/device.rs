@@ -6,9 +6,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use super::chip::{self, ChipOptions};
-use super::{Given, Options, number_in, usage};
-use crate::config::{DeviceConfig, DevicePath, GuestNumber, HoldPolicy};
+use super::{Given, Options, chip, number_in, usage};
+use crate::config::{ChipConfig, DeviceConfig, DevicePath, GuestNumber, HoldPolicy};
 use crate::error::Fatal;
 use crate::spi::wire::MAX_CHIP_SELECTS;
 
@@ -76,7 +75,10 @@ fn device(given: &Given, count: usize, timeout: Duration) -> Result<DeviceConfig
         path => DevicePath::Spidev(OsStr::from_bytes(path).into()),
     };
     let mut device = DeviceConfig::new(path, guests_below(count));
-    let mut chip = ChipOptions::default();
+    let mut chip = ChipConfig {
+        timeout,
+        ..ChipConfig::default()
+    };
     let text = given.value.to_string_lossy();
     let mut seen = Vec::new();
     for option in text.split(',').skip(1) {
@@ -89,9 +91,16 @@ fn device(given: &Given, count: usize, timeout: Duration) -> Result<DeviceConfig
     let what = format!("option '--device': '{}'", device.path);
     let wrong = |why: String| usage(format!("{what} {why}"));
     check_guests(device.guests, count, &what)?;
-    check_needs(&device.path, chip.kind.is_some(), &seen).map_err(wrong)?;
+    check_needs(&device.path, &seen).map_err(wrong)?;
     check_guests(chip.read_only, count, &format!("{what} with read-only="))?;
-    device.chip = chip.finish(&device, timeout).map_err(wrong)?;
+    if seen.contains(&"chip") {
+        chip::check(&chip, &device).map_err(wrong)?;
+        let given = seen
+            .contains(&"address-bytes")
+            .then_some(chip.address_bytes);
+        chip.address_bytes = chip::address_bytes(chip.kind, given).map_err(wrong)?;
+        device.chip = Some(chip);
+    }
     Ok(device)
 }
 
@@ -112,10 +121,10 @@ fn check_name(name: &str, seen: &[&str]) -> Result<(), String> {
 }
 
 /// Why the device at `path` cannot have one of the options `seen`, which others or itself would need.
-fn check_needs(path: &DevicePath, has_chip: bool, seen: &[&str]) -> Result<(), String> {
+fn check_needs(path: &DevicePath, seen: &[&str]) -> Result<(), String> {
     let is_real = *path != DevicePath::Loopback;
     let why = |name: &&str| match *name {
-        "address-bytes" | "read-only" | "deny" if !has_chip => {
+        "address-bytes" | "read-only" | "deny" if !seen.contains(&"chip") => {
             Some("needs to know the chip's commands; add chip=nor, sram or eeprom")
         }
         "fail" | "delay-ms" if is_real => Some("only loopback has; leave it out for a real device"),
@@ -130,7 +139,7 @@ fn check_needs(path: &DevicePath, has_chip: bool, seen: &[&str]) -> Result<(), S
 /// Sets an option of a device, or returns what the option is instead.
 fn set(
     device: &mut DeviceConfig,
-    chip: &mut ChipOptions,
+    chip: &mut ChipConfig,
     name: &str,
     value: &str,
 ) -> Result<(), &'static str> {
@@ -150,8 +159,8 @@ fn set(
         "word-delay" => device.word_delay = switch()?,
         "cs-setup" => device.cs_setup = switch()?,
         "exclusive-bus" => device.exclusive_bus = switch()?,
-        "chip" => chip.kind = Some(chip::kind(value)?),
-        "address-bytes" => chip.address_bytes = Some(chip::count(value)?),
+        "chip" => chip.kind = chip::kind(value)?,
+        "address-bytes" => chip.address_bytes = chip::count(value)?,
         "read-only" => chip.read_only = guests()?,
         "deny" => chip.deny = chip::opcodes(value)?,
         "fail" => device.faults.fail_every = Some(number(1, u32::MAX, NOT_A_COUNT)?),
