@@ -80,9 +80,10 @@ pub struct TransferConfig {
 }
 
 /// The files that guest memory may be in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum GuestMemory {
     /// Those that live in memory: memfd, tmpfs, hugetlbfs. An access to a page waits for no other program.
+    #[default]
     Sealed,
     /// All that can be mapped shared. An access to a page may wait for ever, for a disk or another program.
     Any,
@@ -274,13 +275,6 @@ impl fmt::Display for DevicePath {
             Self::Spidev(path) => f.write_str(&path.to_string_lossy()),
             Self::Loopback => f.write_str("loopback"),
         }
-    }
-}
-
-impl TransferConfig {
-    /// Most nanoseconds on the wire of one message.
-    pub fn max_message_ns(&self) -> u64 {
-        self.max_message_ms.saturating_mul(1_000_000)
     }
 }
 

@@ -32,7 +32,10 @@ pub fn install() {
         if let Some(place) = panic.location() {
             log::error(format_args!("internal error at {place}"));
         }
-        restore_devices();
+        for &(fd, mode) in MODES.get().into_iter().flatten() {
+            // That also releases chip select. There is nothing to do about a device that refuses.
+            let _ = write_mode(fd, mode);
+        }
         remove_sockets();
         process::abort();
     }));
@@ -55,13 +58,5 @@ pub fn remove_sockets() {
             let path = socket.path.to_string_lossy();
             log::warning(format_args!("socket '{path}' stays: {error}"));
         }
-    }
-}
-
-/// Writing the mode also releases chip select.
-fn restore_devices() {
-    for &(fd, mode) in MODES.get().into_iter().flatten() {
-        // There is nothing left to do about a device that refuses.
-        let _ = write_mode(fd, mode);
     }
 }

@@ -244,7 +244,7 @@ impl Device {
 /// one that its controller ignores.
 fn limits(config: &DeviceConfig, transfers: &TransferConfig, found: &Capabilities) -> Limits {
     let offered = |is_carried_out, max| if is_carried_out { max } else { 0 };
-    let max_message_ns = transfers.max_message_ns();
+    let max_message_ns = transfers.max_message_ms.saturating_mul(1_000_000);
     // Delays around the words are parts of the message: `delay_usecs` has 16 bits of microseconds for them.
     let fifths = |n: u64| u32::try_from((max_message_ns / 5).saturating_mul(n)).unwrap_or(u32::MAX);
     Limits {

@@ -219,7 +219,10 @@ impl<'a> Options<'a> {
         let guests = config.guests.len();
         // In the middle of a chip's command, as with the policies that do not guess.
         let timeout = config.hold_timeout(HoldPolicy::Spec);
-        config.devices = self.devices(guests, timeout)?;
+        config.devices = self.devices(guests)?;
+        for chip in config.devices.iter_mut().filter_map(|d| d.chip.as_mut()) {
+            chip.timeout = timeout;
+        }
         config.hold_policies = self.hold_policies(guests)?;
         Ok(config)
     }

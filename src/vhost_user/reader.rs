@@ -48,7 +48,7 @@ impl Message<'_> {
 }
 
 /// Receives the messages of one connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Reader {
     /// The message: as long as its header says, once that is there.
     bytes: Vec<u8>,
@@ -65,12 +65,9 @@ impl Reader {
     /// For a new connection, whose fds go to `closer`.
     pub fn new(guest_memory: GuestMemory, closer: Closer) -> Self {
         Self {
-            bytes: Vec::new(),
-            len: 0,
-            files: Vec::new(),
             guest_memory,
             closer,
-            is_drained: false,
+            ..Self::default()
         }
     }
 

@@ -18,16 +18,11 @@ const NOT_A_DELAY: &str = "not a number from 1 to 60000, in plain digits";
 const NOT_A_LIST: &str = "not a list of guests, such as 0, 0-2 or 0+3-5";
 
 impl Options<'_> {
-    /// The devices, where there are `count` guests; chip select is held for `timeout` in the middle of
-    /// a chip's command.
-    pub(super) fn devices(
-        &self,
-        count: usize,
-        timeout: Duration,
-    ) -> Result<Vec<DeviceConfig>, Fatal> {
+    /// The devices, where there are `count` guests.
+    pub(super) fn devices(&self, count: usize) -> Result<Vec<DeviceConfig>, Fatal> {
         let mut devices: Vec<DeviceConfig> = Vec::new();
         for given in self.all("device") {
-            let device = device(given, count, timeout)?;
+            let device = device(given, count)?;
             let path = &device.path;
             if *path != DevicePath::Loopback && devices.iter().any(|other| other.path == *path) {
                 return Err(usage(format!("option '--device': '{path}' given twice")));
@@ -67,7 +62,7 @@ impl Options<'_> {
 }
 
 /// A device and its options.
-fn device(given: &Given, count: usize, timeout: Duration) -> Result<DeviceConfig, Fatal> {
+fn device(given: &Given, count: usize) -> Result<DeviceConfig, Fatal> {
     let path = given.value.as_bytes().split(|&b| b == b',').next();
     let path = match path.unwrap_or_default() {
         b"" => return Err(given.bad("names no device")),
@@ -75,10 +70,7 @@ fn device(given: &Given, count: usize, timeout: Duration) -> Result<DeviceConfig
         path => DevicePath::Spidev(OsStr::from_bytes(path).into()),
     };
     let mut device = DeviceConfig::new(path, guests_below(count));
-    let mut chip = ChipConfig {
-        timeout,
-        ..ChipConfig::default()
-    };
+    let mut chip = ChipConfig::default();
     let text = given.value.to_string_lossy();
     let mut seen = Vec::new();
     for option in text.split(',').skip(1) {
