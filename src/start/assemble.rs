@@ -160,16 +160,30 @@ pub fn bind(config: &Config, handed_in: Vec<Socket>) -> Result<Vec<Socket>, Fata
     let sockets = config.guests.iter().filter_map(|source| match source {
         Source::Fd(..) => handed_in.next().map(Ok),
         Source::Path(path) => {
-            let created = Listener::create(path, access, &mut waited);
-            Some(created.map(|(listener, file)| {
+            let created = Listener::create(path, access, &mut waited).map(|(listener, file)| {
                 files.push(file);
                 Socket::Listening(listener)
-            }))
+            });
+            Some(created.map_err(|error| not_made(path, &error)))
         }
     });
     let sockets = sockets.collect();
     let _ = emergency_cleanup::SOCKETS.set(files);
     sockets
+}
+
+fn not_made(socket: &Path, error: &io::Error) -> Fatal {
+    let is_taken = error.kind() == io::ErrorKind::AddrInUse;
+    let code = if is_taken {
+        ExitCode::Unavailable
+    } else {
+        ExitCode::CantCreate
+    };
+    Fatal::os(
+        code,
+        format_args!("socket '{}'", socket.to_string_lossy()),
+        error,
+    )
 }
 
 /// Puts everything together.
