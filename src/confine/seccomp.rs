@@ -38,9 +38,15 @@ enum Value {
     Process,
 }
 
-/// A test on one argument: its index, the bits that are looked at, and what they must be.
+/// A test on one argument.
 #[derive(Debug, Clone, Copy)]
-struct Test(u32, u32, Value);
+struct Test {
+    /// Its index.
+    argument: u32,
+    /// The bits that are looked at.
+    mask: u32,
+    value: Value,
+}
 
 /// A system call that is allowed.
 #[derive(Debug, Clone, Copy)]
@@ -64,22 +70,30 @@ pub struct Pins {
 }
 
 const fn is(argument: u32, value: c_int) -> Test {
-    Test(argument, u32::MAX, Value::Is(bits(value)))
+    test(argument, u32::MAX, Value::Is(bits(value)))
+}
+
+const fn test(argument: u32, mask: u32, value: Value) -> Test {
+    Test {
+        argument,
+        mask,
+        value,
+    }
 }
 
 const fn bits(value: c_int) -> u32 {
     u32::from_ne_bytes(value.to_ne_bytes())
 }
 
-const DEVICE: Test = Test(0, u32::MAX, Value::Device);
-const DIRECTORY: Test = Test(0, u32::MAX, Value::Directory);
-const OWN_PID: Test = Test(0, u32::MAX, Value::Process);
+const DEVICE: Test = test(0, u32::MAX, Value::Device);
+const DIRECTORY: Test = test(0, u32::MAX, Value::Directory);
+const OWN_PID: Test = test(0, u32::MAX, Value::Process);
 /// Bits of an ioctl's number that hold the size of its argument.
 const SIZE_BITS: u32 = 0x3fff << 16;
-const MESSAGE: Test = Test(1, !SIZE_BITS, Value::Is(MESSAGE_0));
-const WRITE_MODE: Test = Test(1, u32::MAX, Value::Is(WR_MODE32));
-const NOT_EXECUTABLE: Test = Test(2, bits(PROT_EXEC), Value::Is(0));
-const EMPTY_PATH: Test = Test(2, bits(AT_EMPTY_PATH), Value::Is(bits(AT_EMPTY_PATH)));
+const MESSAGE: Test = test(1, !SIZE_BITS, Value::Is(MESSAGE_0));
+const WRITE_MODE: Test = test(1, u32::MAX, Value::Is(WR_MODE32));
+const NOT_EXECUTABLE: Test = test(2, bits(PROT_EXEC), Value::Is(0));
+const EMPTY_PATH: Test = test(2, bits(AT_EMPTY_PATH), Value::Is(bits(AT_EMPTY_PATH)));
 /// musl and glibc do not agree on its type.
 const ITIMER_REAL: c_int = 0;
 const SIGINFO_LEN: c_int = 128;
@@ -241,10 +255,10 @@ impl Pins {
 
     /// The rule with its numbers; `None` if it is about devices or directories and there are none.
     fn apply(&self, rule: &Rule) -> Option<Allowed> {
-        let condition = |&Test(argument, mask, value): &Test| Condition {
-            argument,
-            mask,
-            values: self.numbers(value),
+        let condition = |test: &Test| Condition {
+            argument: test.argument,
+            mask: test.mask,
+            values: self.numbers(test.value),
         };
         let conditions: Vec<_> = rule.tests.iter().map(condition).collect();
         let is_possible = conditions.iter().all(|c| !c.values.is_empty());

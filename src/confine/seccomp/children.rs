@@ -137,10 +137,10 @@ fn child_dies_of_every_argument_that_is_another() {
     for rule in RULES {
         for test in rule.tests {
             let bits = (0..32).map(|shift| 1 << shift);
-            for bit in bits.filter(|bit| test.1 & bit != 0) {
+            for bit in bits.filter(|bit| test.mask & bit != 0) {
                 let changed = || {
                     let mut arguments = good(&here(rule));
-                    arguments[test.0 as usize] ^= u64::from(bit);
+                    arguments[test.argument as usize] ^= u64::from(bit);
                     arguments
                 };
                 // SIGABRT and SIGBUS, each of which has a rule, are one bit apart.

@@ -137,8 +137,8 @@ pub(super) fn pins() -> Pins {
 }
 
 fn fulfils(test: &Test, arguments: [u64; 6]) -> bool {
-    let argument = arguments[test.0 as usize] as u32 & test.1;
-    pins().numbers(test.2).contains(&argument)
+    let argument = arguments[test.argument as usize] as u32 & test.mask;
+    pins().numbers(test.value).contains(&argument)
 }
 
 /// Whether a call keeps to a rule in all but one of its pins, which is `test`.

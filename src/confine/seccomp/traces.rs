@@ -128,11 +128,11 @@ impl Call {
     /// Pins are the filter's to check: the traces do not tell which fd is what.
     fn matches(&self, rule: &Rule) -> bool {
         rule.name.trim_start_matches("SYS_") == self.name
-            && rule.tests.iter().all(|test| match test.2 {
+            && rule.tests.iter().all(|test| match test.value {
                 Value::Is(value) => self
                     .arguments
-                    .get(test.0 as usize)
-                    .is_some_and(|argument| *argument as u32 & test.1 == value),
+                    .get(test.argument as usize)
+                    .is_some_and(|argument| *argument as u32 & test.mask == value),
                 Value::Device | Value::Directory | Value::Process => true,
             })
     }
