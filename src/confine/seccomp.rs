@@ -230,7 +230,7 @@ const STARTUP: &[&str] = &[
 pub fn names() -> Vec<&'static str> {
     let rules = RULES
         .iter()
-        .map(|rule| rule.name.strip_prefix("SYS_").unwrap_or(rule.name));
+        .map(|rule| rule.name.trim_start_matches("SYS_"));
     let mut names = Vec::new();
     let startup = STARTUP.iter().flat_map(|names| names.split(' '));
     for name in rules.chain(startup) {

@@ -271,15 +271,10 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the bytes are as many as are said.
     let len = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
-    usize::try_from(len).or_else(|_| match io::Error::last_os_error() {
-        error
-            if [libc::EAGAIN, libc::EINTR]
-                .map(Some)
-                .contains(&error.raw_os_error()) =>
-        {
-            Ok(0)
-        }
-        error => Err(error),
+    let sent = usize::try_from(len).map_err(|_| io::Error::last_os_error());
+    sent.or_else(|error| match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EINTR) => Ok(0),
+        Some(_) | None => Err(error),
     })
 }
 

@@ -121,14 +121,12 @@ impl Listener {
 
     /// Takes over `socket`, which listens and does not wait, and was handed in as `fd`.
     pub fn adopt(socket: UnixListener, fd: RawFd) -> Self {
-        let mut name = format!("fd {fd}");
         let address = socket.local_addr().ok();
-        if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
-            name.push_str(&format!(", {}", path.to_string_lossy()));
-        }
+        let path = address.as_ref().and_then(|address| address.as_pathname());
+        let path = path.map_or_else(String::new, |path| format!(", {}", path.to_string_lossy()));
         Self {
             socket,
-            name,
+            name: format!("fd {fd}{path}"),
             is_ours: false,
         }
     }
