@@ -157,7 +157,8 @@
 //!   one front-end's messages can use them up, and of the fds for which there is no room left the
 //!   kernel makes the last close in the daemon.
 //! - (time, shared) A front-end of the daemon's own user can use up what the kernel grants that user: files in
-//!   flight, watches, memory. Give each front-end a user of its own.
+//!   flight, watches, memory. Files in flight in connections that its socket has not accepted yet stay there until
+//!   the daemon ends. Give each front-end a user of its own.
 //! - (data, retained) Timing: the time that a request takes tells something of other guests' requests.
 //!
 //! # Not offered
