@@ -16,7 +16,7 @@ use std::fmt;
 use std::io;
 
 use vhost::vhost_user::Error;
-use vhost::vhost_user::message::FrontendReq as Request;
+use vhost::vhost_user::message::FrontendReq as RequestCode;
 
 use crate::config::LogLevel;
 
@@ -55,7 +55,7 @@ errors! {
         /// device-writable ones, or there are fewer than the 32 of the head.
         Malformed => "no whole head at the start, or no result byte at the end";
         /// More segments than a request may have.
-        TooManyPieces =>
+        TooManySegments =>
             "more than 1024 segments: a buffer counts once for each memory region that it lies in";
         /// A buffer lies outside the guest's memory.
         Address(address: u64) => "buffer at {address:#x} is outside guest memory";
@@ -128,7 +128,7 @@ errors! {
         /// The session stopped, or its memory or ring changed, in the middle of it.
         Aborted => "its ring or connection ended or changed";
         /// It would have continued an assertion of chip select that ran out, or ended for other guests.
-        HoldCut =>
+        HoldLost =>
             "chip select, which it would have found asserted, was released before: \
              --cs-hold-timeout-ms was over, or others waited for --max-transfer-ms";
         /// A device of its bus is selected and cannot be released.
@@ -138,7 +138,7 @@ errors! {
         /// Not even one further word of it fits a message.
         NoMessage => "spidev.bufsiz holds not even one word of it";
         /// The loopback was told to fail it.
-        Wanted => "failed on purpose: device option fail=";
+        Injected => "failed on purpose: device option fail=";
     }
 }
 
@@ -152,7 +152,7 @@ impl TransferError {
     pub fn level(&self) -> LogLevel {
         match self {
             Self::Ioctl(_) | Self::Short(_) | Self::Stuck | Self::NoMessage => LogLevel::Error,
-            Self::HoldCut | Self::Memory | Self::Wanted => LogLevel::Warning,
+            Self::HoldLost | Self::Memory | Self::Injected => LogLevel::Warning,
             Self::Aborted => LogLevel::Info,
         }
     }
@@ -198,7 +198,7 @@ errors! {
         /// It truncated a file of its guest's memory.
         Truncated => "guest memory was truncated";
         /// The `vhost` crate, or one of our handlers through it, refused the message.
-        Vhost(request: Request, error: Error) => "message refused: {error} ({request:?})";
+        Vhost(request: RequestCode, error: Error) => "message refused: {error} ({request:?})";
         /// The host refused a system call that the session needs.
         Host(error: io::Error) => "{error}";
     }
@@ -211,7 +211,7 @@ impl SessionError {
     }
 
     /// The `SessionError` for an error of the `vhost` crate with this request.
-    pub fn of_vhost(request: Request, error: Error) -> Self {
+    pub fn of_vhost(request: RequestCode, error: Error) -> Self {
         if matches!(error, Error::Disconnected) {
             return Self::Disconnected;
         }
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn errors_that_seldom_come_say_what_they_are_about() {
         for (error, words) in [
-            (ParamError::TooManyPieces.to_string(), "segments"),
+            (ParamError::TooManySegments.to_string(), "segments"),
             (ParamError::HalfDuplex.to_string(), "half-duplex"),
             (TransferError::Memory.to_string(), "guest memory"),
             (RingError::Head(7).to_string(), "head 7"),
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn of_vhost_tells_an_end_and_a_blocked_eventfd_from_a_refusal() {
-        let of = |error| SessionError::of_vhost(Request::SET_OWNER, error);
+        let of = |error| SessionError::of_vhost(RequestCode::SET_OWNER, error);
         assert!(matches!(
             of(Error::Disconnected),
             SessionError::Disconnected

@@ -128,7 +128,7 @@ rules! {
     SYS_epoll_pwait     []                                              "serve::event_loop::serve_until_the_end";
     SYS_ioctl           [DEVICE, MESSAGE]                               "spi::spidev::transfer";
     SYS_ioctl           [DEVICE, WRITE_MODE]                            "spi::spidev::write_mode";
-    SYS_write           []                                              "os::write_timeout::signal";
+    SYS_write           []                                              "os::write_timeout::signal_eventfd";
     SYS_setitimer       [is(0, ITIMER_REAL)]                            "os::ffi::set_interval_timer";
     SYS_rt_sigreturn    []                                              "os::write_timeout::on_tick";
     SYS_timerfd_settime [is(1, 0)]                                      "os::deadline_timer::set";

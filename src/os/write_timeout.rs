@@ -74,7 +74,7 @@ pub fn bounded<T>(write: impl FnOnce() -> T) -> T {
 /// # Errors
 /// It blocked, or the front-end's fd cannot be written to.
 #[inline]
-pub fn signal(eventfd: &FrontendFile) -> Result<(), SessionError> {
+pub fn signal_eventfd(eventfd: &FrontendFile) -> Result<(), SessionError> {
     let Err(error) = bounded(|| eventfd.write(&1u64.to_ne_bytes())) else {
         return Ok(());
     };

@@ -21,7 +21,7 @@ use crate::spi::lead::Lead;
 use crate::spi::message::Scratch;
 use crate::spi::request::Request;
 use crate::spi::transfer::{Keep, Transfer};
-use crate::spi::wire::{self, Config};
+use crate::spi::wire::{self, ConfigSpace};
 use crate::virtqueue::memory::Memory;
 
 /// The devices and limits that a guest was given.
@@ -30,7 +30,7 @@ pub struct Grant {
     /// Where each of its chip selects is: index of the bus, index of the device on it.
     pub chip_selects: Vec<(usize, usize)>,
     /// Its config space.
-    pub config: Config,
+    pub config: ConfigSpace,
     /// What its memory may be.
     pub guest_memory: GuestMemory,
     /// How many bytes of memory it may have.

@@ -17,7 +17,7 @@ use crate::error::{RingError, SessionError, TransferError};
 use crate::os::log::{GuestLines, Quoted};
 use crate::serve::counters::{ChipSelect, Tally};
 use crate::serve::grant::{Grant, Shared};
-use crate::spi::bus::{Access, Bus, LONG};
+use crate::spi::bus::{Admission, Bus, LONG};
 use crate::spi::request::{self, Answer};
 use crate::spi::transfer::{Step, Transfer};
 use crate::spi::wire::TransResult;
@@ -235,17 +235,17 @@ impl Requestq {
         if bus.turns_away(self.number) {
             return Ok(Turn::Idle);
         }
-        match bus.access(&self.transfer.claim, &mut shared.now) {
-            Access::Busy => {
+        match bus.admit(&self.transfer.claim, &mut shared.now) {
+            Admission::Busy => {
                 bus.wait(self.number);
                 return Ok(Turn::Idle);
             }
-            Access::NotBefore(at) => return Ok(Turn::At(at)),
-            Access::Failed(error) => {
+            Admission::NotBefore(at) => return Ok(Turn::At(at)),
+            Admission::Failed(error) => {
                 self.log_failure(chip_select, &error);
                 return self.skip(guest, answer, chip_select, TransResult::TransErr);
             }
-            Access::Free => (),
+            Admission::Free => (),
         }
         bus.begin(&self.transfer.claim, &mut shared.request, shared.now);
         self.note_begin(chip_select, shared.now);

@@ -30,7 +30,7 @@ pub const LONG: Duration = Duration::from_millis(1);
 
 /// Whether a request may go on the wire.
 #[derive(Debug)]
-pub enum Access {
+pub enum Admission {
     /// Now.
     Free,
     /// When the bus is free: the guest is to wait for it.
@@ -67,7 +67,7 @@ pub struct Bus {
     /// That of the transfer in progress.
     request: Box<Request>,
     /// For each guest whose hold ran out: what its last request had claimed, until its next request.
-    cuts: Vec<Option<Claim>>,
+    lost_holds: Vec<Option<Claim>>,
     waiters: VecDeque<GuestNumber>,
     /// A long message is over, and none begins until all sessions that were queued at its end have had a
     /// turn. So a guest that uses another bus waits for a single message of this one, however many
@@ -83,7 +83,7 @@ impl Bus {
             neighbour,
             state: State::Free,
             request: Box::default(),
-            cuts: vec![None; guests],
+            lost_holds: vec![None; guests],
             waiters: VecDeque::with_capacity(guests),
             rests: false,
         }
@@ -91,19 +91,19 @@ impl Bus {
 
     /// Whether a request with this claim may begin. Releases the guest's own hold if the request does not
     /// continue it, or if others wait and the assertion has lasted too long.
-    pub fn access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
+    pub fn admit(&mut self, claim: &Claim, now: &mut Instant) -> Admission {
         let phase = self.phase(claim);
-        let access = self.find_access(claim, now);
+        let admission = self.find_admission(claim, now);
         // What `framing` made of the request by its phase is what the chip will see.
-        debug_assert!(match (&access, phase) {
-            (Access::Free, Phase::Within(_)) => matches!(self.state, State::Held(_)),
-            (Access::Free, Phase::Cut) => false,
+        debug_assert!(match (&admission, phase) {
+            (Admission::Free, Phase::Within(_)) => matches!(self.state, State::Held(_)),
+            (Admission::Free, Phase::Lost) => false,
             _ => true,
         });
-        access
+        admission
     }
 
-    fn find_access(&mut self, claim: &Claim, now: &mut Instant) -> Access {
+    fn find_admission(&mut self, claim: &Claim, now: &mut Instant) -> Admission {
         let is_taken = match &self.state {
             State::Free => false,
             State::Reserved(guest) => *guest != claim.guest,
@@ -111,57 +111,57 @@ impl Bus {
             State::Held(hold) => hold.claim.guest != claim.guest || hold.ending,
         };
         if is_taken {
-            return Access::Busy;
+            return Admission::Busy;
         }
         if let Some(hold) = self.hold() {
             let continues = hold.is_continued_by(claim);
             let overdue = !self.waiters.is_empty() && hold.cap_at <= *now;
             if continues && !overdue {
-                return Access::Free;
+                return Admission::Free;
             }
             // A driver that relies on the assertion must hear of its end.
-            let is_cut = continues && !hold.claim.for_read;
+            let is_lost = continues && !hold.claim.for_read;
             let released = self.end_hold(now);
-            if is_cut {
-                return Access::Failed(TransferError::HoldCut);
+            if is_lost {
+                return Admission::Failed(TransferError::HoldLost);
             }
             if overdue || !released {
-                return Access::Busy;
+                return Admission::Busy;
             }
         }
-        self.access_free(claim, now)
+        self.admit_when_free(claim, now)
     }
 
     /// The same, for a bus that nobody holds.
-    fn access_free(&mut self, claim: &Claim, now: &mut Instant) -> Access {
-        let cut = self.take_cut(claim.guest);
-        if cut.is_some_and(|cut| cut.is_like(claim)) {
-            return Access::Failed(TransferError::HoldCut);
+    fn admit_when_free(&mut self, claim: &Claim, now: &mut Instant) -> Admission {
+        let lost = self.take_lost(claim.guest);
+        if lost.is_some_and(|lost| lost.is_like(claim)) {
+            return Admission::Failed(TransferError::HoldLost);
         }
         if !self.release_all(now) {
-            return Access::Failed(TransferError::Stuck);
+            return Admission::Failed(TransferError::Stuck);
         }
         let device = self.devices.get(claim.device);
         let until = device.and_then(|device| device.inactive_until(*now));
-        until.map_or(Access::Free, Access::NotBefore)
+        until.map_or(Admission::Free, Admission::NotBefore)
     }
 
-    /// The phase in which a request with this claim finds its chip. [`Bus::access`] must agree, which debug
-    /// builds check: after `Within` it lets the request continue the hold or refuses it, after `Cut` it
+    /// The phase in which a request with this claim finds its chip. [`Bus::admit`] must agree, which debug
+    /// builds check: after `Within` it lets the request continue the hold or refuses it, after `Lost` it
     /// refuses it.
     pub fn phase(&self, claim: &Claim) -> Phase {
         let hold = self.hold().filter(|hold| hold.is_continued_by(claim));
-        let cut = self.cut(claim.guest).filter(|cut| cut.is_like(claim));
+        let lost = self.lost(claim.guest).filter(|lost| lost.is_like(claim));
         match hold.and_then(|hold| hold.claim.framed?.remaining) {
             Some(begun) => Phase::Within(begun),
-            None if cut.is_some() => Phase::Cut,
+            None if lost.is_some() => Phase::Lost,
             None => Phase::Opcode,
         }
     }
 
     /// Whether `guest` is in the middle of a chip's command here, or was until its hold ran out.
     pub fn is_in_command(&self, guest: GuestNumber) -> bool {
-        let last = self.held_by(guest).or(self.cut(guest));
+        let last = self.held_by(guest).or(self.lost(guest));
         last.is_some_and(|last| last.framed.is_some())
     }
 
@@ -175,13 +175,13 @@ impl Bus {
     }
 
     /// Nobody has the bus any more. Of its lines only that of the last transfer can be asserted. If its
-    /// release fails, `access_free` tries it again before the next transfer.
+    /// release fails, `admit_when_free` tries it again before the next transfer.
     fn free(&mut self, now: &mut Instant) {
         self.state = State::Free;
         self.release_all(now);
     }
 
-    /// Gives the bus to the transfer for which [`Bus::access`] found it free. Takes its `request`, and leaves
+    /// Gives the bus to the transfer for which [`Bus::admit`] found it free. Takes its `request`, and leaves
     /// another one in its place.
     pub fn begin(&mut self, claim: &Claim, request: &mut Box<Request>, now: Instant) {
         std::mem::swap(&mut self.request, request);
@@ -251,7 +251,7 @@ impl Bus {
     pub fn leave(&mut self, guest: GuestNumber, now: &mut Instant) {
         self.waiters.retain(|&waiter| waiter != guest);
         self.clear_reservation(guest);
-        self.take_cut(guest);
+        self.take_lost(guest);
         if self.held_by(guest).is_some() {
             self.free(now);
         }
@@ -280,19 +280,19 @@ impl Bus {
 
     /// The claim of the guest's hold that ran out. A next request like it would have continued the hold,
     /// and must hear that chip select was released.
-    fn cut(&self, guest: GuestNumber) -> Option<&Claim> {
-        self.cuts.get(guest.index())?.as_ref()
+    fn lost(&self, guest: GuestNumber) -> Option<&Claim> {
+        self.lost_holds.get(guest.index())?.as_ref()
     }
 
-    fn take_cut(&mut self, guest: GuestNumber) -> Option<Claim> {
+    fn take_lost(&mut self, guest: GuestNumber) -> Option<Claim> {
         // Not `take()`, which moves a claim where there is none, too.
-        self.cuts.get_mut(guest.index())?.take_if(|_| true)
+        self.lost_holds.get_mut(guest.index())?.take_if(|_| true)
     }
 
     /// Ends the hold of `guest` here, which its next request does not continue, and forgets one that ran out.
     /// `false` if the hold delay is not over; the hold then ends at [`Bus::deadline`].
     pub fn release_for(&mut self, guest: GuestNumber, now: &mut Instant) -> bool {
-        self.take_cut(guest);
+        self.take_lost(guest);
         self.held_by(guest).is_none() || self.end_hold(now)
     }
 
@@ -393,8 +393,8 @@ impl Bus {
             if !overdue && has_request(claim.guest) {
                 return Some(claim.guest);
             }
-            if let Some(cut) = self.cuts.get_mut(claim.guest.index()) {
-                *cut = (!claim.for_read).then_some(claim);
+            if let Some(lost) = self.lost_holds.get_mut(claim.guest.index()) {
+                *lost = (!claim.for_read).then_some(claim);
             }
         }
         self.end_hold(now);
@@ -444,21 +444,23 @@ mod tests {
 
     /// A turn of the holder may come before the loop has looked for holds that are over.
     #[test]
-    fn access_that_would_continue_an_overdue_hold_fails_unless_the_hold_was_a_guess() {
+    fn admission_that_would_continue_an_overdue_hold_fails_unless_the_hold_was_a_guess() {
         for (for_read, fails) in [(false, true), (true, false)] {
             let mut now = Instant::now();
             let mut bus = held(for_read, Duration::ZERO, now);
             let mut read = claim(0, 0);
             (read.sends, read.receives) = (false, true);
             now += 10 * MS - Duration::from_nanos(1);
-            assert!(matches!(bus.access(&read, &mut now), Access::Free));
+            assert!(matches!(bus.admit(&read, &mut now), Admission::Free));
             now += Duration::from_nanos(1);
-            let access = bus.access(&read, &mut now);
+            let admission = bus.admit(&read, &mut now);
             if fails {
-                let cut = TransferError::HoldCut;
-                assert!(matches!(access, Access::Failed(e) if e.to_string() == cut.to_string()));
+                let lost = TransferError::HoldLost;
+                assert!(
+                    matches!(admission, Admission::Failed(e) if e.to_string() == lost.to_string())
+                );
             } else {
-                assert!(matches!(access, Access::Busy), "{access:?}");
+                assert!(matches!(admission, Admission::Busy), "{admission:?}");
             }
             assert_eq!(bus.devices[0].line, Line::Released);
             assert_eq!(bus.next_waiter(), GuestNumber::new(1));
@@ -467,7 +469,7 @@ mod tests {
 
     /// What `framing` makes of a request by its phase is what the chip will see.
     #[test]
-    fn phase_agrees_with_access_while_a_command_is_held_and_after_it_was_cut() {
+    fn phase_agrees_with_admission_while_a_command_is_held_and_after_it_was_lost() {
         let mut now = Instant::now();
         let mut bus = held(false, Duration::ZERO, now);
         let chip = Chip::new(ChipConfig {
@@ -484,39 +486,42 @@ mod tests {
         let (same, other) = (claim(0, 0), claim(0, 1));
         assert_eq!(bus.phase(&same), Phase::Within(framed.remaining.unwrap()));
         assert_eq!(bus.phase(&other), Phase::Opcode);
-        assert!(matches!(bus.access(&same, &mut now), Access::Free));
+        assert!(matches!(bus.admit(&same, &mut now), Admission::Free));
         now += 10 * MS;
         assert_eq!(bus.expire(&mut now, |_| false), None);
-        assert_eq!(bus.phase(&same), Phase::Cut);
+        assert_eq!(bus.phase(&same), Phase::Lost);
         assert_eq!(bus.phase(&other), Phase::Opcode);
         assert!(bus.is_in_command(same.guest));
-        let access = bus.access(&same, &mut now);
-        assert!(matches!(access, Access::Failed(TransferError::HoldCut)));
+        let admission = bus.admit(&same, &mut now);
+        assert!(matches!(
+            admission,
+            Admission::Failed(TransferError::HoldLost)
+        ));
         assert!(!bus.is_in_command(same.guest));
         assert_eq!(bus.phase(&same), Phase::Opcode);
-        assert!(matches!(bus.access(&same, &mut now), Access::Free));
+        assert!(matches!(bus.admit(&same, &mut now), Admission::Free));
     }
 
     #[test]
-    fn access_to_another_device_after_an_overdue_hold_waits_for_those_who_wait() {
+    fn admission_to_another_device_after_an_overdue_hold_waits_for_those_who_wait() {
         let mut now = Instant::now();
         let mut bus = held(false, Duration::ZERO, now);
         now += 10 * MS;
         let other = claim(0, 1);
-        assert!(matches!(bus.access(&other, &mut now), Access::Busy));
+        assert!(matches!(bus.admit(&other, &mut now), Admission::Busy));
         assert_eq!(bus.devices[0].line, Line::Released);
         assert_eq!(bus.next_waiter(), GuestNumber::new(1));
     }
 
     #[test]
-    fn access_of_the_holder_waits_for_a_hold_that_ends_when_its_delay_is_over() {
+    fn admission_of_the_holder_waits_for_a_hold_that_ends_when_its_delay_is_over() {
         let mut now = Instant::now();
         let mut bus = held(false, MS, now);
         let other = claim(0, 1);
-        assert!(matches!(bus.access(&other, &mut now), Access::Busy));
+        assert!(matches!(bus.admit(&other, &mut now), Admission::Busy));
         // From now on nobody continues it, not even who could have.
         let same = claim(0, 0);
-        assert!(matches!(bus.access(&same, &mut now), Access::Busy));
+        assert!(matches!(bus.admit(&same, &mut now), Admission::Busy));
         assert_eq!(bus.devices[0].line, Line::Asserted);
         assert_eq!(bus.deadline(), Some(now + MS));
         now += MS;

@@ -71,8 +71,8 @@ pub enum Phase {
     Opcode,
     /// It is in the middle of a command.
     Within(Begun),
-    /// The command that the request belongs to was cut: it will not reach the wire.
-    Cut,
+    /// The command that the request belongs to has ended: it will not reach the wire.
+    Lost,
 }
 
 /// The part of a command that a request is, and the state in which it leaves the chip.
@@ -158,7 +158,7 @@ impl Chip {
         let (begun, opcode_len) = match (phase, lead) {
             (Phase::Opcode, [opcode, ..]) => (self.begin(*opcode), 1),
             (Phase::Within(begun), _) => (Some(begun), 0),
-            (Phase::Opcode, []) | (Phase::Cut, _) => (None, 0),
+            (Phase::Opcode, []) | (Phase::Lost, _) => (None, 0),
         };
         let mut framed = Framed {
             remaining: None,

@@ -62,9 +62,9 @@ impl Loopback {
 pub fn transfer(memory: &Memory, piece: &Piece) -> Option<()> {
     let slice = |place| match place {
         Place::At(address) => memory.slice(address, piece.len).map(Some),
-        // `Cut` and `Lead` are not reached: a transfer to a loopback is planned in single bytes, so no word
-        // is cut, and the command line refuses chip= with it, so there is no lead.
-        Place::Absent | Place::Cut(_) | Place::Lead(_) => Some(None),
+        // `Split` and `Lead` are not reached: a transfer to a loopback is planned in single bytes, so no word
+        // is split, and the command line refuses chip= with it, so there is no lead.
+        Place::Absent | Place::Split(_) | Place::Lead(_) => Some(None),
     };
     match (slice(piece.tx)?, slice(piece.rx)?) {
         (Some(tx), Some(rx)) => tx.copy_to_volatile_slice(rx),

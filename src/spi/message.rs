@@ -2,13 +2,13 @@
 
 //! One spidev message: transfers whose buffers lie in guest memory.
 //!
-//! The storage is allocated once. A [`Message`] borrows it, and the guest memory in which its buffers
+//! The storage is allocated once. A [`SpiMessage`] borrows it, and the guest memory in which its buffers
 //! lie, so that no pointer outlives the step that made it: between two steps a vhost-user message may
 //! unmap the memory.
 //!
 //! Invariant: each pointer is 0, or is valid for its transfer's `len` bytes while the message lives.
 //!
-//! Must not: copy payload, with two exceptions. A word that is cut by a segment boundary cannot go to
+//! Must not: copy payload, with two exceptions. A word that is split by a segment boundary cannot go to
 //! spidev in two pieces: its 2 or 4 bytes are copied to storage of the message before they are sent, and
 //! from there after they were received. The bytes of a lead were copied when it was made.
 //!
@@ -43,7 +43,7 @@ pub struct Scratch {
     /// Words to send and received words, at the index of their transfer.
     words: Vec<[[u8; 4]; 2]>,
     /// Received words: the index of their transfer, their place in the request, and their length.
-    rx_cuts: Vec<(usize, Position, u32)>,
+    rx_splits: Vec<(usize, Position, u32)>,
 }
 
 impl Default for Scratch {
@@ -51,7 +51,7 @@ impl Default for Scratch {
         Self {
             transfers: Vec::with_capacity(MAX_PIECES),
             words: vec![[[0; 4]; 2]; MAX_PIECES],
-            rx_cuts: Vec::with_capacity(MAX_PIECES),
+            rx_splits: Vec::with_capacity(MAX_PIECES),
         }
     }
 }
@@ -59,7 +59,7 @@ impl Default for Scratch {
 /// A message: transfers whose pointers lead into `memory`, the scratch, or the request's lead, which are
 /// borrowed for as long.
 #[derive(Debug)]
-pub struct Message<'m> {
+pub struct SpiMessage<'m> {
     scratch: &'m mut Scratch,
     memory: &'m Memory,
     lead: &'m Lead,
@@ -67,7 +67,7 @@ pub struct Message<'m> {
     template: SpiIocTransfer,
 }
 
-impl<'m> Message<'m> {
+impl<'m> SpiMessage<'m> {
     /// The start of a message of a request with this head, at a clock of `speed_hz`, and with its setup
     /// delay in front if it `sets_up`. The clock is never 0, which to spidev means the device's own:
     /// another opener of the device can change that.
@@ -80,7 +80,7 @@ impl<'m> Message<'m> {
         sets_up: bool,
     ) -> Self {
         scratch.transfers.clear();
-        scratch.rx_cuts.clear();
+        scratch.rx_splits.clear();
         let template = SpiIocTransfer {
             speed_hz,
             bits_per_word: head.bits_per_word,
@@ -119,8 +119,8 @@ impl<'m> Message<'m> {
         };
         // `words` has an entry for each transfer that fits, so neither list grows beyond its capacity.
         self.scratch.transfers.push(transfer);
-        if let Place::Cut(position) = piece.rx {
-            self.scratch.rx_cuts.push((index, position, len));
+        if let Place::Split(position) = piece.rx {
+            self.scratch.rx_splits.push((index, position, len));
         }
         Some(())
     }
@@ -140,7 +140,7 @@ impl<'m> Message<'m> {
     #[inline(always)]
     pub fn scatter(&mut self, rx: &[Segment]) -> Option<()> {
         let write = |address, byte: &mut u8| self.memory.write_byte(address, *byte);
-        for &(index, position, len) in &self.scratch.rx_cuts {
+        for &(index, position, len) in &self.scratch.rx_splits {
             let [_, word] = self.scratch.words.get_mut(index)?;
             position.each_byte(rx, word_part(word, len)?, write)?;
         }
@@ -163,7 +163,7 @@ fn word_part(word: &mut [u8; 4], len: u32) -> Option<&mut [u8]> {
     word.get_mut(..usize::try_from(len).ok()?)
 }
 
-/// The pointer for spidev to one direction of a piece of `len` bytes; 0 for none. A word that is cut is
+/// The pointer for spidev to one direction of a piece of `len` bytes; 0 for none. A word that is split is
 /// copied to `word`, to which the pointer then leads: also one to be received, which shows that all of
 /// it is in memory. `None` if a byte is not in guest memory any more.
 #[inline(always)]
@@ -178,7 +178,7 @@ fn pointer(
     let pointer = match place {
         Place::Absent => return Some(0),
         Place::At(address) => memory.slice(address, len)?.ptr_guard_mut().as_ptr(),
-        Place::Cut(position) => {
+        Place::Split(position) => {
             let read = |address, byte: &mut u8| memory.read(address, std::slice::from_mut(byte));
             position.each_byte(segments, word_part(word, len)?, read)?;
             word.as_mut_ptr()

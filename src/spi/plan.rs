@@ -82,7 +82,7 @@ pub enum Place {
     /// At this guest address, contiguous.
     At(u64),
     /// One word across a segment boundary, from this position on: it must be copied.
-    Cut(Position),
+    Split(Position),
     /// In the request's lead, from this byte on: it was copied.
     Lead(usize),
 }
@@ -188,14 +188,14 @@ fn next_piece(work: &Work<'_>, progress: &Progress, most: u32) -> Option<Piece> 
     if round_down(most, work.word_len) < len {
         return None;
     }
-    let rx_cut = Place::Cut(progress.rx);
+    let rx_split = Place::Split(progress.rx);
     Some(Piece {
         tx: match lead_left {
             0 if tx_left >= len => tx,
-            0 => Place::Cut(progress.tx),
+            0 => Place::Split(progress.tx),
             _ => Place::Lead(lead_from),
         },
-        rx: if rx_left >= len { rx } else { rx_cut },
+        rx: if rx_left >= len { rx } else { rx_split },
         len,
     })
 }
@@ -242,7 +242,7 @@ mod tests {
         match place {
             Place::Absent => Vec::new(),
             Place::At(address) => (0..u64::from(len)).map(|i| address + i).collect(),
-            Place::Cut(mut position) => {
+            Place::Split(mut position) => {
                 let mut next = || {
                     let (address, _) = position.here(segments).unwrap();
                     position.advance(segments, 1);
@@ -336,7 +336,7 @@ mod tests {
         for tx in [&[9][..], &[1, 8], &[1, 1, 7], &[2, 7]] {
             let messages = check_with_lead(2, tx, &[1, 8], 1, DEFAULT);
             assert_eq!(leads(&messages), [at(0, 2)]);
-            assert!(matches!(messages[0][0].rx, Place::Cut(_)));
+            assert!(matches!(messages[0][0].rx, Place::Split(_)));
             let messages = check_with_lead(1, tx, &[], 1, DEFAULT);
             assert_eq!(leads(&messages), [at(0, 1)]);
         }
@@ -385,7 +385,7 @@ mod tests {
         let messages = check(&[3, 5], &[8], 2, DEFAULT);
         let lens: Vec<u32> = messages[0].iter().map(|p| p.len).collect();
         assert_eq!(lens, [2, 2, 4]);
-        assert!(matches!(messages[0][1].tx, Place::Cut(_)));
+        assert!(matches!(messages[0][1].tx, Place::Split(_)));
         assert!(matches!(messages[0][1].rx, Place::At(_)));
     }
 

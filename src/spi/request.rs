@@ -67,7 +67,7 @@ impl Request {
             let here = here.ok_or(ParamError::Address(address))?;
             // Within the capacity: this never allocates.
             let has_room = self.segments.len() < self.segments.capacity();
-            ensure(has_room, ParamError::TooManyPieces)?;
+            ensure(has_room, ParamError::TooManySegments)?;
             self.segments.push(Segment { address, len: here });
             if here == len {
                 return Ok(());
@@ -253,7 +253,7 @@ mod tests {
             request.push(&memory, 0, 1).unwrap();
         }
         let error = request.push(&memory, 0, 1).unwrap_err();
-        assert!(matches!(error, ParamError::TooManyPieces), "{error}");
+        assert!(matches!(error, ParamError::TooManySegments), "{error}");
         assert_eq!(request.segments.capacity(), capacity);
     }
 }

@@ -21,7 +21,7 @@ use std::path::Path;
 
 use crate::error::{ExitCode, Fatal, TransferError};
 use crate::os::ffi;
-use crate::spi::message::{Message, SpiIocTransfer};
+use crate::spi::message::{SpiIocTransfer, SpiMessage};
 
 /// Mode bit: clock phase.
 pub const SPI_CPHA: u32 = 1 << 0;
@@ -180,7 +180,7 @@ impl Spidev {
     /// # Errors
     /// The ioctl failed, or reported another length than the message has: chip select may then be
     /// in any state.
-    pub fn transfer(&self, message: &Message<'_>, len: u32) -> Result<(), TransferError> {
+    pub fn transfer(&self, message: &SpiMessage<'_>, len: u32) -> Result<(), TransferError> {
         let transfers = message.transfers();
         let size = u32::try_from(size_of_val(transfers)).map_err(|_| TransferError::Memory)?;
         let request = MESSAGE_0 | (size << 16);

@@ -20,7 +20,7 @@ use crate::spi::device::{Device, Line, Port};
 use crate::spi::hold::Claim;
 use crate::spi::lead::Lead;
 use crate::spi::loopback::{self, Loopback};
-use crate::spi::message::{Message, Scratch};
+use crate::spi::message::{Scratch, SpiMessage};
 use crate::spi::plan::{Budget, MAX_PIECES, Progress, Work, plan_message};
 use crate::spi::request::Request;
 use crate::spi::spidev::Spidev;
@@ -181,7 +181,7 @@ impl Transfer {
             return Ok(Step::Until(until));
         }
         if self.fails {
-            return Err(TransferError::Wanted);
+            return Err(TransferError::Injected);
         }
         if self.progress.done < self.len {
             return Ok(Step::More);
@@ -232,7 +232,7 @@ impl Transfer {
         follows: bool,
     ) -> Result<(), TransferError> {
         let (head, lead, speed_hz) = (self.head, self.lead, self.timing.speed_hz);
-        let mut message = Message::new(scratch, memory, &lead, &head, speed_hz, next.sets_up);
+        let mut message = SpiMessage::new(scratch, memory, &lead, &head, speed_hz, next.sets_up);
         let (work, budget) = (&next.work, &next.budget);
         let emit = |piece| message.push(work, &piece).ok_or(TransferError::Memory);
         let len = plan_message(work, budget, &mut self.progress, emit)?;

@@ -304,11 +304,11 @@ pub fn usecs(ns: u32) -> u64 {
 
 /// `virtio_spi_config`, as one guest reads it: the union of what its chip selects can do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Config {
+pub struct ConfigSpace {
     bytes: [u8; CONFIG_LEN],
 }
 
-impl Config {
+impl ConfigSpace {
     /// The config space of a bus with these chip selects. It offers what any of them supports, since
     /// it has no place for each one's own limits: a request is validated against those.
     pub fn new<'a>(chip_selects: impl Iterator<Item = &'a Limits>) -> Self {
@@ -657,8 +657,8 @@ mod tests {
             max_cs_inactive_ns: 3,
             ..limits()
         };
-        let alone = Config::new([strong].iter()).read(0, CONFIG_LEN);
-        let both = Config::new([strong, weak].iter()).read(0, CONFIG_LEN);
+        let alone = ConfigSpace::new([strong].iter()).read(0, CONFIG_LEN);
+        let both = ConfigSpace::new([strong, weak].iter()).read(0, CONFIG_LEN);
         assert_eq!((alone[0], both[0]), (1, 2));
         assert_eq!(alone[1..], both[1..]);
     }
@@ -672,7 +672,7 @@ mod tests {
             max_speed_hz: 20_000_000,
             ..limits()
         };
-        let bytes = Config::new([one, two].iter()).read(0, CONFIG_LEN);
+        let bytes = ConfigSpace::new([one, two].iter()).read(0, CONFIG_LEN);
         assert_eq!(bytes[..4], [2, 1, 0b001, 0b011]);
         assert_eq!(bytes[4..8], (0x8000_8080u32 | 1 << 8).to_le_bytes());
         assert_eq!(bytes[8..12], 0b111_1111u32.to_le_bytes());
@@ -684,7 +684,7 @@ mod tests {
 
     #[test]
     fn config_read_beyond_its_end_is_zero() {
-        let config = Config::new([limits()].iter());
+        let config = ConfigSpace::new([limits()].iter());
         assert_eq!(config.read(31, 4)[1..], [0, 0, 0]);
         assert_eq!(config.read(4000, 3), [0, 0, 0]);
     }

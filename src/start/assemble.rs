@@ -236,7 +236,7 @@ fn grant(config: &Config, hardware: &Hardware, number: GuestNumber, policy: Hold
         .iter()
         .filter_map(|&(bus, device)| hardware.buses.get(bus)?.devices.get(device));
     Grant {
-        config: wire::Config::new(devices.map(|device| &device.limits)),
+        config: wire::ConfigSpace::new(devices.map(|device| &device.limits)),
         guest_memory: config.guest_memory,
         max_memory_len: memory::max_len(config.guests.len()),
         chip_selects,

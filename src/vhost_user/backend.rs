@@ -29,7 +29,7 @@ use vhost::vhost_user::{
 use crate::config::{GuestNumber, MAX_REGIONS};
 use crate::error::SessionError;
 use crate::os::epoll::Poller;
-use crate::spi::wire::Config;
+use crate::spi::wire::ConfigSpace;
 use crate::virtqueue::memory::{Memory, UserAddress};
 use crate::virtqueue::vring::{F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, Vring};
 
@@ -62,7 +62,7 @@ pub struct Guest {
 pub struct Backend {
     /// Whose messages they are.
     pub number: GuestNumber,
-    config: Config,
+    config: ConfigSpace,
     /// The one epoll set.
     pub poller: Poller,
     guest: RefCell<Guest>,
@@ -74,7 +74,12 @@ pub struct Backend {
 impl Backend {
     /// The handler for a new connection of guest `number`, which may have `max_memory_len` bytes of
     /// memory.
-    pub fn new(number: GuestNumber, config: Config, max_memory_len: u64, poller: Poller) -> Self {
+    pub fn new(
+        number: GuestNumber,
+        config: ConfigSpace,
+        max_memory_len: u64,
+        poller: Poller,
+    ) -> Self {
         let guest = Guest {
             memory: Memory::new(max_memory_len),
             vring: Vring::default(),
@@ -282,7 +287,12 @@ mod tests {
 
     fn backend() -> Backend {
         let poller = Poller::new().unwrap();
-        Backend::new(GuestNumber::default(), Config::default(), 1 << 40, poller)
+        Backend::new(
+            GuestNumber::default(),
+            ConfigSpace::default(),
+            1 << 40,
+            poller,
+        )
     }
 
     #[test]

@@ -129,7 +129,7 @@ mod tests {
     use crate::os::deferred_close::Closer;
     use crate::os::epoll::Poller;
     use crate::os::mounts::Mounts;
-    use crate::spi::wire::Config;
+    use crate::spi::wire::ConfigSpace;
     use crate::vhost_user::reader::Reader;
     use std::io::{Read, Write};
     use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -147,7 +147,12 @@ mod tests {
             let (front, back) = UnixStream::pair().unwrap();
             front.set_nonblocking(true).unwrap();
             let poller = Poller::new().unwrap();
-            let backend = Backend::new(GuestNumber::default(), Config::default(), 1 << 40, poller);
+            let backend = Backend::new(
+                GuestNumber::default(),
+                ConfigSpace::default(),
+                1 << 40,
+                poller,
+            );
             Self {
                 front,
                 back,

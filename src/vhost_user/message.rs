@@ -9,7 +9,7 @@
 //! Must not: receive or send. Called by `reader` when a header is there, and by `handler` for the
 //! acknowledgement.
 
-pub use vhost::vhost_user::message::FrontendReq as Request;
+pub use vhost::vhost_user::message::FrontendReq as RequestCode;
 
 use crate::config::MAX_REGIONS;
 use crate::error::SessionError;
@@ -47,29 +47,29 @@ pub enum Kind {
 /// The requests that are served (vhost-user, "Front-end message types"); every other one ends the
 /// connection. Those of dirty logging, in-flight buffers, postcopy, IOTLB, GPU and device state belong
 /// to protocol features that are not offered, but the `vhost` crate acts on some of them all the same.
-const SERVED: [(Request, Kind); 22] = [
-    (Request::GET_FEATURES, Kind::Reply),
-    (Request::SET_FEATURES, Kind::Plain),
-    (Request::SET_OWNER, Kind::Plain),
-    (Request::RESET_OWNER, Kind::Plain),
-    (Request::SET_MEM_TABLE, Kind::Memory),
-    (Request::SET_VRING_NUM, Kind::Plain),
-    (Request::SET_VRING_ADDR, Kind::Plain),
-    (Request::SET_VRING_BASE, Kind::Plain),
-    (Request::GET_VRING_BASE, Kind::Reply),
-    (Request::SET_VRING_KICK, Kind::Eventfd),
-    (Request::SET_VRING_CALL, Kind::Eventfd),
-    (Request::SET_VRING_ERR, Kind::Eventfd),
-    (Request::GET_PROTOCOL_FEATURES, Kind::Reply),
-    (Request::SET_PROTOCOL_FEATURES, Kind::Plain),
-    (Request::GET_QUEUE_NUM, Kind::Reply),
-    (Request::SET_VRING_ENABLE, Kind::Plain),
-    (Request::GET_CONFIG, Kind::Reply),
-    (Request::SET_CONFIG, Kind::Plain),
-    (Request::RESET_DEVICE, Kind::Plain),
-    (Request::GET_MAX_MEM_SLOTS, Kind::Reply),
-    (Request::ADD_MEM_REG, Kind::Memory),
-    (Request::REM_MEM_REG, Kind::Memory),
+const SERVED: [(RequestCode, Kind); 22] = [
+    (RequestCode::GET_FEATURES, Kind::Reply),
+    (RequestCode::SET_FEATURES, Kind::Plain),
+    (RequestCode::SET_OWNER, Kind::Plain),
+    (RequestCode::RESET_OWNER, Kind::Plain),
+    (RequestCode::SET_MEM_TABLE, Kind::Memory),
+    (RequestCode::SET_VRING_NUM, Kind::Plain),
+    (RequestCode::SET_VRING_ADDR, Kind::Plain),
+    (RequestCode::SET_VRING_BASE, Kind::Plain),
+    (RequestCode::GET_VRING_BASE, Kind::Reply),
+    (RequestCode::SET_VRING_KICK, Kind::Eventfd),
+    (RequestCode::SET_VRING_CALL, Kind::Eventfd),
+    (RequestCode::SET_VRING_ERR, Kind::Eventfd),
+    (RequestCode::GET_PROTOCOL_FEATURES, Kind::Reply),
+    (RequestCode::SET_PROTOCOL_FEATURES, Kind::Plain),
+    (RequestCode::GET_QUEUE_NUM, Kind::Reply),
+    (RequestCode::SET_VRING_ENABLE, Kind::Plain),
+    (RequestCode::GET_CONFIG, Kind::Reply),
+    (RequestCode::SET_CONFIG, Kind::Plain),
+    (RequestCode::RESET_DEVICE, Kind::Plain),
+    (RequestCode::GET_MAX_MEM_SLOTS, Kind::Reply),
+    (RequestCode::ADD_MEM_REG, Kind::Memory),
+    (RequestCode::REM_MEM_REG, Kind::Memory),
 ];
 
 /// A header as it was received.
@@ -79,7 +79,7 @@ pub struct Header {
     flags: u32,
     size: u32,
     /// The request and its kind, if it is served.
-    served: Option<(Request, Kind)>,
+    served: Option<(RequestCode, Kind)>,
 }
 
 impl Header {
@@ -101,7 +101,7 @@ impl Header {
     /// # Errors
     /// The request is not served, the version is not 1, a flag is set that only a reply may have or
     /// that is reserved, or the body is too long.
-    pub fn check(&self) -> Result<(Request, Kind, usize), SessionError> {
+    pub fn check(&self) -> Result<(RequestCode, Kind, usize), SessionError> {
         let refused = |why| Err(SessionError::Message(self.code, why));
         let Some((request, kind)) = self.served else {
             return refused(match u8::try_from(self.code) {
@@ -168,7 +168,7 @@ mod tests {
         }
         assert_eq!(
             header(25, 9, 4096).check().unwrap(),
-            (Request::SET_CONFIG, Kind::Plain, 12 + 4096)
+            (RequestCode::SET_CONFIG, Kind::Plain, 12 + 4096)
         );
     }
 

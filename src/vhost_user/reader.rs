@@ -22,13 +22,13 @@ use crate::os::deferred_close::{Closer, FrontendFile};
 use crate::os::file_kind;
 use crate::os::mounts::Mounts;
 use crate::os::socket;
-use crate::vhost_user::message::{HEADER_LEN, Header, Kind, MAX_FDS, Request};
+use crate::vhost_user::message::{HEADER_LEN, Header, Kind, MAX_FDS, RequestCode};
 
 /// A whole message, its body not decoded.
 #[derive(Debug)]
 pub struct Message<'a> {
     /// What it asks.
-    pub request: Request,
+    pub request: RequestCode,
     /// Who decodes it.
     pub kind: Kind,
     /// Its header.
@@ -43,7 +43,7 @@ impl Message<'_> {
     /// Whether it is a SET_VRING_ENABLE that enables its ring: after the ring's index, 1.
     pub fn enables_ring(&self) -> bool {
         let value = self.bytes.get(HEADER_LEN + 4..);
-        self.request == Request::SET_VRING_ENABLE && value == Some(&[1, 0, 0, 0])
+        self.request == RequestCode::SET_VRING_ENABLE && value == Some(&[1, 0, 0, 0])
     }
 }
 
@@ -205,8 +205,8 @@ mod tests {
                 .receive(self.back.as_raw_fd(), &Mounts::default())
         }
 
-        /// Request, length of the body and count of fds of the message, which is then handled.
-        fn take(&mut self) -> (Request, usize, usize) {
+        /// Request code, length of the body and count of fds of the message, which is then handled.
+        fn take(&mut self) -> (RequestCode, usize, usize) {
             assert!(self.receive().unwrap());
             let message = self.reader.message().unwrap();
             let body_len = message.bytes.len() - HEADER_LEN;
@@ -231,7 +231,7 @@ mod tests {
                 assert!(rig.reader.message().is_none());
             }
             rig.front.write_all(&[*last]).unwrap();
-            assert_eq!(rig.take(), (Request::SET_FEATURES, 8, 0));
+            assert_eq!(rig.take(), (RequestCode::SET_FEATURES, 8, 0));
         }
     }
 
@@ -242,8 +242,8 @@ mod tests {
         rig.front.write_all(&two).unwrap();
         assert!(rig.receive().unwrap());
         // It stays until it was handled.
-        assert_eq!(rig.take(), (Request::GET_FEATURES, 0, 0));
-        assert_eq!(rig.take(), (Request::GET_CONFIG, 20, 0));
+        assert_eq!(rig.take(), (RequestCode::GET_FEATURES, 0, 0));
+        assert_eq!(rig.take(), (RequestCode::GET_CONFIG, 20, 0));
         assert!(!rig.receive().unwrap());
         assert_eq!(rig.reader.len, 0);
     }
@@ -252,7 +252,7 @@ mod tests {
     fn receive_longest_message_and_no_longer() {
         let mut rig = Rig::new();
         rig.front.write_all(&encode(25, &[0; 4096])).unwrap();
-        assert_eq!(rig.take(), (Request::SET_CONFIG, 4096, 0));
+        assert_eq!(rig.take(), (RequestCode::SET_CONFIG, 4096, 0));
         rig.front.write_all(&encode(25, &[0; 4097])).unwrap();
         assert!(matches!(rig.receive(), Err(SessionError::Message(25, _))));
     }
@@ -263,7 +263,7 @@ mod tests {
             let mut rig = Rig::new();
             rig.send(&encode(SET_MEM_TABLE, &[0; 8]), count);
             if taken {
-                assert_eq!(rig.take(), (Request::SET_MEM_TABLE, 8, count));
+                assert_eq!(rig.take(), (RequestCode::SET_MEM_TABLE, 8, count));
             } else {
                 assert!(matches!(rig.receive(), Err(SessionError::Fds(_))));
                 rig.reader.finish();
@@ -286,15 +286,15 @@ mod tests {
                 rig.send(&message, 1);
                 assert_eq!(
                     rig.take(),
-                    (Request::SET_VRING_KICK, 8, first + second),
+                    (RequestCode::SET_VRING_KICK, 8, first + second),
                     "{cut}"
                 );
-                assert_eq!(rig.take(), (Request::SET_VRING_KICK, 8, 1), "{cut}");
+                assert_eq!(rig.take(), (RequestCode::SET_VRING_KICK, 8, 1), "{cut}");
             }
         }
         let mut rig = Rig::new();
         message.iter().for_each(|byte| rig.send(&[*byte], 1));
-        assert_eq!(rig.take(), (Request::SET_VRING_KICK, 8, message.len()));
+        assert_eq!(rig.take(), (RequestCode::SET_VRING_KICK, 8, message.len()));
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
         let sent = unsafe { libc::send(fd, byte.as_ptr().cast(), 1, libc::MSG_OOB) };
         assert_eq!(sent, 1, "this kernel has no urgent bytes on Unix sockets");
         rig.send(&message[13..], 1);
-        assert_eq!(rig.take(), (Request::SET_VRING_KICK, 8, 1));
+        assert_eq!(rig.take(), (RequestCode::SET_VRING_KICK, 8, 1));
     }
 
     #[test]
@@ -349,7 +349,7 @@ mod tests {
         let bytes = [encode(1, &[]), vec![1, 0, 0]].concat();
         rig.front.write_all(&bytes).unwrap();
         rig.front.shutdown(std::net::Shutdown::Both).unwrap();
-        assert_eq!(rig.take(), (Request::GET_FEATURES, 0, 0));
+        assert_eq!(rig.take(), (RequestCode::GET_FEATURES, 0, 0));
         assert!(!rig.reader.is_drained);
         assert!(matches!(rig.receive(), Err(SessionError::Disconnected)));
         assert!(rig.reader.is_drained);

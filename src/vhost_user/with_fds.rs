@@ -26,7 +26,7 @@ use crate::os::epoll::{Registered, Token};
 use crate::os::file_kind::FileKind;
 use crate::os::write_timeout;
 use crate::vhost_user::backend::{Backend, Guest, refused};
-use crate::vhost_user::message::{HEADER_LEN, Request};
+use crate::vhost_user::message::{HEADER_LEN, RequestCode};
 use crate::vhost_user::reader::Message;
 use crate::virtqueue::memory::{RegionDescription, UserAddress};
 
@@ -49,8 +49,8 @@ impl Backend {
         let (first, regions) = fields.ok_or(Error::InvalidMessage)?;
         let (first, files) = (u64::from_le_bytes(*first), &mut *message.files);
         match (message.request, regions) {
-            (Request::SET_MEM_TABLE, _) => self.set_memory(first, regions, files),
-            (request @ (Request::ADD_MEM_REG | Request::REM_MEM_REG), region) => {
+            (RequestCode::SET_MEM_TABLE, _) => self.set_memory(first, regions, files),
+            (request @ (RequestCode::ADD_MEM_REG | RequestCode::REM_MEM_REG), region) => {
                 self.change_region(request, region, files)
             }
             (request, []) => self.set_vring_file(request, first, files),
@@ -76,7 +76,7 @@ impl Backend {
         })
     }
 
-    fn change_region(&self, request: Request, region: &[u8], files: &mut Files) -> Result<()> {
+    fn change_region(&self, request: RequestCode, region: &[u8], files: &mut Files) -> Result<()> {
         let feature = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         if !self.acked.get().contains(feature) {
             return Err(Error::InactiveOperation(feature));
@@ -85,7 +85,7 @@ impl Backend {
         let Guest { memory, vring } = &mut *self.guest();
         let changed = match (request, files.pop(), &**files) {
             // One fd is accepted and not used (vhost-user, "VHOST_USER_REM_MEM_REG").
-            (Request::REM_MEM_REG, _, []) => memory.remove(&region),
+            (RequestCode::REM_MEM_REG, _, []) => memory.remove(&region),
             (_, Some(file), []) => memory.add(region, file),
             _ => return Err(Error::InvalidMessage),
         };
@@ -96,7 +96,7 @@ impl Backend {
         Ok(())
     }
 
-    fn set_vring_file(&self, request: Request, value: u64, files: &mut Files) -> Result<()> {
+    fn set_vring_file(&self, request: RequestCode, value: u64, files: &mut Files) -> Result<()> {
         let [index, flags, ..] = value.to_le_bytes();
         let file = files.pop();
         if !files.is_empty() || file.is_none() != (flags & NO_FD != 0) {
@@ -106,9 +106,9 @@ impl Backend {
             if let Some(file) = &file {
                 check_vring_file(request, file)?;
             }
-            if request == Request::SET_VRING_CALL {
+            if request == RequestCode::SET_VRING_CALL {
                 vring.call = file;
-            } else if request == Request::SET_VRING_ERR {
+            } else if request == RequestCode::SET_VRING_ERR {
                 vring.err = file;
             } else {
                 let token = Token::Kick(self.number);
@@ -133,9 +133,9 @@ fn describe(bytes: &[u8]) -> Result<RegionDescription> {
 
 /// Refuses a file that is not an eventfd; but SET_VRING_CALL and _ERR may bring one end of a
 /// socketpair, which user-mode Linux does.
-fn check_vring_file(request: Request, file: &FrontendFile) -> Result<()> {
+fn check_vring_file(request: RequestCode, file: &FrontendFile) -> Result<()> {
     // The write below is not tried on a socket: its reader would take it for a notification.
-    if file.kind == FileKind::SocketEnd && request != Request::SET_VRING_KICK {
+    if file.kind == FileKind::SocketEnd && request != RequestCode::SET_VRING_KICK {
         return Ok(());
     }
     // Nor on a pipe: a process that holds its lock would make our write wait, and no signal interrupts

@@ -3,13 +3,13 @@
 //! A guest memory file that is truncated ends that guest's session, not the process.
 //!
 //! The file of a mapping is the front-end's, which can shrink it at any moment: our next access beyond
-//! its end raises SIGBUS. The handler then puts anonymous memory in place of the piece that was touched,
+//! its end raises SIGBUS. The handler then puts anonymous memory in place of the block that was touched,
 //! so that the access goes on harmlessly, and marks the region; the loop ends the session to which it
 //! belongs. Any other SIGBUS is a fault of our own and ends the process.
 //!
-//! Only a piece: where the kernel does not overcommit (`vm.overcommit_memory=2`), it would refuse to
+//! Only a block: where the kernel does not overcommit (`vm.overcommit_memory=2`), it would refuse to
 //! replace a region of more than the host can grant, and the process would end. So it is the smallest
-//! piece that the kernel cuts out: a huge page, or all of a mapping of a driver that allows no cut.
+//! block that the kernel cuts out: a huge page, or all of a mapping of a driver that allows no cut.
 //!
 //! The handler reads nothing but atomics: a list of slots, which grows by one where a mapping finds none
 //! that is free, and never shrinks. An access that raises SIGBUS is never made while it grows.
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use vmm_sys_util::signal::register_signal_handler;
 
 /// Bytes that are replaced at once, where the kernel can: whole pages on all architectures.
-const PIECE_LEN: usize = 64 * 1024;
+const BLOCK_LEN: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -92,8 +92,8 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
         let start = slot.start.load(Ordering::Acquire);
         let end = start.saturating_add(slot.len.load(Ordering::Relaxed));
         let is_hit = start != 0 && (start..end).contains(&address);
-        let mut piece_lens = iter::successors(Some(PIECE_LEN), |len| len.checked_mul(2));
-        if is_hit && piece_lens.any(|len| replace_piece(start, end, address, len)) {
+        let mut block_lens = iter::successors(Some(BLOCK_LEN), |len| len.checked_mul(2));
+        if is_hit && block_lens.any(|len| replace_block(start, end, address, len)) {
             slot.hit.store(true, Ordering::Relaxed);
             HIT.store(true, Ordering::Relaxed);
             return;
@@ -104,11 +104,11 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
 }
 
-/// Puts anonymous memory in place of the piece of `piece_len` bytes, a power of two, that `address` lies
+/// Puts anonymous memory in place of the block of `block_len` bytes, a power of two, that `address` lies
 /// in, as far as it belongs to the mapping from `start` to `end`.
-fn replace_piece(start: usize, end: usize, address: usize, piece_len: usize) -> bool {
-    let first = address & !piece_len.saturating_sub(1);
-    let last = first.saturating_add(piece_len).min(end);
+fn replace_block(start: usize, end: usize, address: usize, block_len: usize) -> bool {
+    let first = address & !block_len.saturating_sub(1);
+    let last = first.saturating_add(block_len).min(end);
     let first = first.max(start);
     let len = last.saturating_sub(first);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
@@ -164,7 +164,7 @@ mod tests {
         unsafe { libc::munmap(start.cast(), 8192) };
     }
 
-    /// Huge pages stand for any mapping that the kernel does not cut into pieces of 64 KiB.
+    /// Huge pages stand for any mapping that the kernel does not cut into blocks of 64 KiB.
     #[test]
     fn access_to_a_truncated_mapping_that_cannot_be_cut_there_replaces_more_of_it() {
         const LEN: usize = 1 << 30;
@@ -181,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn access_to_a_truncated_mapping_replaces_one_piece() {
-        const LEN: usize = 3 * PIECE_LEN;
+    fn access_to_a_truncated_mapping_replaces_one_block() {
+        const LEN: usize = 3 * BLOCK_LEN;
         install().unwrap();
         let (file, start) = map(LEN);
         let watch = Watch::new(start, LEN);

@@ -25,7 +25,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use crate::error::{RingError, SessionError};
 use crate::os::deferred_close::FrontendFile;
 use crate::os::epoll::Registered;
-use crate::os::write_timeout::signal;
+use crate::os::write_timeout::signal_eventfd;
 use crate::virtqueue::chain::Chain;
 use crate::virtqueue::memory::{Memory, UserAddress};
 
@@ -413,7 +413,7 @@ impl Vring {
             self.owed |= self.wants_notification(memory);
         }
         match &self.call {
-            Some(call) if std::mem::take(&mut self.owed) => signal(call),
+            Some(call) if std::mem::take(&mut self.owed) => signal_eventfd(call),
             Some(_) | None => Ok(()),
         }
     }
@@ -439,7 +439,7 @@ impl Vring {
         self.state = State::Broken;
         self.queue.set_ready(false);
         match &self.err {
-            Some(err) => signal(err),
+            Some(err) => signal_eventfd(err),
             None => Ok(()),
         }
     }

@@ -7,7 +7,7 @@ use crate::os::epoll::Poller;
 use crate::os::handed_in::Socket;
 use crate::os::mounts::Mounts;
 use crate::serve::grant::Grant;
-use crate::spi::wire::Config;
+use crate::spi::wire::ConfigSpace;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,7 @@ fn connected() -> (EventLoop, UnixStream) {
         chip_selects: Vec::new(),
         guest_memory: GuestMemory::Sealed,
         max_memory_len: 0,
-        config: Config::default(),
+        config: ConfigSpace::default(),
         policy: HoldPolicy::Queued,
         hold_timeout: Duration::ZERO,
         poll: Duration::ZERO,

@@ -10,8 +10,7 @@ use crate::error::{SessionError, TransferError};
 use crate::serve::grant::Shared;
 use crate::spi::wire::TransResult;
 use crate::vhost_user::backend::Guest;
-// Elsewhere in this module a request is one of the driver's.
-use crate::vhost_user::message::Request as Message;
+use crate::vhost_user::message::RequestCode;
 
 /// How much wire time a transfer may have left to be finished when its ring stops.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -46,26 +45,29 @@ impl Requestq {
     /// The call eventfd blocked, or cannot be written to.
     pub fn quiesce_for(
         &mut self,
-        message: Message,
+        message: RequestCode,
         guest: &mut Guest,
         shared: &mut Shared,
     ) -> Result<bool, SessionError> {
-        if matches!(message, Message::SET_MEM_TABLE | Message::REM_MEM_REG) {
+        if matches!(
+            message,
+            RequestCode::SET_MEM_TABLE | RequestCode::REM_MEM_REG
+        ) {
             return self.pause(Intake::Paused, guest, shared);
         }
         if matches!(
             message,
-            Message::GET_VRING_BASE | Message::SET_VRING_ENABLE | Message::RESET_OWNER
+            RequestCode::GET_VRING_BASE | RequestCode::SET_VRING_ENABLE | RequestCode::RESET_OWNER
         ) {
             return self.stop(guest, shared);
         }
         if matches!(
             message,
-            Message::SET_VRING_NUM
-                | Message::SET_VRING_ADDR
-                | Message::SET_VRING_BASE
-                | Message::SET_FEATURES
-                | Message::RESET_DEVICE
+            RequestCode::SET_VRING_NUM
+                | RequestCode::SET_VRING_ADDR
+                | RequestCode::SET_VRING_BASE
+                | RequestCode::SET_FEATURES
+                | RequestCode::RESET_DEVICE
         ) {
             self.abort(guest, shared)?;
         }

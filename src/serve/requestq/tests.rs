@@ -15,7 +15,7 @@ use crate::os::file_kind::FileKind;
 use crate::os::mounts::Mounts;
 use crate::spi::device::Device;
 use crate::spi::framing::{Chip, Phase};
-use crate::spi::wire::{Config, Limits};
+use crate::spi::wire::{ConfigSpace, Limits};
 use crate::vhost_user::backend::Backend;
 use crate::virtqueue::memory::UserAddress;
 use crate::virtqueue::memory::tests::flat_memory;
@@ -101,7 +101,7 @@ impl Player {
     fn new(number: GuestNumber, policy: HoldPolicy, limits: &Limits, poller: &Poller) -> Self {
         let grant = Grant {
             chip_selects: vec![(0, 0), (0, 1), (1, 0)],
-            config: Config::new([limits; 3].into_iter()),
+            config: ConfigSpace::new([limits; 3].into_iter()),
             policy,
             guest_memory: GuestMemory::Sealed,
             max_memory_len: 1 << 30,

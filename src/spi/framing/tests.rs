@@ -213,7 +213,7 @@ fn framing_of_an_unknown_opcode_or_none_is_one_request() {
     let requests: &[Part<'_>] = &[(&[0xd5], 0), (&[0xd5, 1, 2], 0), (&[], 5), (&[0], 1)];
     assert_eq!(edges(&mut nor(), requests), "....");
     // A request that belongs to a command that was cut ends nothing and begins nothing.
-    assert_eq!(frame(&nor(), Phase::Cut, (&[0x03], 0)).remaining, None);
+    assert_eq!(frame(&nor(), Phase::Lost, (&[0x03], 0)).remaining, None);
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn rules_leave_a_read_only_guest_the_opcodes_that_only_ask() {
     assert_eq!(none, Err(ParamError::NoOpcode));
     // What follows is not checked, and neither is what does not reach the wire.
     let begun = frame(&chip, Phase::Opcode, (&[0x03], 0)).remaining.unwrap();
-    for phase in [Phase::Within(begun), Phase::Cut] {
+    for phase in [Phase::Within(begun), Phase::Lost] {
         let permitted = chip.permit(guests[1], phase, &head(), &[0xc7], false);
         assert_eq!(permitted, Ok(()));
     }

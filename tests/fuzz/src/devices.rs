@@ -11,7 +11,7 @@ use vhost_device_spi::os::mounts::Mounts;
 use vhost_device_spi::serve::grant::{Grant, Shared};
 use vhost_device_spi::spi::bus::Bus;
 use vhost_device_spi::spi::device::Device;
-use vhost_device_spi::spi::wire::Config;
+use vhost_device_spi::spi::wire::ConfigSpace;
 
 /// Longest request, in nanoseconds: short enough to wait for.
 const MAX_TRANSFER_NS: u64 = 50_000;
@@ -30,7 +30,7 @@ pub fn buses() -> Vec<Bus> {
 }
 
 /// All of them for one guest, whose config space is `config`.
-pub fn grant(config: Config) -> Grant {
+pub fn grant(config: ConfigSpace) -> Grant {
     Grant {
         guest_memory: GuestMemory::Sealed,
         max_memory_len: 1 << 40,

@@ -4,7 +4,7 @@
 //! daemon but the bounds that are its own.
 
 use vhost_device_spi::spi::wire::{
-    CONFIG_LEN, Config, HEAD_LEN, Limits, MODE_MASK, Timing, TransferHead, validate,
+    CONFIG_LEN, ConfigSpace, HEAD_LEN, Limits, MODE_MASK, Timing, TransferHead, validate,
 };
 
 use crate::input::Input;
@@ -115,7 +115,7 @@ pub fn run(bytes: &[u8]) {
     let head = TransferHead::parse(&raw);
     check_parsed(&head, &fields);
     let judged = validate(&head, tx_len, rx_len, &limits);
-    let config = Config::new([limits].iter()).read(0, CONFIG_LEN);
+    let config = ConfigSpace::new([limits].iter()).read(0, CONFIG_LEN);
     let offered = Offered(config.try_into().unwrap());
     assert_eq!(offered.byte(0), 1, "one chip select");
     let is_valid = is_offered(&fields, &offered)

@@ -85,7 +85,7 @@ fn plan(case: &Case, progress: &mut Progress, refusal: &mut Refusal) -> (Vec<Pie
         // Not twice in a row, or there would be no end.
         refusal.is_now = !refusal.is_now && is_due;
         if refusal.is_now {
-            return Err(TransferError::Wanted);
+            return Err(TransferError::Injected);
         }
         pieces.push(piece);
         Ok(())
@@ -210,8 +210,8 @@ fn described(case: &Case, pieces: &[Piece]) -> Vec<Described> {
     let describe = |piece: &Piece| Described {
         tx: addresses(piece.tx, &case.tx, piece.len),
         rx: addresses(piece.rx, &case.rx, piece.len),
-        tx_is_cut: matches!(piece.tx, Place::Cut(_)),
-        rx_is_cut: matches!(piece.rx, Place::Cut(_)),
+        tx_is_cut: matches!(piece.tx, Place::Split(_)),
+        rx_is_cut: matches!(piece.rx, Place::Split(_)),
     };
     pieces.iter().map(describe).collect()
 }
@@ -225,7 +225,7 @@ fn addresses(place: Place, segments: &[Segment], len: u32) -> Vec<u64> {
             let all = each_byte(segments).into_iter().map(|byte| byte.address);
             all.skip(from).take(usize::try_from(len).unwrap()).collect()
         }
-        Place::Cut(mut position) => {
+        Place::Split(mut position) => {
             let mut next = || {
                 let (address, _) = position.here(segments).unwrap();
                 position.advance(segments, 1);

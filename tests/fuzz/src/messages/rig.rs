@@ -15,7 +15,7 @@ use vhost_device_spi::serve::grant::Shared;
 use vhost_device_spi::serve::requestq::Turn;
 use vhost_device_spi::serve::session::Session;
 use vhost_device_spi::spi::bus::Bus;
-use vhost_device_spi::spi::wire::Config;
+use vhost_device_spi::spi::wire::ConfigSpace;
 use vhost_device_spi::virtqueue::sigbus;
 use vmm_sys_util::epoll::EpollEvent;
 
@@ -54,7 +54,7 @@ impl Rig {
         };
         let buses = devices::buses();
         let devices = buses.iter().flat_map(|bus| &bus.devices);
-        let grant = devices::grant(Config::new(devices.map(|device| &device.limits)));
+        let grant = devices::grant(ConfigSpace::new(devices.map(|device| &device.limits)));
         let shared = devices::shared(buses);
         Self {
             _directory: directory,

@@ -15,7 +15,7 @@ use vhost_device_spi::os::file_kind::FileKind;
 use vhost_device_spi::serve::grant::Shared;
 use vhost_device_spi::serve::requestq::{Requestq, Turn};
 use vhost_device_spi::spi::bus::Bus;
-use vhost_device_spi::spi::wire::{Config, Limits};
+use vhost_device_spi::spi::wire::{ConfigSpace, Limits};
 use vhost_device_spi::vhost_user::backend::Backend;
 use vhost_device_spi::virtqueue::memory::{RegionDescription, UserAddress};
 use vhost_device_spi::virtqueue::vring::{F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES};
@@ -94,7 +94,7 @@ impl Rig {
         let buses = buses();
         let devices = buses.iter().flat_map(|bus| &bus.devices);
         let limits: Vec<Limits> = devices.map(|device| device.limits).collect();
-        let config = Config::new(limits.iter());
+        let config = ConfigSpace::new(limits.iter());
         let shared = devices::shared(buses);
         let backend = Backend::new(
             GuestNumber::default(),
