@@ -153,7 +153,7 @@ rules! {
     #[cfg(target_env = "musl")]
     SYS_fstat           []                                              "virtqueue::memory::check_file";
     SYS_fstatfs         []                                              "os::file_kind::huge_page_len";
-    SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::any_line";
+    SYS_pread64         [is(2, MOUNTS_LEN)]                             "os::mounts::is_there";
     SYS_getsockopt      [is(1, SOL_SOCKET), is(2, SO_DOMAIN)]           "os::file_kind::is_unix";
     SYS_getpeername     []                                              "os::file_kind::unix_socket";
     SYS_mmap            [NOT_EXECUTABLE]                                "virtqueue::memory::add";

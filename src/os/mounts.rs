@@ -4,12 +4,12 @@
 //!
 //! Closing a file of a FUSE server or of a network file system waits for an answer that may never
 //! come, and asking such a file for its type can wait as well. The one thing that every file tells
-//! without waiting is the number of its file system (`statx`). The table of the host's mounts, which stays
-//! open, has the type for that number; file systems whose type is known to close at once are trusted.
+//! without waiting is the number of its file system (`statx`). So the mounts of the host are read once, at
+//! start, and file systems whose type is known to close at once are trusted by that number.
 //!
-//! While a file is open its file system keeps its number, and no other has it. The files of a btrfs
-//! subvolume have a number that is not in the table. It is found at start, since nothing can be opened
-//! later, and is trusted while the mount is still there: after that, a FUSE server may have the number.
+//! The kernel gives the number of a file system that is gone to the next one, which may be a FUSE
+//! server's. So a number is trusted only while its mount is still there, for which the table of
+//! mounts stays open. While a file is open its file system keeps its number, and no other has it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -26,8 +26,13 @@ const CHUNK_LEN: usize = 4096;
 /// Major and minor number of a file system.
 pub type DeviceNumber = (u32, u32);
 
-/// Of a mount: its number in the table, and that of its file system.
-type Mount = (u32, DeviceNumber);
+/// A mount, as the table has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mount {
+    id: u32,
+    /// That of its file system.
+    number: DeviceNumber,
+}
 
 /// A line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,50 +51,56 @@ impl<'a> Line<'a> {
         let mount_point = fields.nth(1)?;
         fields.find(|field| *field == "-")?;
         Some(Self {
-            mount: (id, (major.parse().ok()?, minor.parse().ok()?)),
+            mount: Mount {
+                id,
+                number: (major.parse().ok()?, minor.parse().ok()?),
+            },
             kind: fields.next()?,
             mount_point,
         })
     }
 }
 
-/// The host's mounts.
+/// The host's mounts, as they were at start.
 #[derive(Debug, Default)]
 pub struct Mounts {
     table: Option<File>,
-    /// Of each btrfs subvolume that was mounted at start: the number that its files have, and its mount.
-    subvolumes: Vec<(DeviceNumber, Mount)>,
-    /// Those that were mounted at start.
+    /// Those that are trusted, by the number that their files have.
+    trusted: Vec<(DeviceNumber, Mount)>,
     fuse_on_disk: Vec<DeviceNumber>,
 }
 
 impl Mounts {
     /// Reads the table. Without one, file systems with a block device are trusted, and no others.
     pub fn read() -> Self {
-        let table = File::open(TABLE).ok();
-        table.map_or_else(Self::default, |table| Self::of_table(table, of_subvolume))
+        let bytes = fs::read(TABLE).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        Self {
+            table: File::open(TABLE).ok(),
+            ..Self::of_table(&text, of_subvolume)
+        }
     }
 
     /// `of_files` finds the number that the files of a btrfs subvolume have: each has one of its own.
-    fn of_table(table: File, of_files: impl Fn(&str) -> Option<DeviceNumber>) -> Self {
-        let (mut subvolumes, mut fuse_on_disk) = (Vec::new(), Vec::new());
-        any_line(&table, &mut |line| {
-            match line.kind {
-                FUSE_ON_DISK => fuse_on_disk.push(line.mount.1),
-                "btrfs" => {
-                    let number = of_files(line.mount_point);
-                    subvolumes.extend(number.map(|number| (number, line.mount)));
+    fn of_table(text: &str, of_files: impl Fn(&str) -> Option<DeviceNumber>) -> Self {
+        let lines: Vec<Line<'_>> = text.lines().filter_map(Line::parse).collect();
+        let trusted = lines.iter().filter(|line| TRUSTED.contains(&line.kind));
+        let trusted = trusted.filter_map(|line| {
+            let mut number = line.mount.number;
+            if line.kind == "btrfs" {
+                number = of_files(line.mount_point)?;
+                // Something else is mounted on top of it.
+                if lines.iter().any(|other| other.mount.number == number) {
+                    return None;
                 }
-                _ => (),
             }
-            false
+            Some((number, line.mount))
         });
-        // Files with the number of a mount are of something else, which is mounted on top.
-        subvolumes.retain(|(number, _)| !any_line(&table, &mut |line| line.mount.1 == *number));
+        let on_disk = lines.iter().filter(|line| line.kind == FUSE_ON_DISK);
         Self {
-            table: Some(table),
-            subvolumes,
-            fuse_on_disk,
+            table: None,
+            trusted: trusted.collect(),
+            fuse_on_disk: on_disk.map(|line| line.mount.number).collect(),
         }
     }
 
@@ -98,28 +109,26 @@ impl Mounts {
         if device.0 != 0 {
             return !self.fuse_on_disk.contains(&device);
         }
-        let is_its = &mut |line: Line<'_>| {
-            let is_subvolume = self.subvolumes.contains(&(device, line.mount));
-            TRUSTED.contains(&line.kind) && (line.mount.1 == device || is_subvolume)
-        };
-        self.table
-            .as_ref()
-            .is_some_and(|table| any_line(table, is_its))
+        let mut known = self.trusted.iter().filter(|(number, _)| *number == device);
+        known.any(|(_, mount)| self.is_there(*mount))
     }
-}
 
-/// Whether `is_it` says so of a line of the table.
-#[inline(never)]
-fn any_line(table: &File, is_it: &mut dyn FnMut(Line<'_>) -> bool) -> bool {
-    let (mut chunk, mut offset) = ([0; CHUNK_LEN], 0u64);
-    while let Ok(len @ 1..) = table.read_at(&mut chunk, offset) {
-        let text = String::from_utf8_lossy(chunk.get(..len).unwrap_or_default());
-        if text.lines().filter_map(Line::parse).any(&mut *is_it) {
-            return true;
+    /// Whether a mount is still in the table.
+    fn is_there(&self, mount: Mount) -> bool {
+        let is_it = |line: Line<'_>| line.mount == mount && TRUSTED.contains(&line.kind);
+        let Some(table) = &self.table else {
+            return false;
+        };
+        let (mut chunk, mut offset) = ([0; CHUNK_LEN], 0u64);
+        while let Ok(len @ 1..) = table.read_at(&mut chunk, offset) {
+            let text = String::from_utf8_lossy(chunk.get(..len).unwrap_or_default());
+            if text.lines().filter_map(Line::parse).any(is_it) {
+                return true;
+            }
+            offset = offset.saturating_add(u64::try_from(len).unwrap_or(0));
         }
-        offset = offset.saturating_add(u64::try_from(len).unwrap_or(0));
+        false
     }
-    false
 }
 
 /// The number of the files at `mount_point`; none where the table had to escape a character of it.
@@ -153,48 +162,38 @@ mod tests {
 31 22 0:28 / /with\\040blank rw - btrfs /dev/sda3 rw
 ";
 
-    fn file(text: &str) -> File {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(text.as_bytes(), 0).unwrap();
-        file
-    }
-
     #[test]
     fn mounts_are_trusted_by_their_type() {
-        let mounts = Mounts::of_table(file(TEXT), |path| match path {
+        let mounts = Mounts::of_table(TEXT, |path| match path {
             "/home" => Some((0, 99)),
             "/hidden" => Some((0, 27)),
             _ => None,
         });
-        let trusted = (0..100).filter(|minor| mounts.close_at_once((0, *minor)));
-        assert_eq!(trusted.collect::<Vec<_>>(), [21, 22, 23, 26, 28, 99]);
+        let trusted: Vec<_> = mounts.trusted.iter().map(|(number, _)| *number).collect();
+        assert_eq!(trusted, [(0, 21), (0, 99), (0, 23)]);
         assert!(mounts.close_at_once((8, 1)) && mounts.close_at_once((259, 0)));
         assert!(!mounts.close_at_once((8, 17)));
     }
 
     #[test]
     fn mount_that_is_gone_is_not_trusted_any_more() {
+        let file = tempfile::tempfile().unwrap();
         // Its line stands after the first chunk.
         let lines = "40 22 0:40 / /x rw - proc proc rw\n".repeat(200) + TEXT;
-        let file = file(&lines);
-        let of_home = |path: &str| (path == "/home").then_some((0, 99));
-        let mounts = Mounts::of_table(file.try_clone().unwrap(), of_home);
-        assert!([21, 23, 99].map(|minor| mounts.close_at_once((0, minor))) == [true; 3]);
-        assert!(!mounts.close_at_once((0, 24)) && !mounts.close_at_once((0, 25)));
-        let replace = |old, new| {
-            file.set_len(0).unwrap();
-            let later = lines.replace(old, new);
-            file.write_all_at(later.as_bytes(), 0).unwrap();
+        file.write_all_at(lines.as_bytes(), 0).unwrap();
+        let mounts = Mounts {
+            table: Some(file.try_clone().unwrap()),
+            ..Mounts::of_table(TEXT, |_| None)
         };
-        // A FUSE server has its number now.
-        replace("- zfs tank", "- fuse tank");
-        assert!(!mounts.close_at_once((0, 23)) && mounts.close_at_once((0, 99)));
-        // The number of a subvolume's files was free for others when its mount was gone.
-        for (old, new) in [("23 22 0:22 ", "77 22 0:22 "), ("- btrfs", "- fuse")] {
-            replace(old, new);
-            assert!(!mounts.close_at_once((0, 99)));
-        }
-        replace(TEXT, "");
+        assert!(mounts.close_at_once((0, 21)) && mounts.close_at_once((0, 23)));
+        assert!(!mounts.close_at_once((0, 24)) && !mounts.close_at_once((0, 25)));
+        // Another mount has its number now.
+        let later = lines.replace("22 1 0:21 / / ", "77 1 0:21 / / ");
+        file.write_all_at(later.as_bytes(), 0).unwrap();
         assert!(!mounts.close_at_once((0, 21)));
+        let later = lines.replace("- zfs tank", "- fuse tank");
+        file.set_len(0).unwrap();
+        file.write_all_at(later.as_bytes(), 0).unwrap();
+        assert!(!mounts.close_at_once((0, 23)));
     }
 }

@@ -28,7 +28,7 @@ const UNSEEN: &[[&str; 4]] = &[
     ],
     [
         "pread64",
-        "os::mounts::any_line",
+        "os::mounts::is_there",
         "only for a file on overlay and the like",
         "memory_in_a_plain_file_is_refused_and_its_socket_serves_on",
     ],
