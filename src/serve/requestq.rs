@@ -30,7 +30,7 @@ mod polling;
 mod quiesce;
 
 use self::cut_pairs::CutPairs;
-use self::polling::Polling;
+use self::polling::{MOMENT, Polling};
 pub use self::quiesce::GRACE;
 use self::quiesce::Intake;
 
@@ -196,7 +196,7 @@ impl Requestq {
         let chain = vring.peek(memory).map_err(TurnError::Ring)?;
         let (answer, parsed) = request::parse(chain, memory, &mut shared.request);
         // Only now: this writes a flag, which a hostile driver may have placed over the chain just read.
-        if pending > 1 || !self.grant.poll.is_zero() {
+        if pending > 1 || vring.is_watched || !self.grant.poll.is_zero() {
             vring.suppress_kicks(memory);
         }
         let named = parsed.is_ok().then_some(&shared.request);
@@ -305,7 +305,15 @@ impl Requestq {
         let (memory, vring) = (&guest.memory, &mut guest.vring);
         // First, so that the driver does not wait until the ring was looked at again.
         vring.notify(memory).map_err(TurnError::Session)?;
-        if self.polling.goes_on(self.grant.poll, shared.now) {
+        let moment = if vring.is_watched {
+            MOMENT
+        } else {
+            Duration::ZERO
+        };
+        if self
+            .polling
+            .goes_on(self.grant.poll.max(moment), shared.now)
+        {
             return Ok(Turn::Again);
         }
         if vring.rearm(memory).map_err(TurnError::Ring)? {

@@ -127,6 +127,8 @@ pub struct Vring {
     completed: bool,
     /// The driver is to be notified, and was not yet.
     owed: bool,
+    /// The driver wanted no notification of the chains that were completed last: it watches the used ring.
+    pub is_watched: bool,
     /// The driver was asked not to kick, and not yet to kick again.
     is_quiet: bool,
     /// The eventfd by which the driver notifies us; a ring that runs without one must be looked at.
@@ -148,6 +150,7 @@ impl Default for Vring {
             enabled: false,
             completed: false,
             owed: false,
+            is_watched: false,
             is_quiet: false,
             kick: None,
             call: None,
@@ -410,7 +413,9 @@ impl Vring {
             return Ok(());
         }
         if std::mem::take(&mut self.completed) {
-            self.owed |= self.wants_notification(memory);
+            let wanted = self.wants_notification(memory);
+            self.is_watched = !wanted;
+            self.owed |= wanted;
         }
         match &self.call {
             Some(call) if std::mem::take(&mut self.owed) => signal_eventfd(call),

@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `--poll-us`: for how long an empty ring is watched for the next request. Meanwhile the driver need not
-//! kick, nor the daemon wake up. Called by `requestq`.
+//! For how long an empty ring is watched for the next request: as `--poll-us` says, and a moment where the
+//! driver watches the ring itself. Meanwhile the driver need not kick, nor the daemon wake up. Called by
+//! `requestq`.
 
 use std::time::{Duration, Instant};
+
+/// How long at least for a driver that wants no notification: it sees an answer at once, and its next
+/// request comes sooner than the daemon could sleep and be woken up, which takes about as long.
+pub(super) const MOMENT: Duration = Duration::from_micros(10);
 
 /// Whether an empty ring is watched.
 #[derive(Debug, Clone, Copy)]
