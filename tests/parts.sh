@@ -4,7 +4,7 @@
 # shellcheck shell=bash
 
 declare -A needs=()  # FUNCTION: those of other parts that must have passed before it starts
-declare -A inputs=() # FUNCTION: all that it tests; if none of these files is newer than its last pass, it is not run again
+declare -A inputs=() # FUNCTION: all that it tests; if nothing of this is newer than its last pass, it is not run again
 
 # A PART is `FUNCTION TEXT`. AT_ONCE of them run side by side, earlier ones first. What a part prints is shown when it has
 # ended, and is in a log until then; with AT_ONCE=1 it is shown at once. The first that fails ends the others and the
@@ -71,7 +71,7 @@ is_unchanged() { # FUNCTION: it passed, and none of its inputs changed since tha
     local stamp=$logs/$1.passed newer
     local -a files
     read -ra files <<<"${inputs[$1]-}"
-    [ ${#files[@]} -gt 0 ] && [ -f "$stamp" ] && newer=$(find "${files[@]}" -type f -newer "$stamp" -print -quit) && [ -z "$newer" ]
+    [ ${#files[@]} -gt 0 ] && [ -f "$stamp" ] && newer=$(find "${files[@]}" -newer "$stamp" -print -quit) && [ -z "$newer" ]
 }
 keep_part() { # PART
     echo "$name: --- not run again: ${1#* }: passed on $(date -r "$logs/${1%% *}.passed" '+%F %T'), and nothing that it tests changed"
