@@ -138,6 +138,7 @@ impl Rig {
 
     /// A turn; returns the moment that it waits for.
     fn turn(&mut self) -> Option<Instant> {
+        self.shared.now = Instant::now();
         let mut handled = Ok(false);
         if std::mem::take(&mut self.has_messages) {
             handled = self.session.handle_messages(&mut self.shared);
